@@ -1,0 +1,26 @@
+"""Guest: everything that a VM needs to start, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emu.boot.image import GuestImage
+from emu.cpustate import CpuState
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A bootable guest.
+
+    Attributes:
+        name: for people.
+        image: contents of its memory before the first instruction, for a given RAM size.
+        start: sets the first CPU state; it gets the CPU in the state after reset.
+        kind: the boot protocol, for people.
+    """
+
+    name: str
+    kind: str
+    image: GuestImage
+    start: Callable[[CpuState], None]

@@ -1,0 +1,88 @@
+"""Virtual time: one nanosecond for every byte of code that the guest executes.
+
+Time advances when a block of code is entered, by the block's size, and is corrected when the block is left early, so
+that it does not depend on how often the engine stops.  HLT jumps forward to the next deadline.  RDTSC counts
+nanoseconds.  Nothing here reads the host's clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu import cpustate
+from emu.cpustate import BASE, CS, EFLAGS, FLAG_IF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RAX, RDX, RIP, TSC_AUX
+from emu.engine import flush_tlb, stop
+from emu.native import callback, inlined, load32, load64, store64
+from emu.state import state_at
+
+NS_PER_SECOND = 1_000_000_000
+NEVER = (1 << 63) - 1  # a deadline that does not come
+
+
+@inlined
+def interrupts_enabled(vm: Any) -> bool:
+    """Whether an external interrupt may be delivered now: IF is set, and no interrupt shadow (STI, MOV SS)."""
+    return load64(vm.env + EFLAGS) & FLAG_IF != 0 and load32(vm.env + HFLAGS) & HF_INHIBIT_IRQ == 0
+
+
+@inlined
+def _attend(vm: Any) -> bool:
+    """Look at what needs attention between two blocks; True when the engine must stop."""
+    if vm.flush_at_block:
+        vm.flush_at_block = 0
+        flush_tlb(vm)
+    if vm.stop or vm.pending or vm.vtime >= vm.deadline:
+        return True
+    if not vm.intr_line:
+        vm.check_at_block = 0
+        return False
+    return interrupts_enabled(vm)
+
+
+@callback("vqqiq")
+def on_block(uc, gva, size, vm_at):
+    """Unicorn's UC_HOOK_BLOCK: the guest is about to execute ``size`` bytes of code at ``gva``."""
+    vm = state_at(vm_at)
+    if (vm.vtime >= vm.deadline or vm.check_at_block) and _attend(vm):
+        vm.block_size = 0
+        vm.stopped = 1
+        stop(vm)
+        return
+    vm.vtime += size
+    vm.block_gva = gva
+    vm.block_size = size
+
+
+@inlined
+def leave_block(vm: Any) -> None:
+    """The engine stopped within a block: take back the time of what it did not execute."""
+    if vm.block_size:
+        rip = load64(vm.env + RIP)
+        if not load32(vm.env + HFLAGS) & HF_CS64:
+            rip = (rip + load64(vm.env + CS + BASE)) & 0xFFFF_FFFF
+        left = vm.block_gva + vm.block_size - rip
+        if 0 < left <= vm.block_size:
+            vm.vtime -= left
+        vm.block_size = 0
+
+
+@inlined
+def _read_tsc(vm: Any) -> None:
+    store64(vm.env + RAX, vm.vtime & 0xFFFF_FFFF)
+    store64(vm.env + RDX, vm.vtime >> 32 & 0xFFFF_FFFF)
+
+
+@callback("bqq")
+def on_rdtsc(uc, vm_at):
+    """RDTSC: the time-stamp counter counts virtual nanoseconds."""
+    _read_tsc(state_at(vm_at))
+    return True
+
+
+@callback("bqq")
+def on_rdtscp(uc, vm_at):
+    """RDTSCP: RDTSC, and TSC_AUX in ECX."""
+    vm = state_at(vm_at)
+    _read_tsc(vm)
+    store64(vm.env + cpustate.RCX, load64(vm.env + TSC_AUX) & 0xFFFF_FFFF)
+    return True

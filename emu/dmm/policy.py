@@ -1,0 +1,65 @@
+"""Policy: the one interface that every memory policy is written against.
+
+A policy decides and the DMM acts: a policy calls :class:`emu.dmm.dmm.DMM` methods and never touches a translation.
+Policies of one VM form a list; the DMM asks them in the order in which they were attached, and takes the first answer.
+Every method below has a default that says "not my business", so a policy overrides what it is about.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emu.dmm.dmm import DMM
+    from emu.dmm.p2m import Intent, PageType
+
+ZERO_PAGE = bytes(4096)
+
+
+class Policy:
+    """Base of all memory policies.
+
+    Attributes:
+        name: what ``--policy`` calls it.
+        dmm: the DMM that it is attached to.
+    """
+
+    name: str
+    dmm: DMM
+
+    def attach(self, dmm: DMM) -> None:
+        """The policy is in force from now on."""
+        self.dmm = dmm
+
+    def detach(self) -> None:
+        """The policy is no longer asked; it must leave nothing behind that only it could settle."""
+
+    def populate(self, gfn: int, kind: PageType) -> bytes | None:
+        """The contents of a page without a frame (EMPTY, IMAGE) that was touched, PAGE_SIZE bytes; None to pass."""
+        return None
+
+    def denied(self, gfn: int, intent: Intent) -> bool:
+        """The guest wants a right on a resident page that the DMM does not grant.
+
+        Returns:
+            True when the policy has settled it, by ``dmm.protect`` or otherwise.
+        """
+        return False
+
+    def make_room(self, frames: int) -> None:
+        """The pool has no spare frame: free up to ``frames`` of them, or do nothing."""
+
+    def keep(self, gfn: int, contents: bytes) -> None:
+        """Keep the contents of a page that this policy evicts (:meth:`emu.dmm.dmm.DMM.evict`)."""
+        raise NotImplementedError(f"policy {self.name} evicts but keeps nothing")
+
+    def restore(self, gfn: int) -> bytes:
+        """Hand back what :meth:`keep` got, once."""
+        raise NotImplementedError(f"policy {self.name} evicts but restores nothing")
+
+    def deadline(self) -> int | None:
+        """Virtual time in ns of the policy's next :meth:`epoch`; None for never."""
+        return None
+
+    def epoch(self, now: int) -> None:
+        """The deadline has come."""

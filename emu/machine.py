@@ -1,0 +1,76 @@
+"""Machine: one machine memory and the VMs on it."""
+
+from __future__ import annotations
+
+from emu.addr import PAGE_SHIFT, PAGE_SIZE, format_size
+from emu.dmm.m2p import M2P
+from emu.errors import BadInput
+from emu.ram import MachineMemory
+from emu.vm import VirtualMachine
+
+MMU_NAMES = ("shadow", "nested")
+MIN_RAM = 64 << 10  # bytes: what real mode and its stack need
+MAX_RAM = 1 << 40  # bytes: 40 physical address bits
+MIN_POOL = 4  # frames: one instruction can touch two code pages and two data pages
+
+
+def shadow_tables_for(ram: int) -> int:
+    """Shadow tables for a guest of ``ram`` bytes: one for each 64 frames, and a working set for any guest."""
+    return 128 + (ram >> PAGE_SHIFT) // 64
+
+
+class Machine:
+    """The host side of emu: machine memory of fixed size, shared by all VMs.
+
+    Args:
+        memory: bytes of machine memory, a multiple of the page size.
+
+    Attributes:
+        memory: the frames.
+        m2p: who uses them.
+        vms: in the order of their creation.
+    """
+
+    def __init__(self, memory: int) -> None:
+        if memory <= 0 or memory % PAGE_SIZE:
+            raise BadInput("machine memory", f"{memory} bytes are no positive multiple of {PAGE_SIZE}")
+        self.memory = MachineMemory(memory >> PAGE_SHIFT)
+        self.m2p = M2P(self.memory.frames)
+        self.vms: list[VirtualMachine] = []
+
+    @staticmethod
+    def size_for(ram: int, pool: int, mmu: str) -> int:
+        """Bytes of machine memory for one VM: its pool, its shadow tables, the void frame."""
+        tables = shadow_tables_for(ram) if mmu == "shadow" else 0
+        return pool + (tables + 1) * PAGE_SIZE
+
+    def create_vm(self, name: str, ram: int, pool: int | None = None, mmu: str = "shadow") -> VirtualMachine:
+        """A VM without a guest.
+
+        Args:
+            ram: bytes of pseudo-physical memory.
+            pool: bytes of machine memory that it may use at first; as much as ``ram`` by default.
+            mmu: paging architecture, one of MMU_NAMES.
+
+        Raises:
+            BadInput: a size or name that cannot be used.
+            OutOfMachineFrames: the machine has not enough free frames.
+        """
+        pool = ram if pool is None else pool
+        if mmu not in MMU_NAMES:
+            raise BadInput("--mmu", f"{mmu!r} is not one of {', '.join(MMU_NAMES)}")
+        if not MIN_RAM <= ram <= MAX_RAM or ram % PAGE_SIZE:
+            raise BadInput(
+                "--ram", f"{ram} bytes are not a multiple of 4K from {format_size(MIN_RAM)} to {format_size(MAX_RAM)}"
+            )
+        if pool % PAGE_SIZE or pool < MIN_POOL * PAGE_SIZE:
+            raise BadInput("--pool", f"{pool} bytes are not a multiple of 4K of at least {MIN_POOL * PAGE_SIZE}")
+        if pool > ram:
+            raise BadInput("--pool", f"{format_size(pool)} is more than the {format_size(ram)} of RAM it would back")
+        free = self.memory.free
+        tables = shadow_tables_for(ram) if mmu == "shadow" else 0
+        if (pool >> PAGE_SHIFT) + tables > free:
+            raise BadInput("--pool", f"{format_size(pool)} is more than the machine has free ({free} frames)")
+        vm = VirtualMachine(self, name, len(self.vms), ram, pool >> PAGE_SHIFT, mmu, tables)
+        self.vms.append(vm)
+        return vm

@@ -1,0 +1,251 @@
+"""The engine's socket: answers its TLB misses, and takes the stores that it traps.
+
+A miss ends in one of three ways: a TLB entry; a refusal, which stops the engine at the instruction with
+``vm.miss_kind`` telling why (a guest page fault, a non-canonical address, or a question for the DMM); nothing else.
+
+Code pages.  An engine entry that allows execution also makes stores slow, because they must look for translated code;
+one that does not makes the engine miss writes into code.  So data entries are given without execution, until code is
+fetched from the frame (``FRAME_CODE``).  From then on entries through which the guest may execute carry execution, and
+stores through them are exact even within the running block.  A store through a mapping without execution rights drops
+the frame's code first and makes it a data frame again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu import cpustate, events
+from emu.addr import PAGE_MASK, TRAP_BASE, WINDOW_GVA
+from emu.engine import ACCESS_READ, PROT_EXEC, PROT_READ, PROT_WRITE, drop_code, flush_tlb, note_large_page
+from emu.mmu import pte, shadow
+from emu.mmu.implicit import is_implicit_supervisor_access
+from emu.mmu.shadow import FRAME_CODE, FRAME_TABLE
+from emu.mmu.walk import (
+    FAULT,
+    FETCH,
+    MODE_32,
+    MODE_4LEVEL,
+    NEED,
+    NON_CANONICAL,
+    OK,
+    WRITE,
+    is_canonical,
+    paging_mode,
+    permitted,
+    walk,
+)
+from emu.native import callback, inlined, load8, load16, load32, load64, store8, store16, store32, store64
+from emu.state import state_at
+
+_CR0_BITS = cpustate.CR0_PG | cpustate.CR0_PE
+_CR4_BITS = cpustate.CR4_PSE | cpustate.CR4_PAE
+_EFER_BITS = cpustate.EFER_LMA | cpustate.EFER_NXE
+
+
+@inlined
+def refresh(vm: Any) -> None:
+    """Take over the control registers that say how gvas are translated."""
+    env = vm.env
+    before = vm.cr3
+    vm.cr0 = load64(env + cpustate.CR0)
+    vm.cr3 = load64(env + cpustate.CR3)
+    vm.cr4 = load64(env + cpustate.CR4)
+    vm.efer = load64(env + cpustate.EFER)
+    vm.mode = paging_mode(vm)
+    if vm.mode:
+        if vm.cr3 != before:
+            events.record(vm, events.CR3_SWITCH, before, vm.cr3, vm.mode, 0, 0)
+        # shadow tables are only good for the mode that they were made in; without paging they stay for later
+        made_for = vm.mode | (vm.cr4 & cpustate.CR4_PSE) | (vm.efer & cpustate.EFER_NXE)
+        if made_for != vm.shadow_format:
+            if not vm.nested:
+                shadow.unshadow_all(vm)
+            vm.shadow_format = made_for
+    if not vm.nested:
+        shadow.select_root(vm)
+
+
+@inlined
+def refresh_if_changed(vm: Any) -> None:
+    env = vm.env
+    if (
+        load64(env + cpustate.CR3) != vm.cr3
+        or (load64(env + cpustate.CR0) ^ vm.cr0) & _CR0_BITS
+        or (load64(env + cpustate.CR4) ^ vm.cr4) & _CR4_BITS
+        or (load64(env + cpustate.EFER) ^ vm.efer) & _EFER_BITS
+        or (not vm.nested and vm.root_mfn == shadow.NONE)
+    ):
+        refresh(vm)
+
+
+@inlined
+def drop_frame_code(vm: Any, mfn: int) -> None:
+    """Drop the code translated from ``mfn``; from now on it is a data frame."""
+    flush_tlb(vm)
+    vm.window_mfn = mfn
+    drop_code(vm, WINDOW_GVA, 4096)
+    vm.window_mfn = shadow.NONE
+    flush_tlb(vm)
+    flags_at = vm.frame_flags_at + mfn
+    store8(flags_at, load8(flags_at) & ~FRAME_CODE)
+
+
+@inlined
+def grant(vm: Any, entry_at: int, access: int, mfn: int, writable: bool, trapped: bool, executable: bool) -> None:
+    """Give the engine a TLB entry.
+
+    Args:
+        entry_at: Unicorn's uc_tlb_entry: machine address u64, permissions u32.
+        writable: stores are allowed, directly or through the trap.
+        trapped: stores must reach the write trap.
+        executable: the guest may fetch through this mapping at this privilege.
+    """
+    flags_at = vm.frame_flags_at + mfn
+    flags = load8(flags_at)
+    base = 0
+    permissions = PROT_READ
+    if access == FETCH:
+        if not flags & FRAME_CODE:
+            store8(flags_at, flags | FRAME_CODE)
+            flush_tlb(vm)  # there may be data entries that do not look for code
+        permissions |= PROT_EXEC
+        if writable and not trapped:
+            permissions |= PROT_WRITE
+    elif trapped:
+        if access == WRITE:
+            base = TRAP_BASE
+            permissions |= PROT_WRITE
+    elif flags & FRAME_CODE:
+        if executable:
+            permissions |= PROT_EXEC
+            if writable:
+                permissions |= PROT_WRITE
+        elif access == WRITE:
+            drop_frame_code(vm, mfn)
+            permissions |= PROT_WRITE
+    elif writable:
+        permissions |= PROT_WRITE
+    store64(entry_at, base + (mfn << 12))
+    store32(entry_at + 8, permissions)
+
+
+@inlined
+def miss(vm: Any, gva: int, access: int, user: bool, entry_at: int) -> int:
+    """Answer a TLB miss; see :mod:`emu.mmu.walk` for the results."""
+    mode = vm.mode
+    if mode == MODE_4LEVEL:
+        if not is_canonical(gva):
+            return NON_CANONICAL
+    else:
+        gva &= 0xFFFF_FFFF
+    if not vm.nested:
+        leaf = shadow.lookup(vm, gva)
+        if leaf:
+            writable = leaf & (pte.W | pte.TRAP)
+            if permitted(vm, access, user, leaf & pte.W or leaf & pte.TRAP, leaf & pte.U, leaf & pte.NX) and (
+                access != WRITE or writable
+            ):
+                executable = permitted(vm, FETCH, user, 0, leaf & pte.U, leaf & pte.NX)
+                mfn = (leaf & pte.FRAME) >> 12
+                grant(vm, entry_at, access, mfn, writable != 0, leaf & pte.TRAP != 0, executable)
+                return OK
+
+    status = walk(vm, gva, access, user)
+    if status != OK:
+        return status
+    gfn = vm.walk_gpa >> 12
+    if gfn < vm.p2m_size:
+        entry = load64(vm.p2m_at + gfn * 8)
+        right = 1 << access
+        if not entry & right:
+            vm.need_gfn = gfn
+            vm.need_intent = right
+            return NEED
+    else:
+        entry = vm.void_mfn << 12 | 7
+    if vm.walk_level > 1:
+        shift = 12 + (vm.walk_level - 1) * (10 if mode == MODE_32 else 9)
+        note_large_page(vm, gva & -(1 << shift), shift)
+    if not vm.nested:
+        shadow.fill(vm, gva, entry)
+    mfn = entry >> 12
+    user_page, nx = vm.walk_user, vm.walk_nx
+    writable = vm.walk_dirty != 0 and entry & 2 != 0 and permitted(vm, WRITE, user, vm.walk_writable, user_page, nx)
+    trapped = load8(vm.frame_flags_at + mfn) & FRAME_TABLE != 0
+    grant(vm, entry_at, access, mfn, writable, trapped, permitted(vm, FETCH, user, 0, user_page, nx))
+    return OK
+
+
+@callback("bqqiqq")
+def on_tlb_fill(uc, gva, access, entry_at, vm_at):
+    """Unicorn's UC_HOOK_TLB_FILL."""
+    vm = state_at(vm_at)
+    if gva == WINDOW_GVA and vm.window_mfn != shadow.NONE:
+        store64(entry_at, vm.window_mfn << 12)
+        store32(entry_at + 8, PROT_READ | PROT_EXEC)
+        return True
+    refresh_if_changed(vm)
+    kind = access - ACCESS_READ
+    user = load32(vm.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
+    status = miss(vm, gva, kind, user, entry_at)
+    if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(vm, gva):
+        status = miss(vm, gva, kind, False, entry_at)
+        vm.flush_at_block = 1
+        vm.check_at_block = 1
+    if status == OK:
+        return True
+    vm.miss_kind = status
+    return False
+
+
+@inlined
+def store_bytes(host: int, size: int, value: int) -> None:
+    if size == 8:
+        store64(host, value)
+    elif size == 4:
+        store32(host, value)
+    elif size == 2:
+        store16(host, value)
+    else:
+        store8(host, value)
+
+
+@inlined
+def load_bytes(host: int, size: int) -> int:
+    if size == 8:
+        return load64(host)
+    if size == 4:
+        return load32(host)
+    if size == 2:
+        return load16(host)
+    return load8(host)
+
+
+@inlined
+def store_to_frame(vm: Any, mfn: int, offset: int, size: int, value: int) -> None:
+    """Store into a frame as the guest does, with every consequence: dropped code, shadow entries, nothing for holes."""
+    if mfn == vm.void_mfn:
+        return
+    flags = load8(vm.frame_flags_at + mfn)
+    if flags & FRAME_CODE:
+        drop_frame_code(vm, mfn)
+    host = vm.ram_at + (mfn << 12) + offset
+    if flags & FRAME_TABLE:
+        gfn = load64(vm.m2p_at + mfn * 8)
+        before = load_bytes(host, size)
+        store_bytes(host, size, value)
+        after = load_bytes(host, size)
+        zapped = shadow.table_written(vm, gfn, offset, size)
+        events.record(vm, events.TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
+    else:
+        store_bytes(host, size, value)
+
+
+@callback("bqiqiqq")
+def on_trapped_store(uc, kind, address, size, value, vm_at):
+    """Unicorn's UC_HOOK_MEM_WRITE_PROT over the trapped alias; the engine discards the store afterwards."""
+    if address & (size - 1):
+        return True  # the engine repeats an unaligned store byte by byte
+    vm = state_at(vm_at)
+    store_to_frame(vm, (address - TRAP_BASE) >> 12, address & PAGE_MASK, size, value)
+    return True

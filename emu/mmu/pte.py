@@ -1,0 +1,28 @@
+"""Bits of x86 paging-structure entries (Intel SDM vol. 3A, 4.3 to 4.5; AMD APM vol. 2, 5.3 to 5.6)."""
+
+from emu.native import signed
+
+P = 1 << 0  # present
+W = 1 << 1  # writes allowed (R/W)
+U = 1 << 2  # user mode allowed (U/S)
+A = 1 << 5  # accessed
+D = 1 << 6  # dirty; only in an entry that maps a page
+PS = 1 << 7  # maps a large page (above level 1)
+G = 1 << 8  # global
+NX = signed(1 << 63)  # no instruction fetches
+
+TRAP = 1 << 9  # shadow entries only (a bit that the processor ignores): writable, through the write trap
+
+MAXPHYADDR = 40  # physical address bits of the CPU model (CPUID 8000_0008H)
+FRAME = ((1 << 52) - 1) & ~0xFFF  # address bits of a 64-bit entry, reserved ones included
+RESERVED_HIGH = ((1 << 52) - 1) & ~((1 << MAXPHYADDR) - 1)  # must be 0 in PAE and 4-level entries
+RESERVED_PAE = 0x7FF << 52  # bits 62:52: must be 0 in PAE, ignored in 4-level paging
+PDE32_HIGH = 0xFF << 13  # PSE-36: bits 39:32 of a 4 MiB page's address in its PDE
+PDE32_RESERVED = 1 << 21  # of a PDE that maps a 4 MiB page
+
+# page-fault error code (SDM vol. 3A, 4.7)
+ERROR_P = 1 << 0  # a protection violation, not a non-present page
+ERROR_W = 1 << 1
+ERROR_U = 1 << 2
+ERROR_RSVD = 1 << 3
+ERROR_I = 1 << 4

@@ -1,0 +1,253 @@
+"""The guest's page walk: one source for every paging mode (SDM vol. 3A, chapter 4).
+
+Guest page tables are read through the P2M.  Where a table page is not resident the walk ends with ``NEED`` and may be
+started again once the DMM has brought the page; nothing is lost, because accessed bits only ever become set.
+
+PAE page-directory-pointer entries are read on every walk, as AMD processors do under nested paging and QEMU does
+everywhere; Intel processors load all four with CR3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.addr import PAGE_MASK
+from emu.cpustate import (
+    CR0,
+    CR0_PG,
+    CR0_WP,
+    CR3,
+    CR4,
+    CR4_PAE,
+    CR4_PSE,
+    CR4_SMAP,
+    CR4_SMEP,
+    EFER,
+    EFER_LMA,
+    EFER_NXE,
+    EFLAGS,
+    FLAG_AC,
+)
+from emu.mmu import pte
+from emu.native import inlined, load32, load64, store32, store64
+
+# paging modes, in the order of their introduction
+MODE_NONE, MODE_32, MODE_PAE, MODE_4LEVEL = 0, 1, 2, 3
+
+READ, WRITE, FETCH = 0, 1, 2  # access
+
+# what a walk or a TLB miss comes to
+OK, FAULT, NEED, NON_CANONICAL = 0, 1, 2, 3
+
+_P2M_RIGHT_READ, _P2M_RIGHT_WRITE = 1, 2  # Intent.READ, Intent.WRITE
+_ROOT_PAE = 0xFFFF_FFE0  # CR3 bits that locate the page-directory-pointer table
+_ROOT_32 = 0xFFFF_F000
+
+
+@inlined
+def paging_mode(vm: Any) -> int:
+    """The paging mode that the control registers select."""
+    if not load64(vm.env + CR0) & CR0_PG:
+        return MODE_NONE
+    if load64(vm.env + EFER) & EFER_LMA:
+        return MODE_4LEVEL
+    if load64(vm.env + CR4) & CR4_PAE:
+        return MODE_PAE
+    return MODE_32
+
+
+@inlined
+def is_canonical(gva: int) -> bool:
+    """Whether bits 63:47 are all equal."""
+    high = gva >> 47
+    return high == 0 or high == -1
+
+
+@inlined
+def host_address(vm: Any, gpa: int, right: int) -> int:
+    """The host address of ``gpa``, or 0 with ``need_gfn`` and ``need_intent`` set when the DMM must be asked first.
+
+    A gpa beyond the P2M reads as all ones.
+    """
+    gfn = gpa >> 12
+    if gfn >= vm.p2m_size:
+        return vm.ram_at + (vm.void_mfn << 12) + (gpa & PAGE_MASK)
+    entry = load64(vm.p2m_at + gfn * 8)
+    if not entry & right:
+        vm.need_gfn = gfn
+        vm.need_intent = right
+        return 0
+    return vm.ram_at + (entry & ~PAGE_MASK) + (gpa & PAGE_MASK)
+
+
+@inlined
+def note_level(vm: Any, level: int, table: int, entry: int) -> None:
+    """Remember the table's gpa and the entry used at ``level`` (1 to 4) of the current walk."""
+    store64(vm.walk_at + 16 * level, table)
+    store64(vm.walk_at + 16 * level + 8, entry)
+
+
+@inlined
+def level_table(vm: Any, level: int) -> int:
+    """The gpa of the table that the last walk used at ``level``."""
+    return load64(vm.walk_at + 16 * level)
+
+
+@inlined
+def level_entry(vm: Any, level: int) -> int:
+    """The entry that the last walk used at ``level``, accessed and dirty bits as they are now."""
+    return load64(vm.walk_at + 16 * level + 8)
+
+
+@inlined
+def permitted(vm: Any, access: int, user: bool, writable: int, user_page: int, nx: int) -> bool:
+    """Whether the rights of a page allow an access (SDM vol. 3A, 4.6.1).
+
+    Args:
+        access: READ, WRITE or FETCH.
+        user: the access is made at CPL 3 and is not an implicit supervisor access.
+        writable, user_page, nx: nonzero when R/W is set on every level, U/S on every level, NX on any.
+    """
+    cr4 = load64(vm.env + CR4)
+    if user:
+        if not user_page:
+            return False
+    elif user_page:
+        if access == FETCH:
+            if cr4 & CR4_SMEP:
+                return False
+        elif cr4 & CR4_SMAP and not load64(vm.env + EFLAGS) & FLAG_AC:
+            return False
+    if access == WRITE:
+        return writable != 0 or (not user and not load64(vm.env + CR0) & CR0_WP)
+    if access == FETCH:
+        return nx == 0
+    return True
+
+
+@inlined
+def error_code(vm: Any, access: int, user: bool, cause: int) -> int:
+    """The page-fault error code for an access that failed for ``cause`` (0, ERROR_P, ERROR_P | ERROR_RSVD)."""
+    error = cause
+    if access == WRITE:
+        error |= pte.ERROR_W
+    if user:
+        error |= pte.ERROR_U
+    if access == FETCH:
+        cr4 = load64(vm.env + CR4)
+        if cr4 & CR4_SMEP or (cr4 & CR4_PAE and load64(vm.env + EFER) & EFER_NXE):
+            error |= pte.ERROR_I
+    return error
+
+
+@inlined
+def set_bits(vm: Any, gpa: int, entry: int, wide: bool, bits: int) -> int:
+    """Set accessed or dirty bits in a guest entry; 0 when the DMM must be asked first."""
+    host = host_address(vm, gpa, _P2M_RIGHT_WRITE)
+    if host == 0:
+        return 0
+    if gpa >> 12 < vm.p2m_size:
+        if wide:
+            store64(host, entry | bits)
+        else:
+            store32(host, entry | bits)
+    return 1
+
+
+@inlined
+def walk(vm: Any, gva: int, access: int, user: bool) -> int:
+    """Translate ``gva`` by the guest's own tables, setting accessed and dirty bits.
+
+    Returns:
+        OK with ``walk_gpa`` (of the byte), ``walk_writable``, ``walk_user``, ``walk_nx``, ``walk_dirty``,
+        ``walk_level`` (of the entry that maps the page; 0 without paging) and the levels noted;
+        FAULT with ``miss_error``; NEED with ``need_gfn`` and ``need_intent``.
+    """
+    mode = vm.mode
+    if mode == MODE_NONE:
+        vm.walk_gpa = gva
+        vm.walk_writable = 1
+        vm.walk_user = 1
+        vm.walk_nx = 0
+        vm.walk_dirty = 1
+        vm.walk_level = 0
+        return OK
+    env = vm.env
+    cr3 = load64(env + CR3)
+    wide = mode != MODE_32
+    reserved = 0
+    if mode == MODE_4LEVEL:
+        level, table, reserved = 4, cr3 & pte.FRAME, pte.RESERVED_HIGH
+    elif mode == MODE_PAE:
+        level, table, reserved = 3, cr3 & _ROOT_PAE, pte.RESERVED_HIGH | pte.RESERVED_PAE
+    else:
+        level, table = 2, cr3 & _ROOT_32
+    if wide and not load64(env + EFER) & EFER_NXE:
+        reserved |= pte.NX
+    bits = 9 if wide else 10
+    writable, user_page, nx = pte.W, pte.U, 0
+    while True:
+        shift = 12 + bits * (level - 1)
+        index = (gva >> shift) & ((1 << bits) - 1)
+        if mode == MODE_PAE and level == 3:
+            index &= 3
+        entry_gpa = table + (index << 3 if wide else index << 2)
+        host = host_address(vm, entry_gpa, _P2M_RIGHT_READ)
+        if host == 0:
+            return NEED
+        entry = load64(host) if wide else load32(host)
+        note_level(vm, level, table, entry)
+        if not entry & pte.P:
+            vm.miss_error = error_code(vm, access, user, 0)
+            return FAULT
+        pdpte = mode == MODE_PAE and level == 3
+        large = False
+        if level > 1 and not pdpte and entry & pte.PS:
+            large = level < 4 and (wide or load64(env + CR4) & CR4_PSE != 0)
+        bad = entry & reserved
+        if pdpte:
+            bad |= entry & pte.NX
+        elif level == 4:
+            bad |= entry & pte.PS
+        elif large:
+            bad |= entry & (pte.PDE32_RESERVED if not wide else ((1 << shift) - 1) & ~0x1FFF)
+        if bad:
+            vm.miss_error = error_code(vm, access, user, pte.ERROR_P | pte.ERROR_RSVD)
+            return FAULT
+        if not pdpte:
+            writable &= entry
+            user_page &= entry
+            if wide:
+                nx |= entry & pte.NX
+        if level == 1 or large:
+            break
+        if not pdpte and not entry & pte.A:
+            if set_bits(vm, entry_gpa, entry, wide, pte.A) == 0:
+                return NEED
+            note_level(vm, level, table, entry | pte.A)
+        table = entry & pte.FRAME if wide else entry & _ROOT_32
+        level -= 1
+
+    if not permitted(vm, access, user, writable, user_page, nx):
+        vm.miss_error = error_code(vm, access, user, pte.ERROR_P)
+        return FAULT
+    wanted = pte.A | (pte.D if access == WRITE else 0)
+    if entry & wanted != wanted:
+        if set_bits(vm, entry_gpa, entry, wide, wanted) == 0:
+            return NEED
+        entry |= wanted
+        note_level(vm, level, table, entry)
+    offset = gva & ((1 << shift) - 1)
+    if wide:
+        frame = entry & pte.FRAME & -(1 << shift)
+    elif large:
+        frame = (entry & 0xFFC0_0000) | (entry & pte.PDE32_HIGH) << 19
+    else:
+        frame = entry & _ROOT_32
+    vm.walk_gpa = frame | offset
+    vm.walk_writable = writable
+    vm.walk_user = user_page
+    vm.walk_nx = nx
+    vm.walk_dirty = entry & pte.D
+    vm.walk_level = level
+    return OK

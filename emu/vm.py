@@ -1,0 +1,339 @@
+"""VirtualMachine: one guest with its engine, its mapping, its devices and its events."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emu import clock, engine, runloop
+from emu.addr import PAGE_SHIFT
+from emu.boot.flat import CODE_16, DATA_16
+from emu.boot.guest import Guest
+from emu.cpustate import CR0_ET, CpuState, set_hflags_mode
+from emu.devices.platform import Platform
+from emu.dmm.audit import audit
+from emu.dmm.dmm import DMM
+from emu.dmm.p2m import P2M, Intent, PageType
+from emu.dmm.policy import Policy
+from emu.dmm.pool import Pool
+from emu.errors import EmuError
+from emu.events import EventLog
+from emu.mmu import fill
+from emu.mmu.paging import Paging, ShadowPaging
+from emu.native import address_of
+from emu.runloop import Reason
+from emu.state import new_state
+
+if TYPE_CHECKING:
+    from emu.machine import Machine
+
+SLICE_NS = 20_000_000  # longest stay in the native plane, in virtual time, so that signals of the host are seen
+_FRAME_TABLE = 2  # the void frame counts as a table: stores into it trap
+
+
+class EngineFault(EmuError):
+    """The engine stopped with an error that emu has no explanation for: a bug in emu or in Unicorn."""
+
+
+class Stop(Enum):
+    """Why :meth:`VirtualMachine.run` returned."""
+
+    EXIT = auto()  # the guest wrote to the exit port: ``exit_value``
+    CRASH = auto()  # triple fault
+    HALTED = auto()  # HLT, and nothing can ever wake the guest
+    DEADLINE = auto()  # the virtual time asked for has come
+    REQUESTED = auto()  # :meth:`VirtualMachine.request_stop`
+
+
+@dataclass
+class Exits:
+    """How often the native plane was left, by reason."""
+
+    counts: dict[str, int]
+
+    def __init__(self) -> None:
+        self.counts = {reason.name.lower(): 0 for reason in Reason}
+
+
+class VirtualMachine:
+    """One VM on a machine; made by :meth:`emu.machine.Machine.create_vm`.
+
+    Attributes:
+        name: the VM's name.
+        cpu: registers (:class:`emu.cpustate.CpuState`).
+        dmm, p2m, pool: its memory.
+        events: its event stream.
+        platform: its devices.
+        exit_value: what the guest wrote to the exit port, None before that.
+        exits: how often the native plane was left, by reason.
+    """
+
+    def __init__(
+        self, machine: Machine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.machine = machine
+        memory = machine.memory
+        self._state = new_state()
+        self.native = self._state[0]
+        self.native_at = address_of(self._state)
+        self._scratch = np.zeros(16, np.int64)
+        self.engine = engine.Engine(memory.at, memory.frames << PAGE_SHIFT)
+        self.cpu = CpuState(self.engine.env)
+        self.p2m = P2M(ram >> PAGE_SHIFT)
+        self._fill_native()
+        self.events = EventLog(name, self.native, self.native_at)
+        self.paging: Paging
+        if mmu == "shadow":
+            self.paging = ShadowPaging(self.native, self.native_at, memory, tables)
+        else:
+            self.paging = Paging(self.native, self.native_at, memory)
+        self.pool = Pool(memory, pool)
+        self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
+        self.platform = Platform(lambda: self.now, self._set_intr, self._guest_exits)
+        self.exit_value: int | None = None
+        self.exits = Exits()
+        self._raised: BaseException | None = None
+        self._stop_requested = False
+        self._hook()
+        self._reset_cpu()
+
+    def _fill_native(self) -> None:
+        native, memory = self.native, self.machine.memory
+        native.uc = self.engine.uc
+        native.env = self.engine.env
+        native.fault_address_at = self.engine.fault_address_at
+        native.tlb_at = self.engine.tlb_at
+        native.vtime_at = self.native_at + self._state.dtype.fields["vtime"][1]
+        native.scratch_at = address_of(self._scratch)
+        native.walk_at = address_of(self._scratch) + 32
+        native.ram_at = memory.at
+        native.void_mfn = memory.void_mfn
+        native.frame_flags_at = address_of(memory.flags)
+        native.m2p_at = address_of(self.machine.m2p.gfn)
+        native.p2m_at = address_of(self.p2m.entries)
+        native.p2m_size = len(self.p2m)
+        native.deadline = clock.NEVER
+        native.window_mfn = -1
+        native.root_mfn = -1
+        native.cr3 = -1
+        memory.flags[memory.void_mfn] |= _FRAME_TABLE
+
+    def _hook(self) -> None:
+        from emu import delivery
+
+        at = self.native_at
+        e = self.engine
+        e.hook(engine.UC_HOOK_TLB_FILL, fill.on_tlb_fill, at)
+        e.hook_trap(fill.on_trapped_store, at)
+        e.hook(engine.UC_HOOK_BLOCK, clock.on_block, at)
+        e.hook(engine.UC_HOOK_INTR, delivery.on_interrupt, at)
+        e.hook(engine.UC_HOOK_INSN_INVALID, delivery.on_invalid_instruction, at)
+        e.hook_instruction(engine.UC_X86_INS_SYSCALL, delivery.on_syscall, at)
+        e.hook_instruction(engine.UC_X86_INS_SYSENTER, delivery.on_sysenter, at)
+        e.hook_instruction(engine.UC_X86_INS_RDTSC, clock.on_rdtsc, at)
+        e.hook_instruction(engine.UC_X86_INS_RDTSCP, clock.on_rdtscp, at)
+        self._port_callbacks = (
+            _Thunk(ctypes.CFUNCTYPE(ctypes.c_uint32, *_IN_ARGUMENTS)(self._guarded(self._port_in))),
+            _Thunk(ctypes.CFUNCTYPE(None, *_OUT_ARGUMENTS)(self._guarded(self._port_out))),
+        )
+        e.hook_instruction(engine.UC_X86_INS_IN, self._port_callbacks[0], 0)
+        e.hook_instruction(engine.UC_X86_INS_OUT, self._port_callbacks[1], 0)
+
+    def _reset_cpu(self) -> None:
+        """Real mode with everything at zero, as after reset but for the entry point, which the boot protocol sets."""
+        cpu = self.cpu
+        cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = CR0_ET, 0, 0, 0
+        for segment in (cpu.cs, cpu.ds, cpu.es, cpu.ss, cpu.fs, cpu.gs):
+            segment.set(0, 0, 0xFFFF, DATA_16)
+        cpu.cs.set(0, 0, 0xFFFF, CODE_16)
+        cpu.ldtr.set(0, 0, 0xFFFF, 0x8200)
+        cpu.tr.set(0, 0, 0xFFFF, 0x8B00)
+        cpu.gdtr.set(0, 0, 0xFFFF, 0)
+        cpu.idtr.set(0, 0, 0x3FF, 0)
+        set_hflags_mode(self.engine.env)
+
+    # --- set-up ---
+
+    def boot(self, guest: Guest) -> None:
+        """Place the guest's image in its memory (without touching a frame) and set its first CPU state."""
+        for gfn in guest.image.gfns():
+            if gfn < len(self.p2m):
+                self.p2m.set(gfn, PageType.IMAGE)
+        guest.start(self.cpu)
+        set_hflags_mode(self.engine.env)
+
+    def attach(self, policy: Policy) -> None:
+        """Put a memory policy in force."""
+        self.dmm.attach(policy)
+
+    def audit_every_change(self) -> None:
+        """Run :meth:`audit` after every change that the DMM makes (``--audit``)."""
+        self.dmm.after_change = self.audit
+
+    def audit(self) -> None:
+        """Prove every structure of this VM consistent with every other.
+
+        Raises:
+            emu.dmm.audit.AuditFailure: they are not; the message names the first contradiction.
+        """
+        audit(self)
+
+    # --- running ---
+
+    @property
+    def now(self) -> int:
+        """Virtual time in ns."""
+        return int(self.native.vtime)
+
+    def request_stop(self) -> None:
+        """Make :meth:`run` return before the guest's next block of code.  May be called from listeners and devices."""
+        self._stop_requested = True
+        self._attention()
+
+    def run(self, until: int | None = None) -> Stop:
+        """Run the guest until it ends, somebody requests a stop, or virtual time reaches ``until`` (ns).
+
+        Raises:
+            emu.dmm.dmm.OutOfFrames: a page needs a frame and there is none.
+            EngineFault: the engine failed in a way that no guest can cause.
+            Exception: whatever a device, policy or listener raised.
+        """
+        limit = clock.NEVER if until is None else until
+        native = self.native
+        while True:
+            if self.exit_value is not None:
+                return Stop.EXIT
+            if self._stop_requested:
+                self._stop_requested = False
+                return Stop.REQUESTED
+            if native.vtime >= limit:
+                return Stop.DEADLINE
+            device_deadline = self._next_deadline()
+            native.deadline = min(limit, device_deadline, native.vtime + SLICE_NS)
+            native.stop = 0
+            reason = Reason(runloop.run(self.native_at))
+            self.exits.counts[reason.name.lower()] += 1
+            self.events.drain()
+            self._reraise()
+            if reason == Reason.NEED:
+                self.dmm.resolve(int(native.need_gfn), Intent(int(native.need_intent)))
+            elif reason == Reason.INTERRUPT:
+                self._interrupt()
+            elif reason == Reason.HALT:
+                if self.exit_value is None and not self._sleep(limit):
+                    return Stop.HALTED
+            elif reason == Reason.SHUTDOWN:
+                return Stop.CRASH
+            elif reason == Reason.ENGINE_ERROR:
+                raise EngineFault(f"{self.name}: {engine.error_text(int(native.engine_error))} at pc {self.cpu.pc:#x}")
+            if native.vtime >= device_deadline:
+                self._tick()
+
+    def _interrupt(self) -> None:
+        vector = self.platform.acknowledge()
+        if runloop.inject(self.native_at, vector) == runloop.NEED_DMM:
+            # the vector is taken from the controller: it stays pending until the DMM has brought the page
+            self.dmm.resolve(int(self.native.need_gfn), Intent(int(self.native.need_intent)))
+
+    def _sleep(self, limit: int) -> bool:
+        """HLT: jump to the next deadline.  False when nothing can wake the guest."""
+        native = self.native
+        if not self.cpu.interrupts_enabled:
+            return False
+        while not native.intr_line and self.exit_value is None:
+            wake = self._next_deadline()
+            if min(wake, limit) == clock.NEVER:
+                return False
+            native.vtime = max(native.vtime, min(wake, limit))
+            if wake > limit:
+                self.cpu.rip -= 1  # still halted: execute HLT again when the run goes on
+                return True
+            self._tick()
+        return True
+
+    def _next_deadline(self) -> int:
+        deadline = self.platform.deadline()
+        for policy in self.dmm.policies:
+            epoch = policy.deadline()
+            if epoch is not None:
+                deadline = min(deadline, epoch)
+        return deadline
+
+    def _tick(self) -> None:
+        now = self.now
+        self.platform.tick(now)
+        for policy in self.dmm.policies:
+            epoch = policy.deadline()
+            if epoch is not None and epoch <= now:
+                policy.epoch(now)
+
+    def _attention(self) -> None:
+        self.native.stop = 1
+        self.native.check_at_block = 1
+
+    # --- called by devices ---
+
+    def _set_intr(self, level: bool) -> None:
+        self.native.intr_line = int(level)
+        if level:
+            self.native.check_at_block = 1
+
+    def _guest_exits(self, value: int) -> None:
+        if self.exit_value is None:
+            self.exit_value = value
+        self._attention()
+
+    # --- called by the engine ---
+
+    def _port_in(self, uc: int, port: int, size: int, data: int) -> int:
+        value = self.platform.bus.read(port, size)
+        self._after_port_access()
+        return value
+
+    def _port_out(self, uc: int, port: int, size: int, value: int, data: int) -> None:
+        if self.exit_value is None:
+            self.platform.bus.write(port, size, value)
+            self._after_port_access()
+
+    def _after_port_access(self) -> None:
+        """The access may have moved a device's deadline forward."""
+        deadline = self.platform.deadline()
+        if deadline < self.native.deadline:
+            self.native.deadline = deadline
+
+    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """An exception must not pass through the engine: it stops the engine and is raised again outside."""
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except BaseException as error:  # raised again by _reraise
+                if self._raised is None:
+                    self._raised = error
+                self._attention()
+                return 0
+
+        return call
+
+    def _reraise(self) -> None:
+        if self._raised is not None:
+            error, self._raised = self._raised, None
+            raise error
+
+
+class _Thunk:
+    """A ctypes callback in the form that :meth:`Engine.hook` takes."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self.address_of = ctypes.cast(function, ctypes.c_void_p).value
+
+
+_IN_ARGUMENTS = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
+_OUT_ARGUMENTS = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)

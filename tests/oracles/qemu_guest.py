@@ -1,0 +1,84 @@
+"""Runs a firmware image on QEMU: the independent word on what a guest should do.
+
+QEMU boots a disk with a boot sector of our own (qemu_boot.s), which sets up the boot protocol of flat images and jumps in. The
+console is QEMU's debug console at port 0xE9, the exit port its isa-debug-exit at 0xF4.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu.assembler import assemble
+
+QEMU = "qemu-system-x86_64"
+SECTOR = 512  # bytes
+MAX_IMAGE_SECTORS = 64  # up to the end of the first 64 KiB
+_BOOT_SOURCE = Path(__file__).with_name("qemu_boot.s")
+
+
+@dataclass(frozen=True)
+class QemuRun:
+    """What a run left: the console text, and the process's exit status (None when it had to be stopped)."""
+
+    console: str
+    status: int | None
+
+
+def have_qemu() -> bool:
+    """True when the emulator is installed."""
+    return shutil.which(QEMU) is not None
+
+
+def disk_image(image: bytes, ram_bytes: int, command_line: str = "") -> bytes:
+    """A raw disk that boots the image with the given boot information."""
+    sectors = -(-len(image) // SECTOR)
+    if sectors > MAX_IMAGE_SECTORS or len(command_line) > 254:
+        raise ValueError("the image or the command line is too long")
+    boot = assemble_boot_sector(sectors)
+    info = ram_bytes.to_bytes(8, "little") + command_line.encode("ascii") + b"\0"
+    disk = boot + info.ljust(SECTOR, b"\0") + image.ljust(sectors * SECTOR, b"\0")
+    return disk.ljust(1 << 20, b"\0")  # SeaBIOS wants a disk of a plausible size
+
+
+def assemble_boot_sector(image_sectors: int) -> bytes:
+    """The boot sector, with its signature."""
+    code = assemble(_BOOT_SOURCE, {"IMAGE_SECTORS": image_sectors}, load=0x7C00)
+    if len(code) > 446:
+        raise ValueError("the boot sector is too long")
+    return code.ljust(510, b"\0") + b"\x55\xaa"
+
+
+def run_on_qemu(
+    image: bytes, ram_mib: int = 16, command_line: str = "", cpu: str = "max", timeout: float = 60.0
+) -> QemuRun:
+    """Boot an image on QEMU's TCG and wait for its end.
+
+    Args:
+        ram_mib: RAM size in MiB.
+        cpu: QEMU's name of the CPU model.
+        timeout: seconds of wall time before the run is stopped.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        disk, console = Path(directory, "disk"), Path(directory, "console")
+        disk.write_bytes(disk_image(image, ram_mib << 20, command_line))
+        console.touch()
+        command = [
+            QEMU, "-accel", "tcg", "-cpu", cpu, "-m", f"{ram_mib}M", "-nodefaults", "-display", "none", "-no-reboot",
+            "-drive", f"file={disk},format=raw,if=ide", "-debugcon", f"file:{console}",
+            "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        ]  # fmt: skip
+        try:
+            status = subprocess.run(command, timeout=timeout, stdin=subprocess.DEVNULL, check=False).returncode
+        except subprocess.TimeoutExpired:
+            status = None
+        return QemuRun(_own_output(console.read_text("latin-1")), status)
+
+
+def _own_output(text: str) -> str:
+    """The console without what SeaBIOS wrote to it before the guest ran."""
+    marker = "Booting from 0000:7c00\n"
+    return text.partition(marker)[2] if marker in text else text
