@@ -12,6 +12,8 @@ Machine address space of every engine::
     0                       machine memory: frame mfn at mfn << 12, read, write, execute
     TRAP_BASE               the same frames again without write permission: a store through here reaches
                             the engine's write trap instead of memory (guest page tables, holes, code frames)
+    WATCH_BASE              the same frames once more without any permission: every access through here is seen,
+                            for data breakpoints
 """
 
 PAGE_SHIFT = 12
@@ -19,6 +21,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_MASK = PAGE_SIZE - 1
 
 TRAP_BASE = 1 << 40  # machine address of the write-trapped alias of machine memory
+WATCH_BASE = 1 << 41  # machine address of the alias where every access is seen
 WINDOW_GVA = 1 << 62  # never canonical, never 32-bit: names one frame while its translated code is dropped
 
 NO_FRAME = -1  # in place of an mfn or gfn: none

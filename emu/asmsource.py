@@ -1,26 +1,25 @@
-"""The text side of the assembler: comments, `.include`, macros, conditionals, and respelling for Keystone.
+"""The text side of the assembler: comments, `.include`, macros and conditionals.
 
-Keystone drops a statement inside a macro expansion silently when it cannot parse it, never returns from some texts, and gives no
-line with an error. So macros and conditionals are expanded here, and Keystone only ever sees one plain statement a line.
+Keystone drops a statement inside a macro expansion silently when it cannot parse it, never returns from some texts, and
+gives no line with an error. So macros and conditionals are expanded here, and Keystone only ever sees one plain
+statement a line.
 
 Directives handled here (everything else is Keystone's):
-    .include "file"                       relative to the including file, then to firmware/include
-    .macro NAME a, b=default / .endm      \\a and \\b in the body are replaced, \\@ is a number that differs in each expansion;
-                                          the last parameter may be c:vararg, which takes all that is left, commas included
-    .rept COUNT / .endr                   COUNT and .if conditions may use constants set by .equ, .set or NAME = above them
+    .include "file"                  looked for beside the including file, then in the include directories
+    .macro NAME a, b=default / .endm \\a and \\b in the body are replaced, \\@ is a number that differs in each
+                                     expansion; the last parameter may be c:vararg: all that is left, with its commas
+    .rept COUNT / .endr              counts and conditions may use constants set above by .equ, .set or NAME =
     .if EXPR, .ifdef NAME, .ifndef NAME / .else / .endif
 """
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
+from .asmexpr import STRING, evaluate, split_outside_strings
 from .errors import EmuError
 
 
@@ -66,79 +65,17 @@ MACRO_DEPTH = 32  # nested expansions before a macro counts as endless
 INCLUDE_DEPTH = 8  # nested includes before they count as endless
 REPEAT_LIMIT = 65536  # .rept counts above this are mistakes
 
-_STRING = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])\'')
-_TOKEN = re.compile(_STRING.pattern + r"|[#;,()\[\]]")
-_NAME = re.compile(r"(?<![\w'])[A-Za-z_.$][\w.$]*")
 _LABEL = re.compile(r"\s*([.\w$]+):")
 _ASSIGN = re.compile(r"([.\w$]+)\s*=(?!=)\s*(.+)", re.S)
 _OPENERS = {".macro": ".endm", ".rept": ".endr", ".if": ".endif", ".ifdef": ".endif", ".ifndef": ".endif"}
 
 
-def split_outside_strings(text: str, separator: str, nesting: bool = False) -> list[str]:
-    """Split at a separator character, but not inside a string, nor (with nesting) inside brackets."""
-    if separator not in text:
-        return [text]
-    parts, start, depth = [], 0, 0
-    for found in _TOKEN.finditer(text):
-        token = found[0]
-        if token == separator and depth == 0:
-            parts.append(text[start : found.start()])
-            start = found.end()
-        elif nesting and token in "([":
-            depth += 1
-        elif nesting and token in ")]":
-            depth -= 1
-    parts.append(text[start:])
-    return parts
-
-
 def strip_comment(line: Line) -> str:
     """The line without its # comment."""
     text = split_outside_strings(line.text, "#")[0].rstrip()
-    if '"' in _STRING.sub("", text):
+    if '"' in STRING.sub("", text):
         raise line.error("a string that does not end")
     return text
-
-
-_BINARY: dict[type, Callable[[int, int], int]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv, ast.Mod: operator.mod,
-    ast.LShift: operator.lshift, ast.RShift: operator.rshift, ast.BitAnd: operator.and_, ast.BitOr: operator.or_,
-    ast.BitXor: operator.xor, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
-    ast.Gt: operator.gt, ast.GtE: operator.ge,
-}  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def _parsed(expression: str) -> ast.expr:
-    return ast.parse(expression, mode="eval").body
-
-
-def evaluate(expression: str, constants: Mapping[str, int]) -> int:
-    """The value of a constant expression. Raises ValueError when it has none (an unknown name, a label, bad syntax)."""
-
-    def value(node: ast.expr) -> int:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) == 1:
-            return ord(node.value)
-        if isinstance(node, ast.Name) and node.id in constants:
-            return constants[node.id]
-        if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-            return _BINARY[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.Compare) and len(node.ops) == 1:
-            return int(_BINARY[type(node.ops[0])](value(node.left), value(node.comparators[0])))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
-            return ~value(node.operand)
-        raise ValueError(expression)
-
-    if any(name not in constants for name in _NAME.findall(expression)):
-        raise ValueError(expression)
-    try:
-        return value(_parsed(expression.strip()))
-    except (SyntaxError, KeyError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise ValueError(expression) from error
 
 
 @dataclass
@@ -206,7 +143,8 @@ class Expander:
         """The lines that a block stands for."""
         if word == ".macro":
             name, _, parameters = rest.strip().partition(" ")
-            pairs = [part.strip().removesuffix(":vararg").partition("=") for part in parameters.split(",") if part.strip()]
+            parts = [part.strip().removesuffix(":vararg") for part in parameters.split(",") if part.strip()]
+            pairs = [part.partition("=") for part in parts]
             vararg = parameters.rstrip().endswith(":vararg")
             self._macros[name] = Macro([(pair[0].strip(), pair[2].strip()) for pair in pairs], vararg, body)
             return []
@@ -251,7 +189,7 @@ class Expander:
                 raise line.error("macros that use each other without end")
             yield from self._expand(self._instance(line, self._macros[word], rest), includes, macros + 1)
             return
-        if "\\" in _STRING.sub("", text):
+        if "\\" in STRING.sub("", text):
             raise line.error("a backslash that names no macro parameter")
         assigned = _ASSIGN.fullmatch(text)
         if word in (".equ", ".set"):
@@ -286,84 +224,3 @@ class Expander:
             return values.get(found[1], found[0])
 
         return [Line(line.file, line.number, re.sub(r"\\(@|\w+)", put, body.text)) for body in macro.body]
-
-
-# Respelling. One table a mode: mnemonic (and operands where they matter) -> what Keystone assembles as meant.
-_SEGMENT_OPCODES = {
-    "push": {"es": "0x06", "cs": "0x0e", "ss": "0x16", "ds": "0x1e"},
-    "pop": {"es": "0x07", "ss": "0x17", "ds": "0x1f"},
-}
-_TABLE_OPCODES = {"sgdt": "0x05", "sidt": "0x0d", "lgdt": "0x15", "lidt": "0x1d"}  # ModRM of [disp32] with 0F 01
-_NATIVE_WORDS = {
-    16: {"retf": ".byte 0xcb"},
-    32: {"iret": "iretd", "pushf": "pushfd", "popf": "popfd", "movsd": ".byte 0xa5"},
-    64: {"iret": "iretq", "pushf": "pushfq", "popf": "popfq", "movsd": ".byte 0xa5", "sysretq": "sysret", "sysretd": ".byte 0x0f, 0x07"},
-}  # fmt: skip
-_REGISTER = re.compile(r"\b(?:[re]?(?:[abcd]x|[sd]i|[bs]p)|[abcd][hl]|r(?:8|9|1[0-5])[dwb]?|[cdefgs]s|(?:[cdt]r)\d+)\b", re.I)
-_OFFSET = re.compile(r"\boffset\s+", re.I)
-_PLAIN = re.compile(r"[\w\s.,:;+\-*/%&|^~<>=!()\[\]$\"']*")  # what statements are made of; other characters can hang Keystone
-
-
-_FOLDED_DIRECTIVES = (".byte", ".word", ".long", ".quad", ".space", ".fill", ".balign")
-_MEMORY = re.compile(r"(.*\[)(.*)(\].*)")
-
-
-def fold(operands: str, constants: Mapping[str, int]) -> str:
-    """The operands with each constant expression replaced by its value: Keystone refuses some, such as ~(1 << 3)."""
-
-    def folded(text: str) -> str:
-        try:
-            value = evaluate(text, constants)
-        except ValueError:
-            return text
-        return hex(value) if value >= 0 else str(value)
-
-    parts = []
-    for part in split_outside_strings(operands, ",", nesting=True):
-        memory = _MEMORY.fullmatch(part)
-        parts.append(memory[1] + folded(memory[2]) + memory[3] if memory else folded(part))
-    return ", ".join(part.strip() for part in parts)
-
-
-def respell(line: Line, mode: int, constants: Mapping[str, int]) -> str:
-    """The statement in the spelling from which Keystone makes what an x86 programmer means by it.
-
-    Args:
-        mode: 16, 32 or 64, the size of the code that the statement stands in.
-        constants: the constants defined above it.
-    Raises:
-        AssemblyError: for a statement that Keystone would encode wrongly and that has no right spelling.
-    """
-    if not _PLAIN.fullmatch(_STRING.sub("''", line.text)):
-        raise line.error("a character that belongs to no statement")
-    if line.text.endswith(":"):
-        return line.text
-    word, _, rest = line.text.partition(" ")
-    word, rest = word.lower(), rest.strip()
-    if '"' not in rest:
-        rest = _OFFSET.sub("", rest)
-        if not word.startswith(".") or word in _FOLDED_DIRECTIVES:
-            rest = fold(rest, constants)
-    operand = rest.lower()
-    if word in ("rep", "repe", "repz", "repne", "repnz") and operand == "movsd":
-        return ".byte 0xf3, 0x66, 0xa5" if mode == 16 else ".byte 0xf3, 0xa5"
-    if not rest:
-        return _NATIVE_WORDS[mode].get(word, word)
-    if mode == 32 and operand in _SEGMENT_OPCODES.get(word, {}):
-        return f".byte {_SEGMENT_OPCODES[word][operand]}"
-    if word == "push" and not _REGISTER.search(rest) and "[" not in rest:
-        if mode == 16:
-            return f".byte 0x68; .word {rest}"
-        if not rest.lstrip("-").isalnum() or not rest.lstrip("-")[0].isdigit():  # a label: Keystone would push 16 bits
-            return f".byte 0x68; .long {rest}"
-    if mode == 32 and word in _TABLE_OPCODES:
-        if _REGISTER.search(rest):
-            raise line.error("Keystone gives this a 24-bit base with a register operand; use a label")
-        return f".byte 0x0f, 0x01, {_TABLE_OPCODES[word]}; .long {rest.strip('[] ')}"
-    if word == "ljmp" and ":" in rest:
-        if mode == 64:
-            raise line.error("no far jump with an immediate target exists in 64-bit mode")
-        selector, _, target = rest.partition(":")
-        if mode == 32:
-            return f".byte 0xea; .long {target}; .word {selector}"
-    return f"{word} {rest}"

@@ -1,7 +1,7 @@
 """The assembler for firmware: Intel-syntax source files to flat images, with Keystone.
 
-`assemble` gives the bytes, `assemble_image` also the symbols. The text side (includes, macros, conditionals, and respelling what
-Keystone would encode otherwise than meant) is in asmsource.py; this file runs Keystone and finds the line that it refused.
+`assemble` gives the bytes, `assemble_image` also the symbols. asmsource.py expands includes, macros and conditionals,
+asmspelling.py writes each statement as Keystone needs it; this file runs Keystone and finds the line that it refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from keystone import KS_ARCH_X86, KS_MODE_64, Ks, KsError
 
-from .asmsource import AssemblyError, Expander, Line, respell
+from .asmsource import AssemblyError, Expander, Line
+from .asmspelling import local_name, respell
 
 __all__ = ["LOAD_GPA", "AssemblyError", "Image", "assemble", "assemble_image"]
 
@@ -53,7 +54,7 @@ def assemble_image(
         path: the source, Intel syntax; it starts in 16-bit code.
         defines: constants that are defined before the first line.
         load: the gpa of the first byte.
-        include_directories: where `.include` looks after the including file's own directory and its `include` directory.
+        include_directories: where `.include` looks, after the including file's directory and path's `include`.
     Raises:
         AssemblyError: a file that cannot be read or a line that does not assemble.
     """
@@ -70,7 +71,7 @@ def assemble_image(
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
         raise AssemblyError(path, 0, path.name, f"cannot be read ({reason})") from error
     labels = list(expander.labels)
-    tail = [_SENTINEL_STATEMENT, *(f".quad {label}" for label in labels)]
+    tail = [_SENTINEL_STATEMENT, *(f".quad {local_name(label)}" for label in labels)]
     try:
         output = _keystone([*statements, *tail], load)
     except KsError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from emu import cpustate
 from emu.cpustate import BASE, CS, EFLAGS, FLAG_IF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RAX, RDX, RIP, TSC_AUX
 from emu.engine import flush_tlb, stop
-from emu.native import callback, inlined, load32, load64, store64
+from emu.native import callback, inlined, load32, load64, outlined, store64
 from emu.state import state_at
 
 NS_PER_SECOND = 1_000_000_000
@@ -26,31 +26,45 @@ def interrupts_enabled(vm: Any) -> bool:
 
 
 @inlined
-def _attend(vm: Any) -> bool:
-    """Look at what needs attention between two blocks; True when the engine must stop."""
+def attention(vm: Any) -> None:
+    """Have the engine look at ``stop``, ``pending``, ``intr_line`` and ``flush_at_block`` before the next block."""
+    vm.limit = 0
+
+
+@outlined("vqqi")
+def _enter_block_slowly(vm_at, gva, size):
+    """A block begins, and something wants attention or the deadline has come."""
+    vm = state_at(vm_at)
     if vm.flush_at_block:
         vm.flush_at_block = 0
         flush_tlb(vm)
-    if vm.stop or vm.pending or vm.vtime >= vm.deadline:
-        return True
-    if not vm.intr_line:
-        vm.check_at_block = 0
-        return False
-    return interrupts_enabled(vm)
+    must_stop = vm.stop or vm.pending or vm.vtime >= vm.deadline
+    if not must_stop:
+        if not vm.intr_line:
+            vm.limit = vm.deadline
+        elif interrupts_enabled(vm):
+            must_stop = True
+    if must_stop:
+        vm.block_size = 0
+        vm.stopped = 1
+        stop(vm)
+    else:
+        vm.vtime += size
+        vm.block_gva = gva
+        vm.block_size = size
 
 
 @callback("vqqiq")
 def on_block(uc, gva, size, vm_at):
     """Unicorn's UC_HOOK_BLOCK: the guest is about to execute ``size`` bytes of code at ``gva``."""
     vm = state_at(vm_at)
-    if (vm.vtime >= vm.deadline or vm.check_at_block) and _attend(vm):
-        vm.block_size = 0
-        vm.stopped = 1
-        stop(vm)
-        return
-    vm.vtime += size
-    vm.block_gva = gva
-    vm.block_size = size
+    now = vm.vtime
+    if now >= vm.limit:
+        _enter_block_slowly(vm_at, gva, size)
+    else:
+        vm.vtime = now + size
+        vm.block_gva = gva
+        vm.block_size = size
 
 
 @inlined

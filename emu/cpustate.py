@@ -47,6 +47,7 @@ HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
 HF_PE = 1 << 7
 HF_TF = 1 << 8
+HF_CR0 = 7 << 9  # CR0.MP, EM and TS
 HF_IOPL = 3 << 12
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
@@ -72,28 +73,30 @@ SEGMENT_NAMES = ("es", "cs", "ss", "ds", "fs", "gs")
 
 @compiled
 def set_hflags_mode(env: int) -> None:
-    """Recompute the mode bits of HFLAGS from CR0, EFER, EFLAGS and the segment caches, after any was edited."""
-    kept = ~(HF_CPL | HF_CS32 | HF_SS32 | HF_ADDSEG | HF_PE | HF_TF | HF_IOPL | HF_LMA | HF_CS64 | HF_RF | HF_VM | HF_AC)
-    # bits 9 (MP), 10 (EM), 11 (TS) follow CR0 bits 1..3
+    """Recompute the mode bits of HFLAGS from CR0, EFER and the segment caches, after any was edited.
+
+    The bits that HFLAGS shares with EFLAGS (TF, IOPL, RF, VM, AC) stay clear: the engine takes those from EFLAGS
+    itself, and a copy here would outlive them.  SS32 follows SS in 64-bit mode too, although nothing depends on it
+    there, because blocks translated under another value of it would be translated again.
+    """
+    mode = HF_CPL | HF_CS32 | HF_SS32 | HF_ADDSEG | HF_PE | HF_CR0 | HF_LMA | HF_CS64
+    hflags = load32(env + HFLAGS) & ~(mode | HF_TF | HF_IOPL | HF_RF | HF_VM | HF_AC)
     cr0 = load64(env + CR0)
-    eflags = load64(env + EFLAGS)
-    hflags = load32(env + HFLAGS) & kept & ~0xE00
-    hflags |= (cr0 & 0xE) << 8
-    hflags |= eflags & (FLAG_TF | FLAG_IOPL | FLAG_RF | FLAG_VM | FLAG_AC)
-    hflags |= (load32(env + SS + FLAGS) >> 13) & 3
+    hflags |= (cr0 & (CR0_MP | CR0_EM | CR0_TS)) << 8
+    hflags |= (load32(env + SS + FLAGS) >> 13) & HF_CPL
     if cr0 & CR0_PE:
         hflags |= HF_PE
     if load64(env + EFER) & EFER_LMA:
         hflags |= HF_LMA
+    if load32(env + SS + FLAGS) & (1 << 22):
+        hflags |= HF_SS32
     cs_flags = load32(env + CS + FLAGS)
     if hflags & HF_LMA and cs_flags & (1 << 21):
-        hflags |= HF_CS64 | HF_CS32 | HF_SS32
+        hflags |= HF_CS64 | HF_CS32
     else:
         if cs_flags & (1 << 22):
             hflags |= HF_CS32
-        if load32(env + SS + FLAGS) & (1 << 22):
-            hflags |= HF_SS32
-        if not (cr0 & CR0_PE) or eflags & FLAG_VM or not (hflags & HF_CS32):
+        if not cr0 & CR0_PE or load64(env + EFLAGS) & FLAG_VM or not hflags & HF_CS32:
             hflags |= HF_ADDSEG
         elif load64(env + DS + BASE) | load64(env + ES + BASE) | load64(env + SS + BASE):
             hflags |= HF_ADDSEG
@@ -106,6 +109,17 @@ def set_arithmetic_flags(env: int, flags: int) -> None:
     store32(env + CC_OP, CC_OP_EFLAGS)
     store64(env + CC_SRC, flags & FLAGS_ARITHMETIC)
     store32(env + DF, -1 if flags & FLAG_DF else 1)
+
+
+@inlined
+def write_eflags(env: int, flags: int) -> None:
+    """Set EFLAGS from a complete image, whether the engine is running or not.
+
+    While it runs, it looks for the arithmetic flags and DF in their places of :func:`set_arithmetic_flags`; when it
+    starts, it moves them there from EFLAGS.
+    """
+    store64(env + EFLAGS, flags)
+    set_arithmetic_flags(env, flags)
 
 
 class Segment:
@@ -147,7 +161,8 @@ class CpuState:
 
     _FIELDS = {
         **{name: 8 * i for i, name in enumerate(REGISTER_NAMES)},
-        "rip": RIP, "cr0": CR0, "cr2": CR2, "cr3": CR3, "cr4": CR4, "efer": EFER,
+        "rip": RIP, "eflags": EFLAGS, "cr0": CR0, "cr2": CR2, "cr3": CR3, "cr4": CR4, "efer": EFER,
+        "star": STAR, "lstar": LSTAR, "fmask": FMASK,
         **{f"dr{i}": DR + 8 * i for i in range(8)},
     }  # fmt: skip
 

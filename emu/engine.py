@@ -32,6 +32,7 @@ from unicorn.unicorn_const import (
     UC_HOOK_INTR,
     UC_HOOK_MEM_WRITE_PROT,
     UC_HOOK_TLB_FILL,
+    UC_TLB_CPU,
     UC_TLB_VIRTUAL,
 )
 from unicorn.unicorn_py3.unicorn import uclib
@@ -47,6 +48,7 @@ from unicorn.x86_const import (
     UC_X86_REG_CR0,
     UC_X86_REG_CR2,
     UC_X86_REG_CR3,
+    UC_X86_REG_CR4,
     UC_X86_REG_EFLAGS,
     UC_X86_REG_MSR,
     UC_X86_REG_R8,
@@ -77,6 +79,7 @@ TLB_MODES = 3  # QEMU 5.0 x86: kernel with SMAP, user, kernel without SMAP
 _LIBRARY = str(uclib._name)
 _uc_emu_start = external(_LIBRARY, "uc_emu_start", "iqqqqq")
 _uc_emu_stop = external(_LIBRARY, "uc_emu_stop", "iq")
+_cpu_loop_exit = external(_LIBRARY, "cpu_loop_exit_x86_64", "vq")  # not declared in a header, but exported
 _uc_ctl = external(_LIBRARY, "uc_ctl", "iqqqq")
 _uc_reg_read = external(_LIBRARY, "uc_reg_read", "iqiq")
 
@@ -94,9 +97,13 @@ _ALL_ONES = -1
 
 
 @compiled
-def start(vm: Any) -> int:
-    """Execute from the current RIP until something stops the engine; returns Unicorn's error code."""
-    return _uc_emu_start(vm.uc, load64(vm.env + cpustate.RIP), 0, 0, 0)
+def start(vm: Any, count: int) -> int:
+    """Execute from the current RIP until something stops the engine; returns Unicorn's error code.
+
+    Args:
+        count: instructions to execute at most, 0 for no limit.  Any other value is slow: code is translated anew.
+    """
+    return _uc_emu_start(vm.uc, load64(vm.env + cpustate.RIP), 0, 0, count)
 
 
 @inlined
@@ -122,6 +129,16 @@ def read_eflags(vm: Any) -> int:
     """EFLAGS with the arithmetic flags computed."""
     _uc_reg_read(vm.uc, _EFLAGS, vm.scratch_at)
     return load32(vm.scratch_at)
+
+
+@inlined
+def abandon_instruction(vm: Any) -> None:
+    """From a callback that the engine made in the middle of an instruction: leave the engine as if it had not begun.
+
+    Does not return: the engine jumps out of the callback, so no Python frame may lie between.
+    """
+    _uc_emu_stop(vm.uc)
+    _cpu_loop_exit(vm.cpu_at)
 
 
 @inlined
@@ -355,7 +372,8 @@ class Engine:
         self._uc.mem_map_ptr(TRAP_BASE, size, UC_PROT_READ | UC_PROT_EXEC, ram_at)
         self._keep: list[Any] = []
         self.uc = self._uc._uch.value
-        self.env = load_u64(self.uc + _layout.cpu) + _layout.env
+        self.cpu_at = load_u64(self.uc + _layout.cpu)
+        self.env = self.cpu_at + _layout.env
         self.tlb_at = self.env + _layout.tlb
         self.fault_address_at = self.uc + _layout.fault_address
         self._size = size
@@ -389,3 +407,37 @@ class Engine:
 def error_text(code: int) -> str:
     """Unicorn's words for one of its error codes."""
     return str(UcError(code))
+
+
+def plain_unicorn(
+    size: int, contents: dict[int, bytes], control: dict[str, int] | None = None
+) -> Callable[..., None]:
+    """An engine as anyone would use it, for comparison: flat memory from 0, no hooks, its own MMU.
+
+    Args:
+        size: bytes of memory.
+        contents: what lies where.
+        control: values for cr0, cr3, cr4 and efer; paging stays off without them.
+
+    Returns:
+        ``run(start, **registers)``, which executes from ``start`` to the next HLT.
+    """
+    uc = Uc(UC_ARCH_X86, UC_MODE_64)
+    uc.ctl_set_cpu_model(UC_CPU_X86_EPYC)
+    uc.ctl_exits_enabled(True)
+    uc.mem_map(0, size)
+    for address, data in contents.items():
+        uc.mem_write(address, data)
+    if control:
+        uc.ctl_set_tlb_mode(UC_TLB_CPU)
+        uc.reg_write(UC_X86_REG_MSR, (0xC000_0080, control["efer"]))
+        for register, name in ((UC_X86_REG_CR4, "cr4"), (UC_X86_REG_CR3, "cr3"), (UC_X86_REG_CR0, "cr0")):
+            uc.reg_write(register, control[name])
+    numbers = {"rcx": UC_X86_REG_RCX, "rdi": UC_X86_REG_RDI, "rsp": UC_X86_REG_RSP}
+
+    def run(start: int, **registers: int) -> None:
+        for name, value in registers.items():
+            uc.reg_write(numbers[name], value)
+        uc.emu_start(start, 0)
+
+    return run

@@ -48,7 +48,7 @@ def record(vm: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
     vm.event_head += 1
     if vm.event_stop_mask >> kind & 1 or vm.event_head - vm.event_tail >= vm.event_capacity - RING_MARGIN:
         vm.stop = 1
-        vm.check_at_block = 1
+        vm.limit = 0
 
 
 @compiled
@@ -394,7 +394,7 @@ class EventLog:
 
     def record(self, kind: type[Event], a: int, b: int = 0, c: int = 0, d: int = 0, e: int = 0) -> None:
         """Record an event that happened in the Python plane."""
-        record_from_python(self._vm_at, kind.KIND, a, b, c, d, e)
+        record_from_python(self._vm_at, kind.KIND, int(a), int(b), int(c), int(d), int(e))  # plain ints dispatch fastest
         if self._native.event_head - self._native.event_tail >= RING_CAPACITY - RING_MARGIN:
             self.drain()
 

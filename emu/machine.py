@@ -39,6 +39,20 @@ class Machine:
         self.vms: list[VirtualMachine] = []
 
     @staticmethod
+    def check_sizes(ram: int, pool: int, mmu: str) -> None:
+        """Raise BadInput unless a VM can have this RAM and pool (bytes) and this paging architecture."""
+        if mmu not in MMU_NAMES:
+            raise BadInput("--mmu", f"{mmu!r} is not one of {', '.join(MMU_NAMES)}")
+        smallest, largest = format_size(MIN_RAM), format_size(MAX_RAM)
+        if not MIN_RAM <= ram <= MAX_RAM or ram % PAGE_SIZE:
+            raise BadInput("--ram", f"{format_size(ram)} is not a multiple of 4K from {smallest} to {largest}")
+        smallest = format_size(MIN_POOL * PAGE_SIZE)
+        if pool < MIN_POOL * PAGE_SIZE or pool % PAGE_SIZE:
+            raise BadInput("--pool", f"{format_size(pool)} is not a multiple of 4K of at least {smallest}")
+        if pool > ram:
+            raise BadInput("--pool", f"{format_size(pool)} is more than the {format_size(ram)} of RAM it would back")
+
+    @staticmethod
     def size_for(ram: int, pool: int, mmu: str) -> int:
         """Bytes of machine memory for one VM: its pool, its shadow tables, the void frame."""
         tables = shadow_tables_for(ram) if mmu == "shadow" else 0
@@ -57,16 +71,7 @@ class Machine:
             OutOfMachineFrames: the machine has not enough free frames.
         """
         pool = ram if pool is None else pool
-        if mmu not in MMU_NAMES:
-            raise BadInput("--mmu", f"{mmu!r} is not one of {', '.join(MMU_NAMES)}")
-        if not MIN_RAM <= ram <= MAX_RAM or ram % PAGE_SIZE:
-            raise BadInput(
-                "--ram", f"{ram} bytes are not a multiple of 4K from {format_size(MIN_RAM)} to {format_size(MAX_RAM)}"
-            )
-        if pool % PAGE_SIZE or pool < MIN_POOL * PAGE_SIZE:
-            raise BadInput("--pool", f"{pool} bytes are not a multiple of 4K of at least {MIN_POOL * PAGE_SIZE}")
-        if pool > ram:
-            raise BadInput("--pool", f"{format_size(pool)} is more than the {format_size(ram)} of RAM it would back")
+        self.check_sizes(ram, pool, mmu)
         free = self.memory.free
         tables = shadow_tables_for(ram) if mmu == "shadow" else 0
         if (pool >> PAGE_SHIFT) + tables > free:

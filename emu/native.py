@@ -13,13 +13,62 @@ Conventions of the native plane:
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import config, types
 
 JIT = not config.DISABLE_JIT
+
+_CACHES_KEPT = 8  # versions of the source whose machine code stays on disk
+
+
+def _native_sources() -> list[Path]:
+    """The modules that have compiled functions, and all that they import from this package."""
+    package = Path(__file__).parent
+    native = re.compile(rb"^ *@(compiled|inlined|outlined|callback)\b", re.MULTILINE)
+    wanted = {path for path in package.rglob("*.py") if native.search(path.read_bytes())}
+    todo = list(wanted)
+    while todo:
+        for module, names in re.findall(r"^from emu((?:\.\w+)*) import ([\w, ]*)", todo.pop().read_text(), re.MULTILINE):
+            folder = package.joinpath(*module.split("."))
+            candidates = [folder.with_suffix(".py"), *(folder / f"{name.strip()}.py" for name in names.split(","))]
+            found = {path for path in candidates if path.is_file()} - wanted
+            wanted |= found
+            todo += found
+    return sorted(wanted)
+
+
+def _cache_directory() -> str:
+    """Where machine code of exactly this source is kept.
+
+    Numba looks at the file of a compiled function but not at the files of the functions that it calls, so all of the
+    native plane's source is part of the directory's name.
+    """
+    digest = hashlib.sha256()
+    for path in _native_sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emu"
+    directory = base / digest.hexdigest()[:16]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        os.utime(directory)
+        old = sorted(base.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-_CACHES_KEPT]
+        for path in old:
+            shutil.rmtree(path, ignore_errors=True)
+    except OSError:  # no home, or not writable
+        return tempfile.mkdtemp(prefix="emu-")
+    return str(directory)
+
+
+config.CACHE_DIR = config.CACHE_DIR or _cache_directory()
 
 _C_TYPES = {"b": ctypes.c_bool, "i": ctypes.c_int, "q": ctypes.c_int64, "v": None}
 _NUMBA_TYPES = {"b": types.boolean, "i": types.int32, "q": types.int64, "v": types.void}
@@ -38,8 +87,7 @@ def unsigned(value: int) -> int:
 
 if JIT:
     from llvmlite import binding, ir
-    from numba import carray, cfunc, njit
-    from numba.core import cgutils
+    from numba import cfunc, from_dtype, njit
     from numba.extending import intrinsic
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,19 +95,48 @@ if JIT:
         return njit(cache=True, error_model="numpy", no_cpython_wrapper=False)(function)
 
     def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile ``function`` for use from other native functions."""
-        return njit(error_model="numpy")(function)
+        """Compile ``function`` for use from other native functions, once for all constants passed to it."""
+        dispatcher = njit(error_model="numpy")(function)
+        template = dispatcher.get_call_template
+
+        def call_template(arguments: Any, keywords: Any) -> Any:
+            return template(tuple(_widened(argument) for argument in arguments), keywords)
+
+        dispatcher.get_call_template = call_template
+        return dispatcher
+
+    def _widened(argument: Any) -> Any:
+        plain = types.unliteral(argument)
+        return types.int64 if isinstance(plain, types.Integer) else plain
 
     def callback(signature: str) -> Callable[[Callable[..., Any]], Any]:
         """A C callback; ``signature`` is one letter for the result, then one for each argument (q, i, b, v)."""
         result, *arguments = (_NUMBA_TYPES[letter] for letter in signature)
 
         def wrap(function: Callable[..., Any]) -> Any:
-            compiled_function = cfunc(result(*arguments), cache=True, error_model="numpy")(function)
+            compiled_function = cfunc(result(*arguments), cache=True, error_model="numpy", forceinline=True)(function)
             compiled_function.address_of = compiled_function.address
             return compiled_function
 
         return wrap
+
+    def outlined(signature: str) -> Callable[[Callable[..., Any]], Any]:
+        """A native function that is called, never inlined: keeps rare work out of fast paths and compile times short.
+
+        Arguments and result are int64 ("q") only; the VM comes as the host address of its record.
+        """
+
+        def wrap(function: Callable[..., Any]) -> Any:
+            symbol = f"{function.__module__}.{function.__qualname__}".replace(".", "_")
+            made = callback(signature)(function)
+            _OUTLINED.append(made)
+            binding.add_symbol(symbol, made.address_of)
+            result, *arguments = (_NUMBA_TYPES[letter] for letter in signature)
+            return types.ExternalFunction(symbol, result(*arguments))
+
+        return wrap
+
+    _OUTLINED: list[Any] = []  # keeps their machine code alive
 
     def external(library: str, name: str, signature: str) -> Any:
         """The C function ``name`` of the shared library at path ``library``."""
@@ -93,11 +170,15 @@ if JIT:
         return store
 
     @intrinsic
-    def _pointer(typing_context: Any, address: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+    def call_host(typing_context: Any, address: Any, a: Any, b: Any, c: Any) -> Any:
+        """Call the C function at a host address: three int64 to an int64."""
 
-        return types.voidptr(types.int64), codegen
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word = ir.IntType(64)
+            function = builder.inttoptr(arguments[0], ir.FunctionType(word, [word] * 3).as_pointer())
+            return builder.call(function, arguments[1:])
+
+        return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
 
     def global_cell(name: str) -> tuple[np.ndarray[Any, Any], Callable[[], int]]:
         """One process-wide int64: as an array for Python, and a native function that returns its host address.
@@ -117,12 +198,17 @@ if JIT:
 
         return cell, cell_at
 
-    def record_at(dtype: np.dtype[Any]) -> Callable[[int], Any]:
+    def record_at(dtype: np.dtype[Any], name: str) -> Callable[[int], Any]:
         """A function from a host address to the record of ``dtype`` that lies there."""
+        record = from_dtype(dtype)
+        record.name = name  # numba would spell out every field in the name of every function that takes the record
 
-        @inlined
-        def view(address: int) -> Any:
-            return carray(_pointer(address), 1, dtype)[0]
+        @intrinsic
+        def view(typing_context: Any, address: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                return builder.inttoptr(arguments[0], context.get_value_type(record))
+
+            return record(types.int64), codegen
 
         return view
 
@@ -145,6 +231,9 @@ else:
     def callback(signature: str) -> Callable[[Callable[..., Any]], Any]:
         return lambda function: _InterpretedCallback(function, signature)
 
+    def outlined(signature: str) -> Callable[[Callable[..., Any]], Any]:
+        return lambda function: function
+
     def external(library: str, name: str, signature: str) -> Any:
         result, *arguments = (_C_TYPES[letter] for letter in signature)
         return ctypes.CFUNCTYPE(result, *arguments)((name, ctypes.CDLL(library)))
@@ -161,20 +250,29 @@ else:
 
         return store
 
+    def call_host(address: int, a: int, b: int, c: int) -> int:
+        word = ctypes.c_int64
+        return int(ctypes.CFUNCTYPE(word, word, word, word)(int(address))(a, b, c))
+
     def global_cell(name: str) -> tuple[np.ndarray[Any, Any], Callable[[], int]]:
         cell = np.zeros(1, np.int64)
         return cell, lambda: address_of(cell)
 
-    def record_at(dtype: np.dtype[Any]) -> Callable[[int], Any]:
-        def view(address: int) -> Any:
-            raw = (ctypes.c_uint8 * dtype.itemsize).from_address(int(address))
-            return np.frombuffer(raw, dtype=dtype).view(np.recarray)[0]
-
-        return view
+    def record_at(dtype: np.dtype[Any], name: str) -> Callable[[int], Any]:
+        fields = [(field, ctypes.c_int64) for field in dtype.names or ()]
+        return type(name, (ctypes.Structure,), {"_fields_": fields}).from_address
 
 
 load8, load16, load32, load64 = _load(8), _load(16), _load(32), _load(64)
 store8, store16, store32, store64 = _store(8), _store(16), _store(32), _store(64)
+
+
+def host_function(function: Callable[[int, int, int], int]) -> Any:
+    """A Python function for :func:`call_host`: ``address_of`` is its host address, the object keeps it alive."""
+    word = ctypes.c_int64
+    thunk = ctypes.CFUNCTYPE(word, word, word, word)(function)
+    thunk.address_of = ctypes.cast(thunk, ctypes.c_void_p).value
+    return thunk
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:

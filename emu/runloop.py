@@ -7,13 +7,17 @@ from typing import Any
 
 from emu import cpustate
 from emu.clock import interrupts_enabled, leave_block
-from emu.delivery import deliver_external, deliver_pending
-from emu.engine import ERR_EXCEPTION, ERR_OK, fault_address, start, use_clock
-from emu.mmu.walk import FAULT, MODE_4LEVEL, NEED, NON_CANONICAL, OK
-from emu.native import compiled, inlined, load64, store64
+from emu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
+from emu.engine import ERR_OK, read_eflags, start, use_clock
+from emu.gates import EXCEPTION
+from emu.mmu.fill import CODE_IN_USE
+from emu.mmu.walk import NEED, OK
+from emu.native import compiled, load64
+from emu.portio import DENIED
 from emu.state import state_at
 
-_PAGE_FAULT, _GENERAL_PROTECTION = 14, 13
+FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
+_GENERAL_PROTECTION = 13
 
 
 class Reason(IntEnum):
@@ -33,16 +37,6 @@ _STOP, _NEED, _INTERRUPT, _HALT = int(Reason.STOP), int(Reason.NEED), int(Reason
 _SHUTDOWN, _ENGINE_ERROR = int(Reason.SHUTDOWN), int(Reason.ENGINE_ERROR)
 
 
-@inlined
-def _raise(vm: Any, vector: int, error: int) -> None:
-    """Make an exception of the instruction at RIP pending."""
-    vm.pending = 1
-    vm.pending_vector = vector
-    vm.pending_error = error
-    vm.pending_software = 0
-    vm.pending_rip = load64(vm.env + cpustate.RIP)
-
-
 @compiled
 def run(vm_at: int) -> int:
     """Run the guest until Python must decide; returns a :class:`Reason`."""
@@ -52,38 +46,49 @@ def run(vm_at: int) -> int:
         if vm.shutdown:
             return _SHUTDOWN
         if vm.pending:
-            status = deliver_pending(vm)
-            if status == NEED:
+            if deliver_pending(vm) == NEED:
                 return _NEED
             continue
         if vm.stop or vm.vtime >= vm.deadline:
             return _STOP
         if vm.intr_line and interrupts_enabled(vm):
             return _INTERRUPT
+        vm.limit = 0 if vm.intr_line else vm.deadline
         vm.stopped = 0
         vm.miss_kind = OK
-        error = start(vm)
+        error = start(vm, vm.single)
         if vm.stopped:
             continue
-        if error == ERR_OK:
-            return _HALT
-        leave_block(vm)
-        if error != ERR_EXCEPTION or vm.miss_kind == OK:
+        if vm.miss_kind != OK:  # the instruction at RIP could not be executed
+            leave_block(vm)
+            if vm.miss_kind == NEED:
+                return _NEED
+            if vm.miss_kind == CODE_IN_USE:
+                vm.single = 1
+                continue
+            vm.single = 0
+            vm.vtime += FAULT_NS
+            if vm.miss_kind == DENIED:
+                deliver(vm, _GENERAL_PROTECTION, 0, EXCEPTION, load64(vm.env + cpustate.RIP))
+            else:
+                deliver_refused(vm)
+        elif error != ERR_OK:
             vm.engine_error = error
             return _ENGINE_ERROR
-        if vm.miss_kind == FAULT:
-            gva = fault_address(vm)
-            if vm.mode != MODE_4LEVEL:
-                gva &= 0xFFFF_FFFF
-            store64(vm.env + cpustate.CR2, gva)
-            _raise(vm, _PAGE_FAULT, vm.miss_error)
-        elif vm.miss_kind == NON_CANONICAL:
-            _raise(vm, _GENERAL_PROTECTION, 0)
+        elif vm.single:
+            vm.single = 0
+            leave_block(vm)
         else:
-            return _NEED
+            return _HALT
 
 
 @compiled
 def inject(vm_at: int, vector: int) -> int:
     """Deliver a hardware interrupt; returns the status of :func:`emu.delivery.deliver_external`."""
     return deliver_external(state_at(vm_at), vector)
+
+
+@compiled
+def eflags(vm_at: int) -> int:
+    """EFLAGS with the arithmetic flags computed."""
+    return read_eflags(state_at(vm_at))

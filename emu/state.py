@@ -6,16 +6,16 @@ copy, as ``machine_vm.native`` (see :mod:`emu.vm`).  Fields named ``*_at`` are h
 
 from __future__ import annotations
 
-from typing import Any
+import ctypes
 
 import numpy as np
 
 from emu.native import record_at
 
 _FIELDS = """
-uc env fault_address_at tlb_at vtime_at scratch_at
+at uc cpu_at env fault_address_at tlb_at vtime_at scratch_at
 ram_at frames void_mfn frame_flags_at
-vtime deadline check_at_block stop flush_at_block stopped block_gva block_size
+vtime deadline limit stop flush_at_block stopped block_gva block_size
 mode cr0 cr3 cr4 efer
 p2m_at p2m_size m2p_at
 nested root_mfn root_level shadow_format
@@ -24,8 +24,11 @@ shadow_key_at shadow_role_at shadow_link_at shadow_writes_at shadow_bucket_at sh
 rmap_head_at rmap_next_at rmap_prev_at
 walk_at walk_gpa walk_writable walk_user walk_nx walk_dirty walk_level
 miss_kind miss_gva miss_error need_gfn need_intent
-window_mfn
-pending pending_vector pending_error pending_software pending_rip
+window_mfn single port_in_at port_out_at
+pending pending_vector pending_error pending_software pending_rip pending_prior
+fault_vector fault_error fault_gva sys_value sys_mfn sys_page sys_page_mfn external new_stack task_switched
+debugging watching watch_step watch_hits watch_stored watch_mfn0 watch_mfn1 watch_mfn2 watch_mfn3
+seen_dr0 seen_dr1 seen_dr2 seen_dr3 seen_dr4 seen_dr5 seen_dr6 seen_dr7
 shutdown intr_line engine_error
 event_ring_at event_capacity event_head event_tail event_mask event_counts_at event_stop_mask
 step_count step_rip
@@ -34,10 +37,11 @@ step_count step_rip
 STATE = np.dtype([(name, np.int64) for name in _FIELDS])
 """The shared record's dtype: int64 fields only."""
 
-state_at = record_at(STATE)
+state_at = record_at(STATE, "VM")
 """From the host address of a record to the record, in native code."""
 
 
-def new_state() -> np.ndarray[Any, Any]:
-    """A zeroed record as an array of length 1; ``new_state()[0]`` gives attribute access to its fields."""
-    return np.zeros(1, STATE).view(np.recarray)
+class State(ctypes.Structure):
+    """A record, zeroed, for the Python plane; ``ctypes.addressof`` gives its host address."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in _FIELDS]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emu import clock, engine, runloop
+from emu import clock, engine, portio, runloop
 from emu.addr import PAGE_SHIFT
 from emu.boot.flat import CODE_16, DATA_16
 from emu.boot.guest import Guest
@@ -25,9 +25,9 @@ from emu.errors import EmuError
 from emu.events import EventLog
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
-from emu.native import address_of
+from emu.native import address_of, host_function
 from emu.runloop import Reason
-from emu.state import new_state
+from emu.state import State
 
 if TYPE_CHECKING:
     from emu.machine import Machine
@@ -65,6 +65,7 @@ class VirtualMachine:
 
     Attributes:
         name: the VM's name.
+        guest: what :meth:`boot` placed in it, None before that.
         cpu: registers (:class:`emu.cpustate.CpuState`).
         dmm, p2m, pool: its memory.
         events: its event stream.
@@ -79,9 +80,8 @@ class VirtualMachine:
         self.name = name
         self.machine = machine
         memory = machine.memory
-        self._state = new_state()
-        self.native = self._state[0]
-        self.native_at = address_of(self._state)
+        self.native = State()
+        self.native_at = ctypes.addressof(self.native)
         self._scratch = np.zeros(16, np.int64)
         self.engine = engine.Engine(memory.at, memory.frames << PAGE_SHIFT)
         self.cpu = CpuState(self.engine.env)
@@ -96,6 +96,7 @@ class VirtualMachine:
         self.pool = Pool(memory, pool)
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
         self.platform = Platform(lambda: self.now, self._set_intr, self._guest_exits)
+        self.guest: Guest | None = None
         self.exit_value: int | None = None
         self.exits = Exits()
         self._raised: BaseException | None = None
@@ -105,11 +106,13 @@ class VirtualMachine:
 
     def _fill_native(self) -> None:
         native, memory = self.native, self.machine.memory
+        native.at = self.native_at
         native.uc = self.engine.uc
+        native.cpu_at = self.engine.cpu_at
         native.env = self.engine.env
         native.fault_address_at = self.engine.fault_address_at
         native.tlb_at = self.engine.tlb_at
-        native.vtime_at = self.native_at + self._state.dtype.fields["vtime"][1]
+        native.vtime_at = self.native_at + State.vtime.offset
         native.scratch_at = address_of(self._scratch)
         native.walk_at = address_of(self._scratch) + 32
         native.ram_at = memory.at
@@ -138,12 +141,12 @@ class VirtualMachine:
         e.hook_instruction(engine.UC_X86_INS_SYSENTER, delivery.on_sysenter, at)
         e.hook_instruction(engine.UC_X86_INS_RDTSC, clock.on_rdtsc, at)
         e.hook_instruction(engine.UC_X86_INS_RDTSCP, clock.on_rdtscp, at)
-        self._port_callbacks = (
-            _Thunk(ctypes.CFUNCTYPE(ctypes.c_uint32, *_IN_ARGUMENTS)(self._guarded(self._port_in))),
-            _Thunk(ctypes.CFUNCTYPE(None, *_OUT_ARGUMENTS)(self._guarded(self._port_out))),
-        )
-        e.hook_instruction(engine.UC_X86_INS_IN, self._port_callbacks[0], 0)
-        e.hook_instruction(engine.UC_X86_INS_OUT, self._port_callbacks[1], 0)
+        self._port_in = host_function(self._guarded(self._read_port))
+        self._port_out = host_function(self._guarded(self._write_port))
+        self.native.port_in_at = self._port_in.address_of
+        self.native.port_out_at = self._port_out.address_of
+        e.hook_instruction(engine.UC_X86_INS_IN, portio.on_in, at)
+        e.hook_instruction(engine.UC_X86_INS_OUT, portio.on_out, at)
 
     def _reset_cpu(self) -> None:
         """Real mode with everything at zero, as after reset but for the entry point, which the boot protocol sets."""
@@ -165,6 +168,7 @@ class VirtualMachine:
         for gfn in guest.image.gfns():
             if gfn < len(self.p2m):
                 self.p2m.set(gfn, PageType.IMAGE)
+        self.guest = guest
         guest.start(self.cpu)
         set_hflags_mode(self.engine.env)
 
@@ -190,6 +194,11 @@ class VirtualMachine:
     def now(self) -> int:
         """Virtual time in ns."""
         return int(self.native.vtime)
+
+    @property
+    def eflags(self) -> int:
+        """EFLAGS with the arithmetic flags computed."""
+        return int(runloop.eflags(self.native_at))
 
     def request_stop(self) -> None:
         """Make :meth:`run` return before the guest's next block of code.  May be called from listeners and devices."""
@@ -255,6 +264,9 @@ class VirtualMachine:
                 self.cpu.rip -= 1  # still halted: execute HLT again when the run goes on
                 return True
             self._tick()
+            if self._stop_requested and not native.intr_line:
+                self.cpu.rip -= 1
+                return True
         return True
 
     def _next_deadline(self) -> int:
@@ -275,14 +287,14 @@ class VirtualMachine:
 
     def _attention(self) -> None:
         self.native.stop = 1
-        self.native.check_at_block = 1
+        self.native.limit = 0
 
     # --- called by devices ---
 
     def _set_intr(self, level: bool) -> None:
         self.native.intr_line = int(level)
         if level:
-            self.native.check_at_block = 1
+            self.native.limit = 0
 
     def _guest_exits(self, value: int) -> None:
         if self.exit_value is None:
@@ -291,15 +303,16 @@ class VirtualMachine:
 
     # --- called by the engine ---
 
-    def _port_in(self, uc: int, port: int, size: int, data: int) -> int:
+    def _read_port(self, port: int, size: int, _: int) -> int:
         value = self.platform.bus.read(port, size)
         self._after_port_access()
         return value
 
-    def _port_out(self, uc: int, port: int, size: int, value: int, data: int) -> None:
+    def _write_port(self, port: int, size: int, value: int) -> int:
         if self.exit_value is None:
             self.platform.bus.write(port, size, value)
             self._after_port_access()
+        return 0
 
     def _after_port_access(self) -> None:
         """The access may have moved a device's deadline forward."""
@@ -325,15 +338,3 @@ class VirtualMachine:
         if self._raised is not None:
             error, self._raised = self._raised, None
             raise error
-
-
-class _Thunk:
-    """A ctypes callback in the form that :meth:`Engine.hook` takes."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-        self.address_of = ctypes.cast(function, ctypes.c_void_p).value
-
-
-_IN_ARGUMENTS = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
-_OUT_ARGUMENTS = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)

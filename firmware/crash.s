@@ -1,8 +1,9 @@
 # crash: a triple fault on purpose, in protected mode with paging on.
 #
-# A PUSH to a stack that is not mapped raises #PF. The interrupt descriptor table is empty, so #PF cannot be delivered: #GP, which
-# makes it a double fault. That cannot be delivered either, and the CPU shuts down. The walk of the stack's gva ends at a page table
-# whose neighbouring entries are present: one page below its lowest page, as when a stack overflows.
+# A PUSH to a stack that is not mapped raises #PF. The interrupt descriptor table is empty, so #PF cannot be delivered:
+# #GP, which makes it a double fault. That cannot be delivered either, and the CPU shuts down. The walk of the stack's
+# gva ends at a page table whose neighbouring entries are present: one page below its lowest page, as when a stack
+# overflows.
 
 .code16
     jmp start

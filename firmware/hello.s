@@ -1,7 +1,7 @@
 # hello: from 16-bit real mode to 32-bit protected mode, a greeting, and the end.
 #
-# The smallest guest. Everything that a PC needs before 32-bit code can run is here: a table of segment descriptors, one bit in
-# CR0, and a far jump.
+# The smallest guest. Everything that a PC needs before 32-bit code can run is here: a table of segment descriptors, one
+# bit in CR0, and a far jump.
 
 .code16
     jmp start                       # the image is entered at its first byte

@@ -9,9 +9,9 @@
 #           1 walk:  words anywhere in the arena, all written
 #           2 mixed: 7 of 8 accesses in the first eighth of the arena, 3 of 4 of them reads
 #
-# Every write adds a random number to a word. Two sums are kept in registers: of the numbers, and of the numbers each multiplied by
-# its word's index with bit 0 set. At the end both are computed again from memory. The first finds a lost or doubled write, the
-# second also pages that changed places.
+# Every write adds a random number to a word. Two sums are kept in registers: of the numbers, and of the numbers each
+# multiplied by its word's index with bit 0 set. At the end both are computed again from memory. The first finds a lost
+# or doubled write, the second also pages that changed places.
 
 .code16
     jmp start

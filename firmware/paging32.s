@@ -1,11 +1,12 @@
 # paging32: 32-bit paging with page tables of its own making.
 #
-# A two-level walk turns a linear address (gva) into a physical one (gpa): bits 31-22 index the page directory, bits 21-12 the page
-# table it points to, bits 11-0 are the offset in the page. A directory entry with PS maps 4 MiB at once. The guest
+# A two-level walk turns a linear address (gva) into a physical one (gpa): bits 31-22 index the page directory, bits
+# 21-12 the page table it points to, bits 11-0 are the offset in the page. A directory entry with PS maps 4 MiB at once.
+# The guest
 #   - maps, moves, aliases, write-protects and unmaps pages, through a page directory that maps itself,
 #   - checks contents, accessed and dirty bits, and each page fault's CR2 and error code,
-#   - runs a program in ring 3 that makes calls with INT 0x80, and gives it memory page by page as it touches it (demand paging),
-#     and copies of shared pages when it writes to them (copy-on-write).
+#   - runs a program in ring 3 that makes calls with INT 0x80, and gives it memory page by page as it touches it
+#     (demand paging), and copies of shared pages when it writes to them (copy-on-write).
 
 .code16
     jmp start
@@ -112,7 +113,7 @@ start:
     mov es, ax
     iretd
 
-# ---- page tables ------------------------------------------------------------------------------------------------------
+# ---- page tables -----------------------------------------------------------------------------------------------------
 
 build_tables:
     mov edi, DIRECTORY              # all entries not present
@@ -127,8 +128,8 @@ build_tables:
     add eax, 4096
     dec ecx
     jnz .Lidentity_next
-    # The program's own pages of this image are open to ring 3, but not for writing. The directory entry must allow it too:
-    # rights are the intersection of all levels.
+    # The program's own pages of this image are open to ring 3, but not for writing. The directory entry must allow it
+    # too: rights are the intersection of all levels.
     mov eax, offset user_program
     shr eax, 12
     mov ecx, USER_PROGRAM_PAGES
@@ -176,10 +177,10 @@ take_frame:
 
 next_frame: .long FRAMES
 
-# ---- supervisor checks ------------------------------------------------------------------------------------------------
+# ---- supervisor checks -----------------------------------------------------------------------------------------------
 
-# The last directory entry points to the directory. So the walk for the last 4 MiB takes the directory for a page table, and the
-# tables themselves appear as pages.
+# The last directory entry points to the directory. So the walk for the last 4 MiB takes the directory for a page table,
+# and the tables themselves appear as pages.
 test_self_map:
     mov eax, [SELF_PDE]
     and eax, 0xFFFFF000
@@ -398,7 +399,8 @@ test_reserved_bit:
     check_equal 39, dword ptr [LARGE + 0x123458], 0x44444444
     ret
 
-# A store that begins in one page and ends in the next: the fault names the page that is missing, and no byte was stored.
+# A store that begins in one page and ends in the next: the fault names the page that is missing, and no byte was
+# stored.
 test_page_crossing:
     call take_frame
     lea edx, [eax + RW]
@@ -450,7 +452,7 @@ test_second_space:
     jnz .Lspaces_next
     ret
 
-# ---- fault and call handlers ------------------------------------------------------------------------------------------
+# ---- fault and call handlers -----------------------------------------------------------------------------------------
 
 # Ring 3's data segments are good for ring 0 too: all segments are flat.
 page_fault:
@@ -611,7 +613,7 @@ shared_frame:                       # the frame that both COPIED pages show at f
     .long 0x99999999
     .space 4092
 
-# ---- the ring 3 program -----------------------------------------------------------------------------------------------
+# ---- the ring 3 program ----------------------------------------------------------------------------------------------
 
 # Announce a fault of the instruction, run it, and go on behind it. Changes all but EBP and ESP.
 .macro user_expect_fault number, gva, error, instruction:vararg

@@ -226,7 +226,7 @@ class Counter:
 
     def _rises(self, after: int, until: int) -> bool:
         """Whether OUT rises at a clock number above `after` and up to `until`, with no load between them."""
-        if self.start is None or self.paused_at is not None or until <= after:
+        if self.start is None or until <= after:
             return False
         rise = self._next_rise(self.start, self.initial, after)
         return rise is not None and rise <= until
@@ -234,7 +234,7 @@ class Counter:
     def _next_rise(self, start: int, initial: int, after: int | None = None) -> int | None:
         """First clock number above `after` (default `now`) at which OUT rises, loaded with `initial` at `start`."""
         after = self.now if after is None else after
-        if self.paused_at is not None or not (self.gate or self.mode in HARDWARE_TRIGGERED):
+        if not self.gate and self.mode not in HARDWARE_TRIGGERED:
             return None
         if self.mode in PERIODIC:
             return start + (max(after - start, 0) // initial + 1) * initial

@@ -54,6 +54,10 @@ class Platform:
         """Call ``sink`` with what the guest prints from now on."""
         self._sinks.append(sink)
 
+    def unlisten(self, sink: Callable[[bytes], None]) -> None:
+        """Stop calling ``sink``."""
+        self._sinks.remove(sink)
+
     def acknowledge(self) -> int:
         """The CPU accepts an interrupt: its vector."""
         return self._pic.acknowledge()
@@ -74,5 +78,5 @@ class Platform:
 
     def _print(self, data: bytes) -> None:
         self.console += data
-        for sink in self._sinks:
+        for sink in tuple(self._sinks):
             sink(data)

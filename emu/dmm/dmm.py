@@ -2,6 +2,8 @@
 
 It alone writes P2M, M2P and pool.  Policies call it; paging is told by it (``forget``, ``restrict``) before any change
 takes effect, so that no stale translation survives.
+
+Whatever a policy raises passes through, and leaves the mapping as it was before the step that asked the policy.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from collections.abc import Callable
 import numpy as np
 
 from emu import events
-from emu.addr import PAGE_SIZE
+from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.m2p import M2P
 from emu.dmm.p2m import ALL_RIGHTS, P2M, Intent, PageType
-from emu.dmm.policy import Policy
+from emu.dmm.policy import Policy, PolicyFault
 from emu.dmm.pool import Pool
 from emu.errors import EmuError
 from emu.mmu.paging import Paging
@@ -83,20 +85,34 @@ class DMM:
         self.policies: list[Policy] = []
         self.after_change: Callable[[], None] | None = None
         self._keepers: dict[int, Policy] = {}
+        self._asking: dict[int, int] = {}  # gfns whose contents a policy fetches or stores now, and their new frames
 
     # --- policies ---
 
     def attach(self, policy: Policy) -> None:
         """Put ``policy`` in force, behind those that already are."""
         self.policies.append(policy)
-        policy.attach(self)
+        try:
+            policy.attach(self)
+        except BaseException:
+            self.policies.remove(policy)
+            raise
 
     def detach(self, policy: Policy) -> None:
-        """Take ``policy`` out of force; pages that it keeps come back first."""
-        for gfn in [gfn for gfn, keeper in self._keepers.items() if keeper is policy]:
-            self.populate(gfn)
-        policy.detach()
-        self.policies.remove(policy)
+        """Take ``policy`` out of force; pages that it keeps come back first.
+
+        Raises:
+            OutOfFrames: they do not all fit into the pool; the policy stays in force.
+        """
+        place = self.policies.index(policy)
+        del self.policies[place]  # it must not evict other pages to make room for its own
+        try:
+            for gfn in [gfn for gfn, keeper in self._keepers.items() if keeper is policy]:
+                self.populate(gfn)
+            policy.detach()
+        except BaseException:
+            self.policies.insert(place, policy)
+            raise
 
     # --- what the guest asks for ---
 
@@ -108,15 +124,26 @@ class DMM:
 
         Raises:
             OutOfFrames: the pool is full and no policy makes room.
+            PolicyFault: a policy claims to have settled it and has not.
+            ValueError: there is no such gfn.
         """
+        self._check(gfn)
         cause = self.p2m.type(gfn)
         if cause != PageType.RAM:
             self.populate(gfn)
-        if not self.p2m.rights(gfn) & intent and not any(policy.denied(gfn, intent) for policy in self.policies):
-            self.protect(gfn, self.p2m.rights(gfn) | intent)
+        if intent & ~self.p2m.rights(gfn):
+            self._settle(gfn, intent)
         mfn = self.p2m.mfn(gfn)
         self.log.record(events.DmmFault, gfn, intent, cause, mfn)
         return mfn
+
+    def _settle(self, gfn: int, intent: Intent) -> None:
+        for policy in self.policies:
+            if policy.denied(gfn, intent):
+                if intent & ~self.p2m.rights(gfn):
+                    raise PolicyFault(policy.name, gfn, f"says that {intent.name} is settled, and it is not granted")
+                return
+        self.protect(gfn, self.p2m.rights(gfn) | intent)
 
     def populate(self, gfn: int) -> int:
         """Give ``gfn`` a frame with its contents, if it has none.
@@ -126,16 +153,26 @@ class DMM:
 
         Raises:
             OutOfFrames: as :meth:`resolve`.
+            PolicyFault: a policy hands out contents that are no page.
+            ValueError: there is no such gfn.
         """
-        kind = self.p2m.type(gfn)
-        if kind == PageType.RAM:
+        self._check(gfn)
+        if self.p2m.type(gfn) == PageType.RAM:
             return self.p2m.mfn(gfn)
+        self._check_not_asking(gfn)
         mfn = self._take_frame(gfn)
+        kind = self.p2m.type(gfn)
+        if kind == PageType.RAM:  # making room has populated it
+            self.pool.give_back(mfn)
+            return self.p2m.mfn(gfn)
+        self._asking[gfn] = mfn
         try:
             contents = self._contents(gfn, kind)
         except BaseException:
             self.pool.give_back(mfn)
             raise
+        finally:
+            del self._asking[gfn]
         self.memory.pages[mfn] = np.frombuffer(contents, np.uint8)
         self._keepers.pop(gfn, None)
         self.m2p.set(mfn, self.index, gfn)
@@ -144,13 +181,20 @@ class DMM:
         return mfn
 
     def _contents(self, gfn: int, kind: PageType) -> bytes:
+        contents = None
         if kind == PageType.EVICTED:
-            return self._keepers[gfn].restore(gfn)
-        for policy in self.policies:
-            contents = policy.populate(gfn, kind)
-            if contents is not None:
-                return contents
-        raise EmuError(f"{self.vm}: no policy populates gfn {gfn:#x}, which is {kind.name}")
+            policy = self._keepers[gfn]
+            contents = policy.restore(gfn)
+        else:
+            for policy in self.policies:
+                contents = policy.populate(gfn, kind)
+                if contents is not None:
+                    break
+        if contents is None:
+            raise EmuError(f"{self.vm}: no policy populates gfn {gfn:#x}, which is {kind.name}")
+        if len(contents) != PAGE_SIZE:
+            raise PolicyFault(policy.name, gfn, f"hands out {len(contents)} bytes instead of {PAGE_SIZE}")
+        return contents
 
     def _take_frame(self, gfn: int) -> int:
         mfn = self.pool.take()
@@ -210,11 +254,17 @@ class DMM:
         """Take the frame from behind a resident ``gfn``; ``keeper`` gets the contents, and is asked for them later.
 
         Raises:
-            ValueError: the gfn is not resident.
+            ValueError: the gfn is not resident, or the keeper is not in force.
         """
         mfn = self._resident(gfn)
+        if keeper not in self.policies:
+            raise ValueError(f"policy {keeper.name} is not attached and cannot keep gfn {gfn:#x}")
         self.paging.forget(gfn, mfn)
-        keeper.keep(gfn, self.memory.pages[mfn].tobytes())
+        self._asking[gfn] = NO_FRAME
+        try:
+            keeper.keep(gfn, self.memory.pages[mfn].tobytes())
+        finally:
+            del self._asking[gfn]
         self._keepers[gfn] = keeper
         self.p2m.set(gfn, PageType.EVICTED)
         self.m2p.clear(mfn)
@@ -269,17 +319,38 @@ class DMM:
             gfn, offset = divmod(gpa + done, PAGE_SIZE)
             length = min(len(data) - done, PAGE_SIZE - offset)
             if 0 <= gfn < len(self.p2m):
+                self._check_not_asking(gfn)
                 mfn = self.populate(gfn)
                 if not self.p2m.rights(gfn) & Intent.WRITE:
-                    self.resolve(gfn, Intent.WRITE)
-                    mfn = self.p2m.mfn(gfn)
+                    mfn = self.resolve(gfn, Intent.WRITE)
                 self.memory.pages[mfn, offset : offset + length] = np.frombuffer(data, np.uint8, length, done)
                 self.paging.rewritten(gfn, mfn)
             done += length
 
+    # --- for the audit ---
+
+    def kept_gfns(self) -> set[int]:
+        """The gfns whose contents some policy keeps."""
+        return set(self._keepers)
+
+    def frames_in_flight(self) -> list[int]:
+        """Frames taken from the pool for pages whose contents a policy is fetching at this moment."""
+        return [mfn for mfn in self._asking.values() if mfn != NO_FRAME]
+
+    # --- checks ---
+
+    def _check(self, gfn: int) -> None:
+        if not 0 <= gfn < len(self.p2m):
+            raise ValueError(f"gfn {gfn:#x} is beyond the {len(self.p2m):#x} pages of {self.vm}")
+
+    def _check_not_asking(self, gfn: int) -> None:
+        if gfn in self._asking:
+            raise ValueError(f"gfn {gfn:#x} cannot change while a policy fetches or stores its contents")
+
     def _resident(self, gfn: int) -> int:
         if not 0 <= gfn < len(self.p2m) or self.p2m.type(gfn) != PageType.RAM:
             raise ValueError(f"gfn {gfn:#x} is not resident")
+        self._check_not_asking(gfn)
         return self.p2m.mfn(gfn)
 
     def _changed(self) -> None:

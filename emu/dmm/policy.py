@@ -9,11 +9,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emu.errors import EmuError
+
 if TYPE_CHECKING:
     from emu.dmm.dmm import DMM
     from emu.dmm.p2m import Intent, PageType
 
 ZERO_PAGE = bytes(4096)
+
+
+class PolicyFault(EmuError):
+    """A policy does not do what its interface promises.
+
+    Attributes:
+        policy: its name.
+        gfn: the page that it was asked about.
+    """
+
+    def __init__(self, policy: str, gfn: int, what: str) -> None:
+        super().__init__(f"policy {policy}, asked about gfn {gfn:#x}, {what}")
+        self.policy = policy
+        self.gfn = gfn
 
 
 class Policy:
@@ -42,7 +58,7 @@ class Policy:
         """The guest wants a right on a resident page that the DMM does not grant.
 
         Returns:
-            True when the policy has settled it, by ``dmm.protect`` or otherwise.
+            True when the policy has settled it, by ``dmm.protect`` or otherwise: the right is granted now.
         """
         return False
 

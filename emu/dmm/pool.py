@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emu.ram import MachineMemory
+from emu.ram import MachineMemory, OutOfMachineFrames
 
 
 class Pool:
@@ -55,19 +55,18 @@ class Pool:
 
         Raises:
             OutOfMachineFrames: the machine has fewer free frames; nothing has changed.
+            ValueError: ``frames`` is negative.
         """
-        taken: list[int] = []
-        try:
-            for _ in range(frames):
-                taken.append(self._memory.take())
-        except Exception:
-            self._memory.give_back(reversed(taken))
-            raise
+        if frames < 0:
+            raise ValueError(f"cannot grow by {frames} frames")
+        if frames > self._memory.free:
+            raise OutOfMachineFrames(frames, self._memory.free)
+        taken = [self._memory.take() for _ in range(frames)]
         self._spare[:0] = reversed(taken)
 
     def shrink(self, frames: int) -> None:
         """Own ``frames`` fewer; at least that many must be spare."""
-        if frames > len(self._spare):
+        if not 0 <= frames <= len(self._spare):
             raise ValueError(f"cannot give up {frames} of {len(self._spare)} spare frames")
         keep = len(self._spare) - frames
         self._memory.give_back(self._spare[keep:])

@@ -7,7 +7,8 @@ Code pages.  An engine entry that allows execution also makes stores slow, becau
 one that does not makes the engine miss writes into code.  So data entries are given without execution, until code is
 fetched from the frame (``FRAME_CODE``).  From then on entries through which the guest may execute carry execution, and
 stores through them are exact even within the running block.  A store through a mapping without execution rights drops
-the frame's code first and makes it a data frame again.
+the frame's code first and makes it a data frame again; when the running block itself lies in the frame, the storing
+instruction is refused and executed on its own (``CODE_IN_USE``), so that what follows it is translated anew.
 """
 
 from __future__ import annotations
@@ -34,17 +35,20 @@ from emu.mmu.walk import (
     permitted,
     walk,
 )
-from emu.native import callback, inlined, load8, load16, load32, load64, store8, store16, store32, store64
+from emu.native import callback, inlined, load8, load16, load32, load64, outlined, store8, store16, store32, store64
 from emu.state import state_at
+
+CODE_IN_USE = 6  # in ``vm.miss_kind``: the instruction stores into the frame of its own block
 
 _CR0_BITS = cpustate.CR0_PG | cpustate.CR0_PE
 _CR4_BITS = cpustate.CR4_PSE | cpustate.CR4_PAE
 _EFER_BITS = cpustate.EFER_LMA | cpustate.EFER_NXE
 
 
-@inlined
-def refresh(vm: Any) -> None:
+@outlined("vq")
+def refresh(vm_at):
     """Take over the control registers that say how gvas are translated."""
+    vm = state_at(vm_at)
     env = vm.env
     before = vm.cr3
     vm.cr0 = load64(env + cpustate.CR0)
@@ -59,10 +63,10 @@ def refresh(vm: Any) -> None:
         made_for = vm.mode | (vm.cr4 & cpustate.CR4_PSE) | (vm.efer & cpustate.EFER_NXE)
         if made_for != vm.shadow_format:
             if not vm.nested:
-                shadow.unshadow_all(vm)
+                shadow.unshadow_all(vm.at)
             vm.shadow_format = made_for
     if not vm.nested:
-        shadow.select_root(vm)
+        shadow.select_root(vm.at)
 
 
 @inlined
@@ -75,12 +79,13 @@ def refresh_if_changed(vm: Any) -> None:
         or (load64(env + cpustate.EFER) ^ vm.efer) & _EFER_BITS
         or (not vm.nested and vm.root_mfn == shadow.NONE)
     ):
-        refresh(vm)
+        refresh(vm.at)
 
 
-@inlined
-def drop_frame_code(vm: Any, mfn: int) -> None:
+@outlined("vqq")
+def drop_frame_code(vm_at, mfn):
     """Drop the code translated from ``mfn``; from now on it is a data frame."""
+    vm = state_at(vm_at)
     flush_tlb(vm)
     vm.window_mfn = mfn
     drop_code(vm, WINDOW_GVA, 4096)
@@ -90,15 +95,29 @@ def drop_frame_code(vm: Any, mfn: int) -> None:
     store8(flags_at, load8(flags_at) & ~FRAME_CODE)
 
 
+@outlined("qqqq")
+def _runs_from(vm_at, mfn, user):
+    """1 when the running block lies in frame ``mfn``, at least in part; changes the results of the last walk."""
+    vm = state_at(vm_at)
+    for gva in (vm.block_gva, vm.block_gva + vm.block_size - 1):
+        if walk(vm, gva, FETCH, user != 0) == OK and vm.walk_gpa >> 12 < vm.p2m_size:
+            if load64(vm.p2m_at + (vm.walk_gpa >> 12) * 8) >> 12 == mfn:
+                return 1
+    return 0
+
+
 @inlined
-def grant(vm: Any, entry_at: int, access: int, mfn: int, writable: bool, trapped: bool, executable: bool) -> None:
-    """Give the engine a TLB entry.
+def grant(
+    vm: Any, entry_at: int, access: int, mfn: int, writable: bool, trapped: bool, executable: bool, user: bool
+) -> int:
+    """Give the engine a TLB entry; returns OK or CODE_IN_USE.
 
     Args:
         entry_at: Unicorn's uc_tlb_entry: machine address u64, permissions u32.
         writable: stores are allowed, directly or through the trap.
         trapped: stores must reach the write trap.
         executable: the guest may fetch through this mapping at this privilege.
+        user: the privilege is CPL 3.
     """
     flags_at = vm.frame_flags_at + mfn
     flags = load8(flags_at)
@@ -121,17 +140,22 @@ def grant(vm: Any, entry_at: int, access: int, mfn: int, writable: bool, trapped
             if writable:
                 permissions |= PROT_WRITE
         elif access == WRITE:
-            drop_frame_code(vm, mfn)
+            in_use = not vm.single and vm.block_size and _runs_from(vm.at, mfn, 1 if user else 0)
+            drop_frame_code(vm.at, mfn)
+            if in_use:
+                return CODE_IN_USE
             permissions |= PROT_WRITE
     elif writable:
         permissions |= PROT_WRITE
     store64(entry_at, base + (mfn << 12))
     store32(entry_at + 8, permissions)
+    return OK
 
 
-@inlined
-def miss(vm: Any, gva: int, access: int, user: bool, entry_at: int) -> int:
+@outlined("qqqqqq")
+def miss(vm_at, gva, access, user, entry_at):
     """Answer a TLB miss; see :mod:`emu.mmu.walk` for the results."""
+    vm = state_at(vm_at)
     mode = vm.mode
     if mode == MODE_4LEVEL:
         if not is_canonical(gva):
@@ -147,8 +171,7 @@ def miss(vm: Any, gva: int, access: int, user: bool, entry_at: int) -> int:
             ):
                 executable = permitted(vm, FETCH, user, 0, leaf & pte.U, leaf & pte.NX)
                 mfn = (leaf & pte.FRAME) >> 12
-                grant(vm, entry_at, access, mfn, writable != 0, leaf & pte.TRAP != 0, executable)
-                return OK
+                return grant(vm, entry_at, access, mfn, writable != 0, leaf & pte.TRAP != 0, executable, user != 0)
 
     status = walk(vm, gva, access, user)
     if status != OK:
@@ -167,13 +190,13 @@ def miss(vm: Any, gva: int, access: int, user: bool, entry_at: int) -> int:
         shift = 12 + (vm.walk_level - 1) * (10 if mode == MODE_32 else 9)
         note_large_page(vm, gva & -(1 << shift), shift)
     if not vm.nested:
-        shadow.fill(vm, gva, entry)
+        shadow.fill(vm.at, gva, entry)
     mfn = entry >> 12
     user_page, nx = vm.walk_user, vm.walk_nx
     writable = vm.walk_dirty != 0 and entry & 2 != 0 and permitted(vm, WRITE, user, vm.walk_writable, user_page, nx)
     trapped = load8(vm.frame_flags_at + mfn) & FRAME_TABLE != 0
-    grant(vm, entry_at, access, mfn, writable, trapped, permitted(vm, FETCH, user, 0, user_page, nx))
-    return OK
+    executable = permitted(vm, FETCH, user, 0, user_page, nx)
+    return grant(vm, entry_at, access, mfn, writable, trapped, executable, user != 0)
 
 
 @callback("bqqiqq")
@@ -187,11 +210,11 @@ def on_tlb_fill(uc, gva, access, entry_at, vm_at):
     refresh_if_changed(vm)
     kind = access - ACCESS_READ
     user = load32(vm.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
-    status = miss(vm, gva, kind, user, entry_at)
-    if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(vm, gva):
-        status = miss(vm, gva, kind, False, entry_at)
+    status = miss(vm.at, gva, kind, 1 if user else 0, entry_at)
+    if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(vm.at, gva):
+        status = miss(vm.at, gva, kind, 0, entry_at)
         vm.flush_at_block = 1
-        vm.check_at_block = 1
+        vm.limit = 0  # emu.clock looks at it before the next block
     if status == OK:
         return True
     vm.miss_kind = status
@@ -221,14 +244,14 @@ def load_bytes(host: int, size: int) -> int:
     return load8(host)
 
 
-@inlined
-def store_to_frame(vm: Any, mfn: int, offset: int, size: int, value: int) -> None:
-    """Store into a frame as the guest does, with every consequence: dropped code, shadow entries, nothing for holes."""
+@outlined("vqqqqq")
+def _store_to_frame(vm_at, mfn, offset, size, value):
+    vm = state_at(vm_at)
     if mfn == vm.void_mfn:
         return
     flags = load8(vm.frame_flags_at + mfn)
     if flags & FRAME_CODE:
-        drop_frame_code(vm, mfn)
+        drop_frame_code(vm.at, mfn)
     host = vm.ram_at + (mfn << 12) + offset
     if flags & FRAME_TABLE:
         gfn = load64(vm.m2p_at + mfn * 8)
@@ -239,6 +262,12 @@ def store_to_frame(vm: Any, mfn: int, offset: int, size: int, value: int) -> Non
         events.record(vm, events.TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
     else:
         store_bytes(host, size, value)
+
+
+@inlined
+def store_to_frame(vm: Any, mfn: int, offset: int, size: int, value: int) -> None:
+    """Store into a frame as the guest does, with every consequence: dropped code, shadow entries, nothing for holes."""
+    _store_to_frame(vm.at, mfn, offset, size, value)
 
 
 @callback("bqiqiqq")

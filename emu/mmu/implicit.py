@@ -13,8 +13,9 @@ from typing import Any
 
 from emu import cpustate
 from emu.cpustate import BASE, GDTR, HF_CS64, HFLAGS, LDTR, LIMIT, RIP, TR
-from emu.mmu.walk import OK, READ, walk, host_address
-from emu.native import inlined, load8, load32, load64
+from emu.mmu.walk import OK, READ, host_address, walk
+from emu.native import inlined, load8, load32, load64, outlined
+from emu.state import state_at
 
 
 
@@ -27,9 +28,10 @@ def _touches(vm: Any, table: int, page: int) -> bool:
     return page <= base + load32(vm.env + table + LIMIT) and base < page + 4096
 
 
-@inlined
-def _code_byte(vm: Any, gva: int) -> int:
-    """A byte of the running instruction, -1 when it cannot be read; the walk is undone by the next one."""
+@outlined("qqq")
+def _code_byte(vm_at, gva):
+    """A byte of the running instruction, -1 when it cannot be read; changes the results of the last walk."""
+    vm = state_at(vm_at)
     if walk(vm, gva, READ, False) != OK:
         return -1
     host = host_address(vm, vm.walk_gpa, 1)
@@ -44,7 +46,7 @@ def _uses_descriptors(vm: Any) -> bool:
     if not long_mode:
         gva = (gva + load64(vm.env + cpustate.CS + BASE)) & 0xFFFF_FFFF
     for _ in range(14):
-        byte = _code_byte(vm, gva)
+        byte = _code_byte(vm.at, gva)
         gva += 1
         prefix = byte == 0x66 or byte == 0x67 or byte == 0xF0 or byte == 0xF2 or byte == 0xF3
         prefix = prefix or byte == 0x2E or byte == 0x36 or byte == 0x3E or byte == 0x26
@@ -52,7 +54,7 @@ def _uses_descriptors(vm: Any) -> bool:
         if not prefix:
             break
     if byte == 0x0F:
-        byte = _code_byte(vm, gva)
+        byte = _code_byte(vm.at, gva)
         # LAR LSL, VERR VERW, LSS LFS LGS, POP FS GS
         return byte == 2 or byte == 3 or byte == 0 or (0xB2 <= byte <= 0xB5) or byte == 0xA1 or byte == 0xA9
     if byte == 0x8E or byte == 0x07 or byte == 0x17 or byte == 0x1F:  # MOV, POP to a segment register
@@ -65,12 +67,13 @@ def _uses_descriptors(vm: Any) -> bool:
     return 0x6C <= byte <= 0x6F or 0xE4 <= byte <= 0xE7 or 0xEC <= byte <= 0xEF
 
 
-@inlined
-def is_implicit_supervisor_access(vm: Any, gva: int) -> bool:
-    """Whether the user-mode access to the page at ``gva`` that just faulted is the processor's own."""
+@outlined("qqq")
+def is_implicit_supervisor_access(vm_at, gva):
+    """1 when the user-mode access to the page at ``gva`` that just faulted is the processor's own, else 0."""
+    vm = state_at(vm_at)
     page = gva if load32(vm.env + HFLAGS) & HF_CS64 else gva & 0xFFFF_FFFF
     error = vm.miss_error
     found = _touches(vm, GDTR, page) or _touches(vm, LDTR, page) or _touches(vm, TR, page)
     result = found and _uses_descriptors(vm)
     vm.miss_error = error
-    return result
+    return 1 if result else 0

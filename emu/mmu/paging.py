@@ -22,7 +22,7 @@ def _flush_tlb(vm_at: int) -> None:
 
 @compiled
 def _drop_frame_code(vm_at: int, mfn: int) -> None:
-    drop_frame_code(state_at(vm_at), mfn)
+    drop_frame_code(vm_at, mfn)
 
 
 class Paging:

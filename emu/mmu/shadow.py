@@ -24,7 +24,7 @@ from emu.cpustate import CR3
 from emu.engine import flush_tlb
 from emu.mmu import pte
 from emu.mmu.walk import MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, level_entry, level_table
-from emu.native import compiled, inlined, load8, load32, load64, store8, store32, store64
+from emu.native import compiled, inlined, load8, load32, load64, outlined, store8, store32, store64
 from emu.state import state_at
 
 # how a shadow table was made
@@ -92,9 +92,9 @@ def _rmap_remove(vm: Any, number: int, mfn: int) -> None:
         store32(vm.rmap_prev_at + following * 4, before)
 
 
-@inlined
-def zap_entry(vm: Any, number: int) -> int:
-    """Drop a shadow entry; returns 1 when it was present."""
+@outlined("qqq")
+def _zap_entry(vm_at, number):
+    vm = state_at(vm_at)
     at = vm.shadow_host + number * 8
     entry = load64(at)
     if not entry & pte.P:
@@ -104,6 +104,12 @@ def zap_entry(vm: Any, number: int) -> int:
     _rmap_remove(vm, number, mfn)
     events.record(vm, events.SHADOW_ZAP, mfn, entry, vm.shadow_first + number // ENTRIES, number % ENTRIES, 0)
     return 1
+
+
+@inlined
+def zap_entry(vm: Any, number: int) -> int:
+    """Drop a shadow entry; returns 1 when it was present."""
+    return _zap_entry(vm.at, number)
 
 
 @inlined
@@ -153,9 +159,10 @@ def _frame_of(vm: Any, gfn: int) -> int:
     return entry >> 12 if entry >> 4 & 15 == _RAM else NONE
 
 
-@inlined
-def trap_frame(vm: Any, mfn: int) -> None:
+@outlined("vqq")
+def trap_frame(vm_at, mfn):
     """Make the guest's stores to ``mfn`` reach the write trap from now on."""
+    vm = state_at(vm_at)
     flags = load8(vm.frame_flags_at + mfn)
     if flags & FRAME_TABLE:
         return
@@ -198,7 +205,7 @@ def _create(vm: Any, gfn: int, wanted: int) -> int:
     if form == FORMAT_64 or form == FORMAT_32:
         mfn = _frame_of(vm, gfn)
         if mfn != NONE:
-            trap_frame(vm, mfn)
+            trap_frame(vm.at, mfn)
     return slot
 
 
@@ -211,9 +218,10 @@ def _find_or_create(vm: Any, gfn: int, wanted: int) -> int:
     return slot
 
 
-@inlined
-def _destroy(vm: Any, slot: int) -> None:
+@outlined("vqq")
+def _destroy(vm_at, slot):
     """Drop a shadow table: its entries, the entries that lead to it, its place in the buckets."""
+    vm = state_at(vm_at)
     for index in range(ENTRIES):
         zap_entry(vm, slot * ENTRIES + index)
     zap_frame(vm, vm.shadow_first + slot)
@@ -229,9 +237,10 @@ def _destroy(vm: Any, slot: int) -> None:
         vm.root_mfn = NONE
 
 
-@inlined
-def unshadow(vm: Any, gfn: int) -> None:
+@outlined("vqq")
+def unshadow(vm_at, gfn):
     """Drop every shadow table made from the guest table ``gfn`` and stop trapping its writes."""
+    vm = state_at(vm_at)
     found = True
     while found:
         found = False
@@ -240,7 +249,7 @@ def unshadow(vm: Any, gfn: int) -> None:
             following = _link32(vm.shadow_link_at + slot * 4)
             form = load64(vm.shadow_role_at + slot * 8) >> 4 & 15
             if load64(vm.shadow_key_at + slot * 8) == gfn and form != FORMAT_DIRECT:
-                _destroy(vm, slot)
+                _destroy(vm.at, slot)
                 found = True
                 break
             slot = following
@@ -249,13 +258,14 @@ def unshadow(vm: Any, gfn: int) -> None:
         untrap_frame(vm, mfn)
 
 
-@inlined
-def unshadow_all(vm: Any) -> None:
+@outlined("vq")
+def unshadow_all(vm_at):
     """Drop every shadow table.  The engine's TLB may keep what it has: nothing that it holds becomes wrong."""
+    vm = state_at(vm_at)
     for slot in range(vm.shadow_slots):
         gfn = load64(vm.shadow_key_at + slot * 8)
         if gfn != NONE:
-            _destroy(vm, slot)
+            _destroy(vm.at, slot)
             mfn = _frame_of(vm, gfn)
             if mfn != NONE:
                 untrap_frame(vm, mfn)
@@ -265,12 +275,13 @@ def unshadow_all(vm: Any) -> None:
 # --- lookup and fill --------------------------------------------------------------------------------------------
 
 
-@inlined
-def select_root(vm: Any) -> None:
+@outlined("vq")
+def select_root(vm_at):
     """Find or make the root for the current CR3 and paging mode."""
+    vm = state_at(vm_at)
     mode = vm.mode
     if vm.shadow_used > vm.shadow_slots - _LEVELS:
-        unshadow_all(vm)
+        unshadow_all(vm.at)
     cr3 = load64(vm.env + CR3)
     if mode == MODE_4LEVEL:
         vm.root_level = 4
@@ -313,8 +324,8 @@ def lookup(vm: Any, gva: int) -> int:
     return (entry & keep) | (any_of & pte.NX)
 
 
-@inlined
-def fill(vm: Any, gva: int, frame_entry: int) -> int:
+@outlined("qqqq")
+def fill(vm_at, gva, frame_entry):
     """Make the shadow entries for the page that the last successful walk found.
 
     Args:
@@ -324,8 +335,9 @@ def fill(vm: Any, gva: int, frame_entry: int) -> int:
     Returns:
         The leaf entry.
     """
+    vm = state_at(vm_at)
     if vm.root_mfn == NONE or vm.shadow_used > vm.shadow_slots - _LEVELS:
-        select_root(vm)
+        select_root(vm.at)
     mode = vm.mode
     mapped_at = vm.walk_level  # guest level of the entry that maps the page, 0 without paging
     table = vm.root_mfn - vm.shadow_first
@@ -434,7 +446,7 @@ def table_written(vm: Any, gfn: int, offset: int, size: int) -> int:
                     flooded = True
         slot = _link32(vm.shadow_link_at + slot * 4)
     if flooded and (load64(vm.env + CR3) & pte.FRAME) >> 12 != gfn:
-        unshadow(vm, gfn)
+        unshadow(vm.at, gfn)
     return zapped
 
 
@@ -447,7 +459,7 @@ def forget_gfn(vm_at: int, gfn: int, mfn: int) -> int:
     """
     vm = state_at(vm_at)
     if has_shadow(vm, gfn):
-        unshadow(vm, gfn)
+        unshadow(vm.at, gfn)
     return zap_frame(vm, mfn)
 
 
@@ -460,7 +472,7 @@ def restrict_frame(vm_at: int, mfn: int) -> int:
 @compiled
 def forget_everything(vm_at: int) -> None:
     """Drop every shadow table of a VM."""
-    unshadow_all(state_at(vm_at))
+    unshadow_all(vm_at)
 
 
 @compiled

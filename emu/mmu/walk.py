@@ -29,7 +29,8 @@ from emu.cpustate import (
     FLAG_AC,
 )
 from emu.mmu import pte
-from emu.native import inlined, load32, load64, store32, store64
+from emu.native import inlined, load32, load64, outlined, store32, store64
+from emu.state import state_at
 
 # paging modes, in the order of their introduction
 MODE_NONE, MODE_32, MODE_PAE, MODE_4LEVEL = 0, 1, 2, 3
@@ -154,15 +155,9 @@ def set_bits(vm: Any, gpa: int, entry: int, wide: bool, bits: int) -> int:
     return 1
 
 
-@inlined
-def walk(vm: Any, gva: int, access: int, user: bool) -> int:
-    """Translate ``gva`` by the guest's own tables, setting accessed and dirty bits.
-
-    Returns:
-        OK with ``walk_gpa`` (of the byte), ``walk_writable``, ``walk_user``, ``walk_nx``, ``walk_dirty``,
-        ``walk_level`` (of the entry that maps the page; 0 without paging) and the levels noted;
-        FAULT with ``miss_error``; NEED with ``need_gfn`` and ``need_intent``.
-    """
+@outlined("qqqqq")
+def _walk(vm_at, gva, access, user):
+    vm = state_at(vm_at)
     mode = vm.mode
     if mode == MODE_NONE:
         vm.walk_gpa = gva
@@ -251,3 +246,15 @@ def walk(vm: Any, gva: int, access: int, user: bool) -> int:
     vm.walk_dirty = entry & pte.D
     vm.walk_level = level
     return OK
+
+
+@inlined
+def walk(vm: Any, gva: int, access: int, user: bool) -> int:
+    """Translate ``gva`` by the guest's own tables, setting accessed and dirty bits.
+
+    Returns:
+        OK with ``walk_gpa`` (of the byte), ``walk_writable``, ``walk_user``, ``walk_nx``, ``walk_dirty``,
+        ``walk_level`` (of the entry that maps the page; 0 without paging) and the levels noted;
+        FAULT with ``miss_error``; NEED with ``need_gfn`` and ``need_intent``.
+    """
+    return _walk(vm.at, gva, access, 1 if user else 0)

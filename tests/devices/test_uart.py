@@ -271,6 +271,8 @@ def test_loopback_of_modem_lines(board: Board, mcr: int, msr: int) -> None:
     assert board.inb(MSR) == (msr & ~0x40) >> 4 | ring_fell
     board.out((MCR, 0))
     assert board.inb(MSR) == 0xBB
+    board.out((MCR, 0x10 | mcr))
+    assert board.inb(MSR) & 0x04 == 0, "the ring indicator did not fall"
 
 
 def test_scratch_and_line_control_keep_their_values(board: Board) -> None:

@@ -1,7 +1,7 @@
 """Runs a firmware image on QEMU: the independent word on what a guest should do.
 
-QEMU boots a disk with a boot sector of our own (qemu_boot.s), which sets up the boot protocol of flat images and jumps in. The
-console is QEMU's debug console at port 0xE9, the exit port its isa-debug-exit at 0xF4.
+QEMU boots a disk with a boot sector of our own (qemu_boot.s), which sets up the boot protocol of flat images and jumps
+in. The console is QEMU's debug console at port 0xE9, the exit port its isa-debug-exit at 0xF4.
 """
 
 from __future__ import annotations

@@ -1,0 +1,183 @@
+"""What a guest is: a name from ``firmware/``, or a file whose kind is read from its first bytes."""
+
+from __future__ import annotations
+
+import difflib
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from emu.boot.guest import Guest
+from emu.boot.image import FileSource
+from emu.boot.sector import SECTOR_SIZE, is_boot_sector
+from emu.errors import BadInput
+
+MULTIBOOT_MAGIC = 0x1BADB002  # Multiboot Specification 0.6.96, 3.1.1: dword-aligned in the first 8192 bytes
+MULTIBOOT_SEARCH = 8192
+MULTIBOOT2_MAGIC = 0xE85250D6  # Multiboot2 Specification 2.0, 3.1.1: qword-aligned in the first 32768 bytes
+MULTIBOOT2_SEARCH = 32768
+ELF_MAGIC = b"\x7fELF"
+ELF_HEADER_SIZE = 52  # bytes; the header of a 32-bit file, the shorter one
+LINUX_MAGIC = b"HdrS"  # Linux, Documentation/arch/x86/boot.rst: "header" at 0x202
+LINUX_MAGIC_AT = 0x202
+HEAD_SIZE = MULTIBOOT2_SEARCH  # bytes of a file that tell its kind
+
+
+class Kind(Enum):
+    """How a guest is started."""
+
+    FIRMWARE = "firmware"  # a name from firmware/
+    SOURCE = "assembler source"
+    FLAT = "flat binary"
+    BOOT_SECTOR = "boot sector"
+    MULTIBOOT = "multiboot kernel"
+    MULTIBOOT2 = "multiboot 2 kernel"
+    LINUX = "Linux bzImage"
+    DISK = "disk image"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A guest whose kind is known.
+
+    Attributes:
+        name: for people.
+        kind: how it is started.
+        path: its file.
+        ram: bytes of RAM that it runs well with; None when nothing is known about that.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    ram: int | None = None
+
+
+def detect(guest: str | Path, load: int | None = None) -> Found:
+    """Find out what ``guest`` is.
+
+    A name from ``firmware/`` goes before a file of the same name; write ``./hello`` for the file.
+
+    Args:
+        load: where a flat binary shall lie; with it, any file is one.
+
+    Raises:
+        BadInput: there is no such guest, the file cannot be read, or it is of no kind that emu knows.
+    """
+    from emu import firmware
+
+    text = str(guest)
+    known = firmware.guests().get(text) if isinstance(guest, str) else None
+    if known is not None:
+        return Found(text, Kind.FIRMWARE, known.source, known.ram_bytes)
+    path = Path(guest)
+    head = _read_head(text, path)
+    if path.suffix == ".s":
+        return Found(path.stem, Kind.SOURCE, path)
+    kind = Kind.FLAT if load is not None else _kind_of(text, path, head)
+    return Found(path.name, kind, path)
+
+
+def make_guest(found: Found, ram: int, *, append: str = "", load: int | None = None) -> Guest:
+    """The guest, ready for :meth:`emu.vm.VirtualMachine.boot`.
+
+    Args:
+        found: by :func:`detect`.
+        ram: bytes of guest memory.
+        append: its command line.
+        load: gpa of a flat binary.
+
+    Raises:
+        BadInput: the guest does not assemble, does not fit, or is of a kind without support.
+    """
+    from emu.boot.flat import LOAD_ADDRESS, flat_guest
+    from emu.boot.sector import sector_guest
+
+    address = LOAD_ADDRESS if load is None else load
+    if found.kind == Kind.FIRMWARE:
+        from emu import firmware
+
+        if load is not None:
+            raise BadInput("--load", f"{found.name} is not a flat binary: it has an address of its own")
+        address = firmware.guests()[found.name].load
+    if found.kind in (Kind.FIRMWARE, Kind.SOURCE):
+        return flat_guest(found.name, _assemble(found.path, address), ram, append, address)
+    if found.kind == Kind.FLAT:
+        source = FileSource(found.path, 0, found.path.stat().st_size)
+        return flat_guest(found.name, source, ram, append, address)
+    if found.kind == Kind.BOOT_SECTOR:
+        return sector_guest(found.name, found.path.read_bytes(), ram)
+    raise BadInput(str(found.path), f"this is a {found.kind.value}, and emu cannot boot those yet")
+
+
+def _read_head(text: str, path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise BadInput(text, "this is a directory, not a guest")
+        if path.exists() and not path.is_file():
+            raise BadInput(text, "this is no regular file")
+        with path.open("rb") as file:
+            head = file.read(HEAD_SIZE)
+    except FileNotFoundError:
+        raise BadInput(text, _not_found(text)) from None
+    except (OSError, ValueError) as error:
+        raise BadInput(text, f"cannot be read: {_reason(error)}") from None
+    if not head:
+        raise BadInput(text, "the file is empty")
+    return head
+
+
+def _not_found(text: str) -> str:
+    from emu import firmware
+
+    reason = "there is neither a guest of this name nor such a file"
+    close = difflib.get_close_matches(text, firmware.guests(), 1)
+    return f"{reason}; did you mean {close[0]}?" if close else f"{reason}; `emu guests` lists the names"
+
+
+def _kind_of(text: str, path: Path, head: bytes) -> Kind:
+    size = path.stat().st_size
+    if head[LINUX_MAGIC_AT : LINUX_MAGIC_AT + len(LINUX_MAGIC)] == LINUX_MAGIC and is_boot_sector(head):
+        return Kind.LINUX
+    if _has_multiboot_header(head):
+        return Kind.MULTIBOOT
+    if _has_multiboot2_header(head):
+        return Kind.MULTIBOOT2
+    if head.startswith(ELF_MAGIC):
+        if len(head) < ELF_HEADER_SIZE:
+            raise BadInput(text, f"the ELF file is truncated: {len(head)} bytes do not hold its header")
+        raise BadInput(text, "this ELF file has no multiboot header, so emu does not know how to enter it")
+    if is_boot_sector(head):
+        return Kind.BOOT_SECTOR if size == SECTOR_SIZE else Kind.DISK
+    if path.suffix == ".bin":
+        return Kind.FLAT
+    raise BadInput(text, "this is no guest that emu knows; --load ADDRESS runs any file as a flat binary")
+
+
+def _has_multiboot_header(head: bytes) -> bool:
+    words = struct.unpack_from(f"<{min(len(head), MULTIBOOT_SEARCH) // 4}I", head)
+    triples = zip(words, words[1:], words[2:], strict=False)
+    return any(magic == MULTIBOOT_MAGIC and sum(rest) + magic & 0xFFFF_FFFF == 0 for magic, *rest in triples)
+
+
+def _has_multiboot2_header(head: bytes) -> bool:
+    for at in range(0, min(len(head), MULTIBOOT2_SEARCH) - 15, 8):
+        fields = struct.unpack_from("<4I", head, at)
+        if fields[0] == MULTIBOOT2_MAGIC and sum(fields) & 0xFFFF_FFFF == 0:
+            return True
+    return False
+
+
+def _assemble(path: Path, load: int) -> bytes:
+    from emu import firmware
+    from emu.assembler import AssemblyError, assemble_image
+
+    try:
+        return assemble_image(path, load=load, include_directories=[firmware.firmware_directory() / "include"]).data
+    except AssemblyError as error:
+        raise BadInput(f"{error.file}:{error.line}", f"{error.reason}: {error.text.strip()}") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,1 @@
+"""The sub-commands of ``emu``, one module each (see :mod:`emu.cli`)."""

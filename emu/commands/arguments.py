@@ -1,0 +1,81 @@
+"""What several sub-commands have in common: the options that choose and size a guest, and value types for argparse."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from emu.addr import parse_size
+from emu.commands.files import read_file
+from emu.dmm import catalog
+from emu.errors import BadInput
+
+if TYPE_CHECKING:
+    from emu.vm import VirtualMachine
+
+NS_PER_SECOND = 1_000_000_000
+
+
+def size(text: str) -> int:
+    """An option's value in bytes."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seconds(text: str) -> float:
+    """An option's value in seconds, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r} (expected a number above 0)")
+    return value
+
+
+def address(text: str) -> int:
+    """An option's value as an address: decimal, or hexadecimal with 0x."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"not an address: {text!r} (expected a number like 0x7c00)")
+    return value
+
+
+def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
+    """GUEST and the options that :func:`boot_from` reads."""
+    policies = "; ".join(f"{name}: {entry.about}" for name, entry in catalog.POLICIES.items())
+    parser.add_argument("guest", metavar="GUEST", help="a name that `emu guests` lists, or a file")
+    parser.add_argument("--mmu", default="shadow", metavar="KIND", help="paging architecture: shadow (default) or nested")
+    parser.add_argument("--ram", type=size, metavar="SIZE", help="guest memory (default: what the guest wants, or 64M)")
+    parser.add_argument("--pool", type=size, metavar="SIZE", help="machine memory that it may use (default: all of RAM)")
+    parser.add_argument(
+        "--policy", action="append", default=[], metavar="NAME[:key=value,…]",
+        help=f"a memory policy, repeatable (default {catalog.DEFAULT}). {policies}",
+    )  # fmt: skip
+    parser.add_argument("--append", default="", metavar="TEXT", help="the guest's command line")
+    parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")
+    parser.add_argument("--input", metavar="FILE", help="what comes in at the guest's serial port")
+    parser.add_argument("--audit", action="store_true", help="check every invariant after every change of the mapping")
+
+
+def boot_from(options: argparse.Namespace) -> VirtualMachine:
+    """The VM that the options of :func:`add_guest_arguments` describe.
+
+    Raises:
+        BadInput: one of them cannot be used.
+    """
+    if options.mmu == "direct":
+        raise BadInput("--mmu", "direct (paravirtual) paging is not there yet; use shadow or nested")
+    serial_input = read_file(options.input) if options.input is not None else b""
+    from emu.session import boot_vm
+
+    return boot_vm(
+        options.guest, ram=options.ram, pool=options.pool, mmu=options.mmu, policies=options.policy,
+        append=options.append, load=options.load, serial_input=serial_input, audit=options.audit,
+    )  # fmt: skip

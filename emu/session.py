@@ -1,0 +1,225 @@
+"""From a guest's name to a running VM, and from there to an outcome: what the command line, tests and benchmarks use.
+
+::
+
+    vm = boot_vm("hello")
+    outcome = run_vm(vm, until="protected mode")
+    print(outcome.sentence, outcome.status)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from emu.addr import format_size, parse_size
+from emu.boot.detect import detect, make_guest
+from emu.boot.guest import Guest
+from emu.dmm import catalog
+from emu.dmm.dmm import OutOfFrames
+from emu.errors import BadInput
+from emu.machine import Machine
+from emu.vm import Stop, VirtualMachine
+
+DEFAULT_RAM = 64 << 20  # bytes
+
+STATUS_SUCCESS = 0
+STATUS_BAD_INPUT = 2
+STATUS_LIMIT = 124  # as timeout(1)
+STATUS_FAULT = 125  # emu itself failed
+STATUS_CRASH = 134  # as a process killed by SIGABRT, seen from a shell
+
+
+def boot_vm(
+    guest: str | Path | Guest,
+    *,
+    ram: int | str | None = None,
+    pool: int | str | None = None,
+    mmu: str = "shadow",
+    policies: Sequence[str] = (),
+    append: str = "",
+    load: int | None = None,
+    serial_input: bytes = b"",
+    audit: bool = False,
+    name: str = "vm0",
+    machine: Machine | None = None,
+) -> VirtualMachine:
+    """A VM with a guest in it, before its first instruction.
+
+    Args:
+        guest: a name from ``emu guests``, a file (:mod:`emu.boot.detect`), or a guest made by hand.
+        ram: guest memory, in bytes or as text like "64M"; by default what ``emu guests`` says, or 64M for a file.
+        pool: machine memory that it may use, the same way; as much as ``ram`` by default.
+        mmu: paging architecture, "shadow" or "nested".
+        policies: as ``--policy`` takes them; demand paging by default.
+        append: the guest's command line.
+        load: gpa of a flat binary.
+        serial_input: bytes that wait at the serial port; they arrive one character time after the other.
+        audit: check every invariant after every change of the mapping.
+        name: the VM's name, which its events carry.
+        machine: where to make it; by default a machine that is just large enough.
+
+    Raises:
+        BadInput: one of them cannot be used.
+    """
+    choices = catalog.choose(policies)
+    found = None if isinstance(guest, Guest) else detect(guest, load)
+    if ram is None:
+        ram = found.ram if found and found.ram else DEFAULT_RAM
+    ram = _size("--ram", ram)
+    pool = ram if pool is None else _size("--pool", pool)
+    Machine.check_sizes(ram, pool, mmu)
+    if not isinstance(guest, Guest):
+        assert found is not None
+        guest = make_guest(found, ram, append=append, load=load)
+    if machine is None:
+        size = Machine.size_for(ram, pool, mmu)
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > host:
+            raise BadInput("--pool", f"{format_size(pool)} and what maps it do not fit into the {host >> 20}M of this host")
+        machine = Machine(size)
+    vm = machine.create_vm(name, ram, pool, mmu)
+    vm.boot(guest)
+    if audit:
+        vm.audit_every_change()
+    for choice in choices:
+        try:
+            vm.attach(choice.make(guest.image))
+        except OutOfFrames as error:
+            raise BadInput("--pool", f"{format_size(pool)} is too small to start with --policy {choice.name}") from error
+    vm.platform.uart.receive(serial_input)
+    return vm
+
+
+def _size(option: str, size: int | str) -> int:
+    if isinstance(size, int):
+        return size
+    try:
+        return parse_size(size)
+    except ValueError as error:
+        raise BadInput(option, str(error)) from None
+
+
+class Ending(Enum):
+    """How a run ended."""
+
+    UNTIL = "until"  # the console printed the text that was waited for
+    EXIT = "exit"  # the guest wrote to the exit port
+    CRASH = "crash"  # triple fault
+    HALTED = "halted"  # HLT, and nothing can ever wake the guest
+    MAX_TIME = "max-time"  # the limit in virtual time was reached
+    TIMEOUT = "timeout"  # the limit in wall time was reached
+    OUT_OF_FRAMES = "out-of-frames"  # a page needed a frame, and the pool had none
+    STOPPED = "stopped"  # somebody called VirtualMachine.request_stop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        ending: in one word.
+        status: the exit status that ``emu run`` has for it.
+        sentence: for people, without a full stop.
+    """
+
+    ending: Ending
+    status: int
+    sentence: str
+
+
+def run_vm(
+    vm: VirtualMachine, *, until: str | None = None, max_time: int | None = None, timeout: float | None = None
+) -> Outcome:
+    """Run a VM to an end.  After UNTIL, MAX_TIME, TIMEOUT and STOPPED it can be run on.
+
+    Args:
+        until: text; the run ends as soon as the guest has printed it, counting from now.
+        max_time: virtual time in ns, counting from now.
+        timeout: wall time in s.  What the guest did until then differs from run to run; use it as a safety net.
+
+    Raises:
+        Exception: a fault of emu or of a policy (:meth:`emu.vm.VirtualMachine.run`).
+    """
+    with _watch_console(vm, until) as watch, _alarm(vm, timeout) as alarm:
+        try:
+            stop = vm.run(None if max_time is None else vm.now + max_time)
+        except OutOfFrames as error:
+            return Outcome(Ending.OUT_OF_FRAMES, STATUS_LIMIT, str(error))
+        if watch.found:
+            return Outcome(Ending.UNTIL, STATUS_SUCCESS, f"the console printed {until!r}")
+        if stop == Stop.EXIT:
+            value = vm.exit_value or 0
+            # a process has eight bits of status; QEMU's isa-debug-exit loses the others too
+            return Outcome(Ending.EXIT, (value << 1 | 1) & 0xFF, f"the guest wrote {value} to the exit port")
+        if stop == Stop.CRASH:
+            return Outcome(Ending.CRASH, STATUS_CRASH, "the guest crashed: triple fault")
+        if stop == Stop.HALTED:
+            return Outcome(Ending.HALTED, STATUS_LIMIT, "the guest halted, and nothing can ever wake it")
+        if stop == Stop.DEADLINE:
+            return Outcome(Ending.MAX_TIME, STATUS_LIMIT, "the limit in virtual time was reached")
+        if alarm.rang:
+            return Outcome(Ending.TIMEOUT, STATUS_LIMIT, "the limit in wall time was reached")
+        return Outcome(Ending.STOPPED, STATUS_LIMIT, "the run was stopped")
+
+
+class _ConsoleWatch:
+    """Stops a VM as soon as it has printed a text."""
+
+    def __init__(self, vm: VirtualMachine, text: str) -> None:
+        self.found = False
+        self._vm = vm
+        self._text = text.encode()
+        self._begin = len(vm.platform.console)
+
+    def __call__(self, data: bytes) -> None:
+        if self.found or not self._text:
+            return
+        console = self._vm.platform.console
+        begin = max(self._begin, len(console) - len(data) - len(self._text) + 1)
+        if console.find(self._text, begin) >= 0:
+            self.found = True
+            self._vm.request_stop()
+
+
+@contextmanager
+def _watch_console(vm: VirtualMachine, text: str | None) -> Iterator[_ConsoleWatch]:
+    watch = _ConsoleWatch(vm, text or "")
+    if text:
+        vm.platform.listen(watch)
+    try:
+        yield watch
+    finally:
+        if text:
+            vm.platform.unlisten(watch)
+
+
+class _Alarm:
+    """Stops a VM from another thread when its wall time is over."""
+
+    def __init__(self, vm: VirtualMachine) -> None:
+        self.rang = False
+        self._vm = vm
+
+    def ring(self) -> None:
+        self.rang = True
+        self._vm.request_stop()
+
+
+@contextmanager
+def _alarm(vm: VirtualMachine, timeout: float | None) -> Iterator[_Alarm]:
+    alarm = _Alarm(vm)
+    timer = threading.Timer(timeout, alarm.ring) if timeout is not None else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield alarm
+    finally:
+        if timer:
+            timer.cancel()

@@ -1,0 +1,119 @@
+"""The emulator's MMU, in both paging architectures, against both oracles, on random page tables.
+
+The model says what every access must do, down to each accessed and dirty bit. Unicorn's walker must have been seen to
+do the same, except where a difference is on the list below. All accesses of a case are made on one memory, so that
+the shadow tables of one access serve the next; at its end all of memory is compared.
+
+Every departure from the oracles
+    - From the manual, with QEMU: `RULES.pdpte_low_reserved`. PAE PDPTEs are read in every walk, their bits 2:1 and 8:5
+      are not checked (a processor checks them at MOV CR3, with #GP).
+    - From the manual, with QEMU: `RULES.implicit_obeys_ac`. The engine does not tell the processor's own accesses from
+      the program's, so EFLAGS.AC suspends SMAP for both at CPL 0 to 2.
+    - From QEMU, with the manual: `RULES.giga_accessed_early`. The accessed flag of an entry that maps 1 GiB is set by
+      accesses that succeed only.
+    - From both: physical addresses beyond the guest's memory read as ones, as on a bus that nothing drives
+      (`MemoryWithHoles`); the oracles give zeros. Such an access is ordinary here, `Outcome.outside` is never set.
+    - Left out: implicit accesses at CPL 3, which are recognised by the instruction, and that must stand in the
+      memory which the tables describe. They have tests of their own (`test_implicit`).
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.mmu.harness import ARCHITECTURES, CODE_GFNS, EmuMmu, MemoryWithHoles, with_code
+from tests.oracles import paging_model as x86
+from tests.oracles.paging_cases import DATA_GFNS, MEMORY_SIZE, TABLE_GFNS, Case, case_settings, cases
+from tests.oracles.paging_model import PAGE, Access, Control, Memory, Outcome, Rules, perform
+from tests.oracles.unicorn_mmu import UnicornMmu
+
+RULES = Rules(pdpte_low_reserved=False, giga_accessed_early=False, implicit_obeys_ac=True)
+
+Disturbances = list[list[tuple[str, int]]]  # for each access what happens below the guest before it: (action, gfn)
+
+
+def left_out(control: Control, access: Access) -> bool:
+    return access.implicit and control.cpl == 3
+
+
+def in_holes(outcome: Outcome, memory_size: int) -> Outcome:
+    """An outcome with None for addresses beyond memory, since nobody can say which hole a TLB entry leads to."""
+    gpas = tuple(gpa if gpa < memory_size else None for gpa in outcome.gpas)
+    return Outcome(outcome.fault, gpas, outcome.value, outcome.outside, outcome.changed)  # type: ignore[arg-type]
+
+
+def check(
+    case: Case, emulator: EmuMmu, engine: UnicornMmu, name: str = "", disturbances: Disturbances | None = None
+) -> int:
+    """Run a case on the emulator and on both oracles.
+
+    Returns:
+        The number of accesses in which Unicorn had its say.
+    """
+    image = case.memory().image
+    frames = with_code(image, case.frames())
+    memory, qemu_memory = MemoryWithHoles(image, frames), Memory(image, frames)
+    emulator.load(image, frames, (*TABLE_GFNS, *DATA_GFNS))
+    engine.load(image, frames)
+    code = {gfn: frames[gfn] for gfn in CODE_GFNS}
+    comparable = 0
+    compare_unicorn = True
+    import sys; print(case, file=open("/tmp/last.txt","w"), flush=True)
+    for number, access in enumerate(case.accesses):
+        if left_out(case.control, access):
+            continue
+        for action, gfn in disturbances[number % len(disturbances)] if disturbances else ():
+            emulator.disturb(action, gfn)
+        expected = perform(memory, case.control, access, rules=RULES)
+        ours = emulator.perform(case.control, access)
+        context = f"{name}\n{access}\ndisturbances: {disturbances}\n{case}"
+        in_view = in_holes(expected, case.memory_size)
+        assert ours == in_view, f"{context}\nemulator: {ours}\nmodel:    {in_view}"
+        if compare_unicorn:
+            qemu = perform(qemu_memory, case.control, access)
+            compare_unicorn = qemu == expected
+        if compare_unicorn:
+            theirs = engine.perform(case.control, access)
+            assert ours == theirs, f"{context}\nemulator: {ours}\nunicorn:  {theirs}"
+            comparable += 1
+        if any(bytes(memory.frames[gfn]) != code[gfn] for gfn in CODE_GFNS):
+            break  # the access has overwritten the instructions that make accesses
+    expected_image = bytearray(image)
+    for gfn, frame in memory.frames.items():
+        expected_image[gfn * PAGE : (gfn + 1) * PAGE] = frame
+    assert emulator.memory() == expected_image, f"{name}: memory differs after\n{case}"
+    return comparable
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def emulator(request: pytest.FixtureRequest) -> EmuMmu:
+    return EmuMmu(MEMORY_SIZE, request.param)
+
+
+@pytest.fixture(scope="module")
+def unicorn_mmu() -> UnicornMmu:
+    return UnicornMmu(MEMORY_SIZE)
+
+
+@case_settings(short=700, long=50_000)
+@given(case=cases())
+def test_random_cases(case: Case, emulator: EmuMmu, unicorn_mmu: UnicornMmu) -> None:
+    check(case, emulator, unicorn_mmu)
+
+
+_disturbance = st.tuples(
+    st.sampled_from(("evict", "evict", "remap", "remap", "", "r", "rx", "rw")),
+    st.sampled_from((*TABLE_GFNS, *TABLE_GFNS, *DATA_GFNS, *CODE_GFNS)),
+)
+_disturbances = st.lists(st.lists(_disturbance, max_size=4), min_size=1, max_size=6)
+
+
+@case_settings(short=500, long=50_000)
+@given(case=cases(), disturbances=_disturbances)
+def test_random_cases_on_moving_ground(
+    case: Case, disturbances: Disturbances, emulator: EmuMmu, unicorn_mmu: UnicornMmu
+) -> None:
+    """The same while pages are evicted, moved and protected below the guest: nothing that it can see may change."""
+    check(case, emulator, unicorn_mmu, disturbances=disturbances)
