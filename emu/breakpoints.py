@@ -5,8 +5,8 @@ work with flat code segments only.  What is done here costs nothing while DR7 en
 
 * The engine tells when it has translated a block.  One that ends with MOV to a debug register is thrown away again at
   once, so every execution of such an instruction is noticed, and sets ``vm.debugging``.
-* While that is set, :func:`at_block` sees each block before it runs.  An instruction breakpoint within the block makes
-  the engine run it one instruction at a time (an interrupt shadow does that), one at its start is the #DB.
+* While that is set, :func:`at_debugged_block` sees each block before it runs.  An instruction breakpoint within the
+  block makes the engine run it one instruction at a time (an interrupt shadow does that), one at its start is the #DB.
 * Pages with data breakpoints are kept out of the engine's TLB.  An access to one is refused, and the instruction then
   runs alone, with the page mapped through an alias of machine memory (``WATCH_BASE``) where each access is seen.
 """
@@ -41,10 +41,10 @@ from emu.mmu.shadow import FRAME_CODE
 from emu.mmu.walk import READ, WRITE
 from emu.native import callback, inlined, load8, load16, load32, load64, outlined, store8, store32, store64
 from emu.state import STATE, state_at
+from emu.vectors import VECTOR_DB
 
 _SEEN_OFFSET = STATE.fields["seen_dr0"][1]  # type: ignore[index]
 _NOTICE = 3  # blocks: one that writes a debug register, and the next one, and one to spare
-_VECTOR_DB = 1
 
 
 # --- noticing changes -------------------------------------------------------------------------------------------
@@ -112,6 +112,7 @@ def begin_watched_step(vm: Any) -> None:
 def again_watched_step(vm: Any) -> None:
     """The instruction that runs alone did not get to its end: it will be started again."""
     if vm.watch_step == STEPPING:
+        flush_tlb(vm)  # what it mapped already must be mapped, and noted, again
         begin_watched_step(vm)
 
 
@@ -141,7 +142,7 @@ def _raise_debug(vm: Any, hits: int) -> None:
     store64(env + DR6, load64(env + DR6) & ~DR6_HITS)
     note_hits(vm, hits)
     vm.pending = 1
-    vm.pending_vector = _VECTOR_DB
+    vm.pending_vector = VECTOR_DB
     vm.pending_error = -1
     vm.pending_software = 0
     vm.pending_rip = load64(env + RIP)
@@ -175,7 +176,7 @@ def _check_instructions(vm: Any, gva: int, size: int) -> bool:
 
 
 @outlined("qqqq")
-def at_block(vm_at, gva, size):
+def at_debugged_block(vm_at, gva, size):
     """A block is about to run while ``vm.debugging`` is set; 1 when the engine must stop before it."""
     vm = state_at(vm_at)
     if vm.watch_step == STEPPING:

@@ -19,6 +19,7 @@ from emu.errors import BadInput, EngineMismatch
 
 COMMANDS = {  # module in emu.commands: what it does, for `emu --help`
     "run": "run a guest",
+    "step": "step through a guest, from memory event to memory event",
     "guests": "list the guests that come with emu",
     "bench": "measure emu against its peers",
 }
@@ -67,9 +68,7 @@ def _dispatch(argv: list[str]) -> int:
         print(_help())
         return 0 if argv else STATUS_BAD_INPUT
     if name in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"emu {version('emu')}")
+        print(f"emu {_version()}")
         return 0
     if name not in COMMANDS:
         raise BadInput(name, f"no such command; there are: {', '.join(COMMANDS)} (see emu --help)")
@@ -86,6 +85,15 @@ def _dispatch(argv: list[str]) -> int:
     module.add_arguments(command)
     status: int = module.main(command.parse_args(argv[1:]))
     return status
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("emu")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _help() -> str:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from emu import cpustate
+from emu.breakpoints import at_debugged_block
 from emu.cpustate import BASE, CS, EFLAGS, FLAG_IF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RAX, RDX, RIP, TSC_AUX
+from emu.debugregs import STEPPING
 from emu.engine import flush_tlb, stop
 from emu.native import callback, inlined, load32, load64, outlined, store64
 from emu.state import state_at
+from emu.stepping import at_block, entered_block
 
 NS_PER_SECOND = 1_000_000_000
 NEVER = (1 << 63) - 1  # a deadline that does not come
@@ -38,10 +41,14 @@ def _enter_block_slowly(vm_at, gva, size):
     if vm.flush_at_block:
         vm.flush_at_block = 0
         flush_tlb(vm)
+    if vm.stepping and at_block(vm_at, gva, size):
+        return
     must_stop = vm.stop or vm.pending or vm.vtime >= vm.deadline
+    if vm.debugging and (not must_stop or vm.watch_step == STEPPING) and at_debugged_block(vm_at, gva, size):
+        must_stop = True
     if not must_stop:
         if not vm.intr_line:
-            vm.limit = vm.deadline
+            vm.limit = 0 if vm.stepping or vm.debugging else vm.deadline
         elif interrupts_enabled(vm):
             must_stop = True
     if must_stop:
@@ -52,6 +59,8 @@ def _enter_block_slowly(vm_at, gva, size):
         vm.vtime += size
         vm.block_gva = gva
         vm.block_size = size
+        if vm.stepping:
+            entered_block(vm, gva)
 
 
 @callback("vqqiq")

@@ -73,7 +73,8 @@ def registers(vm: VirtualMachine) -> str:
     cells += [cell(f"{prefix}ip", cpu.rip)]
     lines = ["  ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
     lines.append(f"EFLAGS {_bits(vm.eflags, _FLAG_NAMES)}, IOPL {vm.eflags >> 12 & 3}")
-    lines.append(f"CR0 {_bits(cpu.cr0, _CR0_NAMES)}  CR4 {_bits(cpu.cr4, _CR4_NAMES)}  EFER {_bits(cpu.efer, _EFER_NAMES)}")
+    efer = _bits(cpu.efer, _EFER_NAMES)
+    lines.append(f"CR0 {_bits(cpu.cr0, _CR0_NAMES)}  CR4 {_bits(cpu.cr4, _CR4_NAMES)}  EFER {efer}")
     lines.append(f"CR2 {cpu.cr2:#x}  CR3 {cpu.cr3:#x}")
     for name in (*SEGMENT_NAMES, "ldtr", "tr"):
         segment = getattr(cpu, name)
@@ -136,7 +137,8 @@ def stack(vm: VirtualMachine) -> str:
     rsp = cpu.rsp & ((1 << 8 * size) - 1)
     top = rsp if size == 8 else cpu.ss.base + rsp & 0xFFFF_FFFF
     data = pagewalk.peek_virtual(vm, top, _STACK_WORDS * size)
-    words = [f"{int.from_bytes(data[i : i + size], 'little'):0{2 * size}x}" for i in range(0, len(data) - size + 1, size)]
+    values = [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data) - size + 1, size)]
+    words = [f"{value:0{2 * size}x}" for value in values]
     if not words:
         return f"stack at {top:#x}: not mapped"
     per_line = 4 if size == 8 else 8

@@ -5,7 +5,7 @@ event's place, or becomes a double fault, or ends in shutdown.  The event being 
 (``pending_*``), so that delivery can stop half way, wait for the DMM, and go on with the same event:
 
 * ``pending_vector``, ``pending_error`` (-1: none), ``pending_rip`` (return address, relative to CS),
-* ``pending_software``: EXCEPTION, SOFTWARE or HARDWARE of :mod:`emu.gates`,
+* ``pending_software``: EXCEPTION, SOFTWARE or HARDWARE of :mod:`emu.vectors`,
 * ``pending_prior``: 1 + the vector of the exception in whose delivery this one was met, 0 for none.
 """
 
@@ -19,7 +19,7 @@ from emu.clock import leave_block
 from emu.cpustate import CR2, HF_INHIBIT_IRQ, HFLAGS, OLD_EXCEPTION, RIP
 from emu.debugregs import STEPPING
 from emu.engine import fault_address, stop
-from emu.gates import EXCEPTION, HARDWARE, SOFTWARE, VECTOR_DB, VECTOR_DF, VECTOR_GP, VECTOR_PF, enter, has_error_code
+from emu.gates import enter
 from emu.guestmem import load_code_byte
 from emu.mmu.fill import refresh_if_changed
 from emu.mmu.walk import MODE_4LEVEL, NEED, NON_CANONICAL, OK
@@ -27,35 +27,34 @@ from emu.native import callback, inlined, load32, load64, outlined, store32, sto
 from emu.segments import cpl
 from emu.state import state_at
 from emu.syscall import FAULTED, enter_syscall, enter_sysenter, syscall_length
+from emu.vectors import (
+    EXCEPTION,
+    HARDWARE,
+    SOFTWARE,
+    VECTOR_BP,
+    VECTOR_DB,
+    VECTOR_DF,
+    VECTOR_GP,
+    VECTOR_OF,
+    VECTOR_PF,
+    VECTOR_UD,
+    has_error_code,
+    is_contributory,
+    makes_double_fault,
+)
 
 # results of deliver
 DELIVERED = OK
 # NEED, of emu.mmu.walk: the DMM must resolve need_gfn for need_intent, then deliver_pending goes on
 SHUTDOWN = 4  # triple fault; ``vm.shutdown`` is 1
 
-_VECTOR_BP, _VECTOR_OF, _VECTOR_UD = 3, 4, 6
-# contributory exceptions: #DE #TS #NP #SS #GP (SDM vol. 3A, table 6-4)
-_CONTRIBUTORY = 1 << 0 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13
-
-
-@inlined
-def _is_contributory(vector: int) -> bool:
-    return vector < 32 and _CONTRIBUTORY >> vector & 1 != 0
-
-
-@inlined
-def _doubles(prior: int, vector: int) -> bool:
-    """Whether ``vector``, met while exception ``prior`` was delivered, makes a double fault (SDM, table 6-5)."""
-    if _is_contributory(prior):
-        return _is_contributory(vector)
-    return prior == VECTOR_PF and (_is_contributory(vector) or vector == VECTOR_PF)
 
 
 @inlined
 def _software_length(vm: Any, vector: int, rip: int) -> int:
     """The length of the INT n, INT3 or INTO that ends at ``rip``, prefixes left out."""
     last = load_code_byte(vm, rip - 1)
-    if (vector == _VECTOR_BP and last == 0xCC) or (vector == _VECTOR_OF and last == 0xCE):
+    if (vector == VECTOR_BP and last == 0xCC) or (vector == VECTOR_OF and last == 0xCE):
         return 1
     return 2
 
@@ -85,13 +84,13 @@ def _replace_by_fault(vm: Any) -> bool:
     met = vm.fault_vector
     if met == VECTOR_PF:
         store64(vm.env + CR2, vm.fault_gva)
-    if prior == VECTOR_DF and (_is_contributory(met) or met == VECTOR_PF):
+    if prior == VECTOR_DF and (is_contributory(met) or met == VECTOR_PF):
         return False
     if vm.task_switched:
         vm.pending_rip = load64(vm.env + RIP)
     elif kind == SOFTWARE:
         vm.pending_rip -= _software_length(vm, vector, vm.pending_rip)
-    if prior >= 0 and _doubles(prior, met):
+    if prior >= 0 and makes_double_fault(prior, met):
         met = VECTOR_DF
         vm.fault_error = 0
     vm.pending_vector = met
@@ -222,11 +221,11 @@ def on_invalid_instruction(uc, vm_at):
     if kind == SOFTWARE:
         rip = load64(env + cpustate.EXCEPTION_NEXT_EIP)
         store64(env + RIP, rip)
-        status = deliver(vm, _VECTOR_UD, -1, kind, rip)
+        status = deliver(vm, VECTOR_UD, -1, kind, rip)
     elif load_code_byte(vm, load64(env + RIP)) == 0xF1:
         status = deliver(vm, VECTOR_DB, -1, kind, load64(env + RIP) + 1)
     else:
-        status = deliver(vm, _VECTOR_UD, -1, kind, load64(env + RIP))
+        status = deliver(vm, VECTOR_UD, -1, kind, load64(env + RIP))
     _stop_unless(vm, status)
     return True
 
@@ -238,7 +237,7 @@ def on_syscall(uc, vm_at):
     env = vm.env
     length = syscall_length(vm)
     if enter_syscall(vm, length) == FAULTED:
-        _stop_unless(vm, deliver(vm, _VECTOR_UD, -1, EXCEPTION, load64(env + RIP)))
+        _stop_unless(vm, deliver(vm, VECTOR_UD, -1, EXCEPTION, load64(env + RIP)))
     store64(env + RIP, load64(env + RIP) - length)
 
 

@@ -22,14 +22,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_MODE_64, UC_PROT_ALL, UC_PROT_EXEC, UC_PROT_READ, Uc, UcError
+from unicorn import (
+    UC_ARCH_X86,
+    UC_HOOK_INSN,
+    UC_MODE_64,
+    UC_PROT_ALL,
+    UC_PROT_EXEC,
+    UC_PROT_NONE,
+    UC_PROT_READ,
+    Uc,
+    UcError,
+)
 from unicorn.unicorn_const import (
     UC_CTL_TB_REMOVE_CACHE,
     UC_CTL_TLB_FLUSH,
     UC_HOOK_BLOCK,
-    UC_HOOK_CODE,
+    UC_HOOK_EDGE_GENERATED,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
+    UC_HOOK_MEM_READ_PROT,
     UC_HOOK_MEM_WRITE_PROT,
     UC_HOOK_TLB_FILL,
     UC_TLB_CPU,
@@ -38,7 +49,6 @@ from unicorn.unicorn_const import (
 from unicorn.unicorn_py3.unicorn import uclib
 from unicorn.x86_const import (
     UC_CPU_X86_EPYC,
-    UC_X86_INS_CPUID,
     UC_X86_INS_IN,
     UC_X86_INS_OUT,
     UC_X86_INS_RDTSC,
@@ -63,9 +73,9 @@ from unicorn.x86_const import (
 )
 
 from emu import cpustate
-from emu.addr import TRAP_BASE
-from emu.errors import EngineMismatch
+from emu.addr import TRAP_BASE, WATCH_BASE
 from emu.cpustate import load_u64
+from emu.errors import EngineMismatch
 from emu.native import address_of, callback, compiled, external, global_cell, inlined, load32, load64, store64
 
 ACCESS_READ, ACCESS_WRITE, ACCESS_FETCH = 16, 17, 18  # UC_MEM_READ, _WRITE, _FETCH as a TLB fill gets them
@@ -73,6 +83,12 @@ PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4  # permissions of a TLB entry
 
 ERR_OK = 0
 ERR_EXCEPTION = 21  # UC_ERR_EXCEPTION: a TLB fill was refused
+
+# kinds of callbacks for Engine.hook, and instructions for Engine.hook_instruction
+HOOK_TLB_FILL, HOOK_BLOCK, HOOK_TRANSLATED = UC_HOOK_TLB_FILL, UC_HOOK_BLOCK, UC_HOOK_EDGE_GENERATED
+HOOK_EXCEPTION, HOOK_INVALID_INSTRUCTION = UC_HOOK_INTR, UC_HOOK_INSN_INVALID
+IN, OUT, RDTSC, RDTSCP = UC_X86_INS_IN, UC_X86_INS_OUT, UC_X86_INS_RDTSC, UC_X86_INS_RDTSCP
+SYSCALL, SYSENTER = UC_X86_INS_SYSCALL, UC_X86_INS_SYSENTER
 
 TLB_MODES = 3  # QEMU 5.0 x86: kernel with SMAP, user, kernel without SMAP
 
@@ -93,7 +109,15 @@ _DESC_SIZE = 696
 _ALL_ONES = -1
 
 
+_clock, _clock_cell_at = global_cell("emu_engine_clock")  # host address of the int64 that holds virtual time in ns
+
 # --- native plane -----------------------------------------------------------------------------------------------
+
+
+@inlined
+def use_clock(vm):
+    """Let the engine's clock tell this VM's virtual time from now on."""
+    store64(_clock_cell_at(), vm.vtime_at)
 
 
 @compiled
@@ -115,6 +139,7 @@ def stop(vm: Any) -> None:
 @compiled
 def flush_tlb(vm: Any) -> None:
     """Drop every TLB entry of the engine."""
+    use_clock(vm)
     _uc_ctl(vm.uc, _CTL_FLUSH_TLB, 0, 0)
 
 
@@ -170,7 +195,6 @@ def note_large_page(vm: Any, gva: int, shift: int) -> None:
 
 # --- the engine's clock -----------------------------------------------------------------------------------------
 
-_clock, _clock_cell_at = global_cell("emu_engine_clock")  # host address of the int64 that holds virtual time in ns
 _PROBE_NS = 0x1234_5678_9000 // 1000 * 1000  # an unlikely time of whole microseconds, to know the descriptors by
 
 
@@ -181,12 +205,6 @@ def _gettimeofday(timeval_at, timezone_at):
     store64(timeval_at, microseconds // 1_000_000)
     store64(timeval_at + 8, microseconds % 1_000_000)
     return 0
-
-
-@inlined
-def use_clock(vm):
-    """Let the engine's clock tell this VM's virtual time from now on."""
-    store64(_clock_cell_at(), vm.vtime_at)
 
 
 class _LinkMap(ctypes.Structure):
@@ -230,6 +248,7 @@ def _replace_clock() -> None:
 _REGISTERS = (UC_X86_REG_RAX, UC_X86_REG_RCX, UC_X86_REG_RDX, UC_X86_REG_RBX,
               UC_X86_REG_RSP, UC_X86_REG_RBP, UC_X86_REG_RSI, UC_X86_REG_RDI,
               *range(UC_X86_REG_R8, UC_X86_REG_R8 + 8))  # fmt: skip
+_SCRATCH_ENGINES = 8  # tried at most, to know the CPU state from what lies near it
 _SEARCH_UC, _SEARCH_CPU, _SEARCH_TLB = 8192, 65536, 4096  # bytes looked through
 
 
@@ -264,18 +283,15 @@ def _find_layout() -> _Layout:
         return EngineMismatch(f"{what} not found in Unicorn's engine: emu needs Unicorn 2.1.4 for Linux")
 
     try:
-        planted = [(0x9E37_79B9_7F4A_7C15 * (i + 1)) & ((1 << 64) - 1) for i in range(16)]
-        for register, value in zip(_REGISTERS, planted, strict=True):
-            uc.reg_write(register, value)
-        pattern = struct.pack("<16Q", *planted)
-        handle = uc._uch.value
-        engine = peek(handle, _SEARCH_UC)
-        for cpu, (pointer,) in enumerate(struct.iter_unpack("<Q", engine[: len(engine) & ~7])):
-            env = peek(pointer, _SEARCH_CPU).find(pattern) if pointer & 7 == 0 and pointer > mmap.PAGESIZE else -1
-            if env >= 0:
-                break
-        else:
+        places = _cpu_places(uc, peek)
+        for _ in range(_SCRATCH_ENGINES):
+            if len(places) > 1:  # some other part of this engine happens to lie near the CPU state
+                places &= _cpu_places(_new_uc(), peek)
+        if len(places) != 1:
             raise missing("the CPU state")
+        cpu, env = places.pop()
+        handle = uc._uch.value
+        pointer = load_u64(handle + cpu)
         below = peek(pointer + env - _SEARCH_TLB, _SEARCH_TLB)
         descriptor = struct.pack("<qqq", -1, -1, _PROBE_NS)
         tlb = below.find(descriptor) - _SEARCH_TLB
@@ -283,9 +299,24 @@ def _find_layout() -> _Layout:
             if below[_SEARCH_TLB + tlb + index * _DESC_SIZE :][: len(descriptor)] != descriptor:
                 raise missing("a TLB descriptor")
         _check_cpu_state(uc, pointer + env)
-        return _Layout(8 * cpu, env, tlb, _find_fault_address(uc, lambda: peek(handle, _SEARCH_UC)))
+        return _Layout(cpu, env, tlb, _find_fault_address(uc, lambda: peek(handle, _SEARCH_UC)))
     finally:
         os.close(memory)
+
+
+def _cpu_places(uc: Uc, peek: Callable[[int, int], bytes]) -> set[tuple[int, int]]:
+    """Where the CPU state may be: offset of a pointer in the engine, and of the CPU state from where that leads."""
+    planted = [(0x9E37_79B9_7F4A_7C15 * (i + 1)) & ((1 << 64) - 1) for i in range(16)]
+    for register, value in zip(_REGISTERS, planted, strict=True):
+        uc.reg_write(register, value)
+    pattern = struct.pack("<16Q", *planted)
+    engine = peek(uc._uch.value, _SEARCH_UC)
+    places = set()
+    for index, (pointer,) in enumerate(struct.iter_unpack("<Q", engine[: len(engine) & ~7])):
+        env = peek(pointer, _SEARCH_CPU).find(pattern) if pointer & 7 == 0 and pointer > mmap.PAGESIZE else -1
+        if env >= 0:
+            places.add((8 * index, env))
+    return places
 
 
 def _find_fault_address(uc: Uc, engine: Callable[[], bytes]) -> int:
@@ -370,12 +401,17 @@ class Engine:
         self._uc.ctl_exits_enabled(True)
         self._uc.mem_map_ptr(0, size, UC_PROT_ALL, ram_at)
         self._uc.mem_map_ptr(TRAP_BASE, size, UC_PROT_READ | UC_PROT_EXEC, ram_at)
+        self._uc.mem_map_ptr(WATCH_BASE, size, UC_PROT_NONE, ram_at)
         self._keep: list[Any] = []
         self.uc = self._uc._uch.value
         self.cpu_at = load_u64(self.uc + _layout.cpu)
         self.env = self.cpu_at + _layout.env
         self.tlb_at = self.env + _layout.tlb
         self.fault_address_at = self.uc + _layout.fault_address
+        self._uc.reg_write(UC_X86_REG_RAX, _PROBE_NS)
+        if load_u64(self.env + cpustate.RAX) != _PROBE_NS:
+            raise EngineMismatch("the CPU state is not where it was: emu needs Unicorn 2.1.4 for Linux")
+        self._uc.reg_write(UC_X86_REG_RAX, 0)
         self._size = size
 
     def hook(self, kind: int, function: Any, data: int, begin: int = 1, end: int = 0, instruction: int = 0) -> None:
@@ -395,13 +431,15 @@ class Engine:
         """Call ``function`` for every store into the write-trapped alias of machine memory."""
         self.hook(UC_HOOK_MEM_WRITE_PROT, function, data, TRAP_BASE, TRAP_BASE + self._size - 1)
 
+    def hook_watch(self, load: Any, store: Any, data: int) -> None:
+        """Call ``load`` and ``store`` for every access through the watched alias of machine memory."""
+        last = WATCH_BASE + self._size - 1
+        self.hook(UC_HOOK_MEM_READ_PROT, load, data, WATCH_BASE, last)
+        self.hook(UC_HOOK_MEM_WRITE_PROT, store, data, WATCH_BASE, last)
+
     def hook_instruction(self, instruction: int, function: Any, data: int) -> None:
         self.hook(UC_HOOK_INSN, function, data, instruction=instruction)
 
-    def close(self) -> None:
-        """Free the engine; its registers must not be touched any more."""
-        self._uc._clean_up() if hasattr(self._uc, "_clean_up") else None
-        self._keep.clear()
 
 
 def error_text(code: int) -> str:

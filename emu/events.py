@@ -31,9 +31,13 @@ KINDS = 12
 
 @inlined
 def record(vm: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
-    """Count an event and, when somebody listens to its kind, put it into the ring."""
+    """Count an event, end a step that waits for its kind, and put it into the ring when somebody listens to it."""
     at = vm.event_counts_at + 8 * kind
     store64(at, load64(at) + 1)
+    if vm.event_stop_mask >> kind & 1:
+        vm.step_hit = 1
+        vm.stop = 1
+        vm.limit = 0
     if not vm.event_mask >> kind & 1:
         return
     at = vm.event_ring_at + (vm.event_head % vm.event_capacity) * (8 * WORDS)
@@ -46,7 +50,7 @@ def record(vm: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
     store64(at + 48, d)
     store64(at + 56, e)
     vm.event_head += 1
-    if vm.event_stop_mask >> kind & 1 or vm.event_head - vm.event_tail >= vm.event_capacity - RING_MARGIN:
+    if vm.event_head - vm.event_tail >= vm.event_capacity - RING_MARGIN:
         vm.stop = 1
         vm.limit = 0
 

@@ -61,24 +61,10 @@ from emu.segments import (
 )
 from emu.state import state_at
 from emu.taskswitch import switch_through_gate
-
-# kinds of events
-EXCEPTION, SOFTWARE, HARDWARE = 0, 1, 2
-
-VECTOR_DB, VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF = 1, 8, 10, 11, 12, 13, 14
-
-# exceptions that push an error code: #DF #TS #NP #SS #GP #PF #AC (SDM vol. 3A, table 6-1)
-_WITH_ERROR = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17
-# fault-class exceptions; #DB is one only for instruction breakpoints, which push RF as it is (SDM vol. 3B, 17.3.1.1)
-_FAULTS = 1 << 0 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 16 | 1 << 19 | (_WITH_ERROR & ~(1 << 8))
+from emu.vectors import SOFTWARE, VECTOR_GP, VECTOR_NP, VECTOR_SS, VECTOR_TS, has_error_code, is_fault
 
 _IDT_ERROR = 2  # error code bit IDT: the selector part is a vector
 _GATE_TASK, _GATE_INTERRUPT_16, _GATE_TRAP_16, _GATE_INTERRUPT_32, _GATE_TRAP_32 = 5, 6, 7, 14, 15
-
-
-@inlined
-def has_error_code(vector: int, kind: int) -> bool:
-    return kind == EXCEPTION and vector < 32 and _WITH_ERROR >> vector & 1 != 0
 
 
 @inlined
@@ -91,7 +77,7 @@ def pushed_eflags(vm: Any, vector: int, kind: int) -> int:
     image = read_eflags(vm) | 2
     if kind == SOFTWARE:
         return image & ~FLAG_RF
-    if kind == EXCEPTION and vector < 32 and _FAULTS >> vector & 1:
+    if is_fault(vector, kind):
         if load64(vm.env + DR7) & DR7_ENABLED:
             return image | FLAG_RF
         return image & ~FLAG_RF
@@ -396,7 +382,7 @@ def enter(vm: Any, vector: int, error: int, kind: int, rip: int) -> int:
     Args:
         vector: 0 to 255.
         error: the error code, for exceptions that have one.
-        kind: EXCEPTION, SOFTWARE or HARDWARE.
+        kind: EXCEPTION, SOFTWARE or HARDWARE (:mod:`emu.vectors`).
         rip: the return address, relative to CS.
 
     Returns:

@@ -20,10 +20,9 @@ from emu.mmu.fill import load_bytes, store_to_frame
 from emu.mmu.walk import FAULT, MODE_4LEVEL, NEED, NON_CANONICAL, OK, READ, WRITE, host_address, is_canonical, walk
 from emu.native import inlined, load32, load64, outlined, store64
 from emu.state import state_at
+from emu.vectors import VECTOR_GP, VECTOR_PF
 
 _NO_PAGE = 1  # no page starts here
-
-VECTOR_GP, VECTOR_PF = 13, 14
 
 
 @inlined

@@ -92,11 +92,11 @@ if JIT:
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile ``function`` on first call; the machine code is cached on disk."""
-        return njit(cache=True, error_model="numpy", no_cpython_wrapper=False)(function)
+        return njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
 
     def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile ``function`` for use from other native functions, once for all constants passed to it."""
-        dispatcher = njit(error_model="numpy")(function)
+        dispatcher = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
         template = dispatcher.get_call_template
 
         def call_template(arguments: Any, keywords: Any) -> Any:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
 
 from emu import cpustate
+from emu.alone import REFUSED, forget_instruction, run_refused_alone, within_block
+from emu.breakpoints import again_watched_step, begin_watched_step
 from emu.clock import interrupts_enabled, leave_block
+from emu.debugregs import WATCHED
 from emu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.engine import ERR_OK, read_eflags, start, use_clock
-from emu.gates import EXCEPTION
 from emu.mmu.fill import CODE_IN_USE
 from emu.mmu.walk import NEED, OK
 from emu.native import compiled, load64
 from emu.portio import DENIED
 from emu.state import state_at
+from emu.vectors import EXCEPTION
 
 FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
 _GENERAL_PROTECTION = 13
@@ -49,21 +51,35 @@ def run(vm_at: int) -> int:
             if deliver_pending(vm) == NEED:
                 return _NEED
             continue
-        if vm.stop or vm.vtime >= vm.deadline:
-            return _STOP
-        if vm.intr_line and interrupts_enabled(vm):
-            return _INTERRUPT
-        vm.limit = 0 if vm.intr_line else vm.deadline
+        if not within_block(vm):
+            if vm.stop or vm.vtime >= vm.deadline:
+                return _STOP
+            if vm.intr_line and interrupts_enabled(vm):
+                return _INTERRUPT
+        vm.limit = 0 if vm.intr_line or vm.stepping or vm.debugging else vm.deadline
         vm.stopped = 0
         vm.miss_kind = OK
         error = start(vm, vm.single)
         if vm.stopped:
+            if vm.step_over:
+                return _STOP
+            continue
+        if vm.miss_kind >= REFUSED:
+            run_refused_alone(vm_at)
             continue
         if vm.miss_kind != OK:  # the instruction at RIP could not be executed
             leave_block(vm)
+            if vm.miss_kind == WATCHED:
+                forget_instruction(vm)
+                begin_watched_step(vm)
+                continue
             if vm.miss_kind == NEED:
+                forget_instruction(vm)
+                again_watched_step(vm)
                 return _NEED
             if vm.miss_kind == CODE_IN_USE:
+                forget_instruction(vm)
+                again_watched_step(vm)
                 vm.single = 1
                 continue
             vm.single = 0

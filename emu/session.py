@@ -59,7 +59,7 @@ def boot_vm(
         policies: as ``--policy`` takes them; demand paging by default.
         append: the guest's command line.
         load: gpa of a flat binary.
-        serial_input: bytes that wait at the serial port; they arrive one character time after the other.
+        serial_input: bytes that wait at the serial port until the guest looks for them.
         audit: check every invariant after every change of the mapping.
         name: the VM's name, which its events carry.
         machine: where to make it; by default a machine that is just large enough.
@@ -81,7 +81,8 @@ def boot_vm(
         size = Machine.size_for(ram, pool, mmu)
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if size > host:
-            raise BadInput("--pool", f"{format_size(pool)} and what maps it do not fit into the {host >> 20}M of this host")
+            reason = f"{format_size(pool)} and what maps it do not fit into the {host >> 20}M of this host"
+            raise BadInput("--pool", reason)
         machine = Machine(size)
     vm = machine.create_vm(name, ram, pool, mmu)
     vm.boot(guest)
@@ -91,8 +92,9 @@ def boot_vm(
         try:
             vm.attach(choice.make(guest.image))
         except OutOfFrames as error:
-            raise BadInput("--pool", f"{format_size(pool)} is too small to start with --policy {choice.name}") from error
-    vm.platform.uart.receive(serial_input)
+            reason = f"{format_size(pool)} is too small to start with --policy {choice.name}"
+            raise BadInput("--pool", reason) from error
+    vm.platform.uart.offer(serial_input)
     return vm
 
 
@@ -153,19 +155,24 @@ def run_vm(
             return Outcome(Ending.OUT_OF_FRAMES, STATUS_LIMIT, str(error))
         if watch.found:
             return Outcome(Ending.UNTIL, STATUS_SUCCESS, f"the console printed {until!r}")
-        if stop == Stop.EXIT:
-            value = vm.exit_value or 0
-            # a process has eight bits of status; QEMU's isa-debug-exit loses the others too
-            return Outcome(Ending.EXIT, (value << 1 | 1) & 0xFF, f"the guest wrote {value} to the exit port")
-        if stop == Stop.CRASH:
-            return Outcome(Ending.CRASH, STATUS_CRASH, "the guest crashed: triple fault")
-        if stop == Stop.HALTED:
-            return Outcome(Ending.HALTED, STATUS_LIMIT, "the guest halted, and nothing can ever wake it")
-        if stop == Stop.DEADLINE:
-            return Outcome(Ending.MAX_TIME, STATUS_LIMIT, "the limit in virtual time was reached")
-        if alarm.rang:
+        if stop == Stop.REQUESTED and alarm.rang:
             return Outcome(Ending.TIMEOUT, STATUS_LIMIT, "the limit in wall time was reached")
-        return Outcome(Ending.STOPPED, STATUS_LIMIT, "the run was stopped")
+        return outcome_of(vm, stop)
+
+
+def outcome_of(vm: VirtualMachine, stop: Stop) -> Outcome:
+    """What a return of :meth:`emu.vm.VirtualMachine.run` means."""
+    if stop == Stop.EXIT:
+        value = vm.exit_value or 0
+        # a process has eight bits of status; QEMU's isa-debug-exit loses the others too
+        return Outcome(Ending.EXIT, (value << 1 | 1) & 0xFF, f"the guest wrote {value} to the exit port")
+    if stop == Stop.CRASH:
+        return Outcome(Ending.CRASH, STATUS_CRASH, "the guest crashed: triple fault")
+    if stop == Stop.HALTED:
+        return Outcome(Ending.HALTED, STATUS_LIMIT, "the guest halted, and nothing can ever wake it")
+    if stop == Stop.DEADLINE:
+        return Outcome(Ending.MAX_TIME, STATUS_LIMIT, "the limit in virtual time was reached")
+    return Outcome(Ending.STOPPED, STATUS_LIMIT, "the run was stopped")
 
 
 class _ConsoleWatch:

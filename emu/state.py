@@ -31,7 +31,7 @@ debugging watching watch_step watch_hits watch_stored watch_mfn0 watch_mfn1 watc
 seen_dr0 seen_dr1 seen_dr2 seen_dr3 seen_dr4 seen_dr5 seen_dr6 seen_dr7
 shutdown intr_line engine_error
 event_ring_at event_capacity event_head event_tail event_mask event_counts_at event_stop_mask
-step_count step_rip
+stepping step_count step_precise step_hit step_over step_gva step_alone step_shadow step_size step_sum
 """.split()
 
 STATE = np.dtype([(name, np.int64) for name in _FIELDS])

@@ -55,8 +55,8 @@ from emu.segments import (
     system_type,
 )
 from emu.state import state_at
+from emu.vectors import VECTOR_GP, VECTOR_NP, VECTOR_SS, VECTOR_TS
 
-_VECTOR_TS, _VECTOR_NP, _VECTOR_SS, _VECTOR_GP = 10, 11, 12, 13
 _TSS_16, _TSS_32 = 1, 9  # types of available TSSs
 _LDT = 2  # type of an LDT descriptor
 _LAST_16, _LAST_32 = 43, 103  # last byte of the smallest TSS
@@ -98,20 +98,20 @@ def _load_target(vm_at, selector):
     vm = state_at(vm_at)
     error = selector & 0xFFFC | vm.external
     if selector & 4:
-        return fail(vm, _VECTOR_GP, error)
+        return fail(vm, VECTOR_GP, error)
     status = load_descriptor(vm, selector)
     if status == BEYOND_TABLE:
-        return fail(vm, _VECTOR_GP, error)
+        return fail(vm, VECTOR_GP, error)
     if status != OK:
         return status
     attributes = attributes_of(vm.sys_value)
     kind = system_type(attributes)
     if kind != _TSS_16 and kind != _TSS_32:  # a busy TSS is refused as well
-        return fail(vm, _VECTOR_GP, error)
+        return fail(vm, VECTOR_GP, error)
     if not attributes & PRESENT:
-        return fail(vm, _VECTOR_NP, error)
+        return fail(vm, VECTOR_NP, error)
     if limit_of(vm.sys_value) < (_LAST_32 if kind == _TSS_32 else _LAST_16):
-        return fail(vm, _VECTOR_TS, error)
+        return fail(vm, VECTOR_TS, error)
     return OK
 
 
@@ -244,15 +244,15 @@ def _load_ldt(vm_at):
         return OK
     error = selector & 0xFFFC | vm.external
     if selector & 4:
-        return fail(vm, _VECTOR_TS, error)
+        return fail(vm, VECTOR_TS, error)
     status = load_descriptor(vm, selector)
     if status == BEYOND_TABLE:
-        return fail(vm, _VECTOR_TS, error)
+        return fail(vm, VECTOR_TS, error)
     if status != OK:
         return status
     attributes = attributes_of(vm.sys_value)
     if system_type(attributes) != _LDT or not attributes & PRESENT:
-        return fail(vm, _VECTOR_TS, error)
+        return fail(vm, VECTOR_TS, error)
     set_segment(env, LDTR, selector, base_of(vm.sys_value), limit_of(vm.sys_value), attributes)
     return OK
 
@@ -288,19 +288,19 @@ def _load_segment(vm_at, index, level):
     selector = load32(env + segment + SELECTOR)
     if selector & 0xFFFC == 0:
         if index == _CS or index == _SS:
-            return fail(vm, _VECTOR_TS, vm.external)
+            return fail(vm, VECTOR_TS, vm.external)
         return OK
     error = selector & 0xFFFC | vm.external
     status = load_descriptor(vm, selector)
     if status == BEYOND_TABLE:
-        return fail(vm, _VECTOR_TS, error)
+        return fail(vm, VECTOR_TS, error)
     if status != OK:
         return status
     attributes = attributes_of(vm.sys_value)
     if not _segment_allowed(index, selector, attributes, level):
-        return fail(vm, _VECTOR_TS, error)
+        return fail(vm, VECTOR_TS, error)
     if not attributes & PRESENT:
-        return fail(vm, _VECTOR_SS if index == _SS else _VECTOR_NP, error)
+        return fail(vm, VECTOR_SS if index == _SS else VECTOR_NP, error)
     set_segment(env, segment, selector, base_of(vm.sys_value), limit_of(vm.sys_value), attributes)
     return OK
 
@@ -321,7 +321,7 @@ def _load_segments(vm_at):
                 return status
     set_hflags_mode(env)
     if load64(env + RIP) > load32(env + CS + LIMIT):
-        return fail(vm, _VECTOR_GP, vm.external)
+        return fail(vm, VECTOR_GP, vm.external)
     return OK
 
 
@@ -333,7 +333,7 @@ def _push_error(vm_at, error, size):
     attributes = load32(env + SS + FLAGS)
     rsp = load64(env + RSP)
     if not stack_has_room(attributes, load32(env + SS + LIMIT), rsp, size):
-        return fail(vm, _VECTOR_SS, vm.external)
+        return fail(vm, VECTOR_SS, vm.external)
     mask = stack_mask(attributes)
     sp = (rsp - size) & mask
     gva = (load64(env + SS + BASE) + sp) & 0xFFFF_FFFF

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emu import clock, engine, portio, runloop
+from emu import breakpoints, clock, engine, portio, runloop, stepping
 from emu.addr import PAGE_SHIFT
+from emu.alone import NOWHERE
 from emu.boot.flat import CODE_16, DATA_16
 from emu.boot.guest import Guest
 from emu.cpustate import CR0_ET, CpuState, set_hflags_mode
 from emu.devices.platform import Platform
 from emu.dmm.audit import audit
 from emu.dmm.dmm import DMM
-from emu.dmm.p2m import P2M, Intent, PageType
+from emu.dmm.p2m import INTENTS, P2M, PageType
 from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
 from emu.errors import EmuError
-from emu.events import EventLog
+from emu.events import EVENT_TYPES, Event, EventLog
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.native import address_of, host_function
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from emu.machine import Machine
 
 SLICE_NS = 20_000_000  # longest stay in the native plane, in virtual time, so that signals of the host are seen
+_REASONS = tuple(Reason)
 _FRAME_TABLE = 2  # the void frame counts as a table: stores into it trap
 
 
@@ -48,16 +49,22 @@ class Stop(Enum):
     HALTED = auto()  # HLT, and nothing can ever wake the guest
     DEADLINE = auto()  # the virtual time asked for has come
     REQUESTED = auto()  # :meth:`VirtualMachine.request_stop`
+    STEP = auto()  # what :meth:`VirtualMachine.step` or :meth:`VirtualMachine.run_to_event` asked for has happened
 
 
-@dataclass
 class Exits:
     """How often the native plane was left, by reason."""
 
-    counts: dict[str, int]
-
     def __init__(self) -> None:
-        self.counts = {reason.name.lower(): 0 for reason in Reason}
+        self._counts = [0] * len(Reason)
+
+    def count(self, reason: Reason) -> None:
+        self._counts[reason] += 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By the reason's name in lower case."""
+        return {reason.name.lower(): self._counts[reason] for reason in Reason}
 
 
 class VirtualMachine:
@@ -125,6 +132,8 @@ class VirtualMachine:
         native.window_mfn = -1
         native.root_mfn = -1
         native.cr3 = -1
+        native.step_gva = NOWHERE
+        native.step_count = stepping.UNLIMITED
         memory.flags[memory.void_mfn] |= _FRAME_TABLE
 
     def _hook(self) -> None:
@@ -132,21 +141,23 @@ class VirtualMachine:
 
         at = self.native_at
         e = self.engine
-        e.hook(engine.UC_HOOK_TLB_FILL, fill.on_tlb_fill, at)
+        e.hook(engine.HOOK_TLB_FILL, fill.on_tlb_fill, at)
         e.hook_trap(fill.on_trapped_store, at)
-        e.hook(engine.UC_HOOK_BLOCK, clock.on_block, at)
-        e.hook(engine.UC_HOOK_INTR, delivery.on_interrupt, at)
-        e.hook(engine.UC_HOOK_INSN_INVALID, delivery.on_invalid_instruction, at)
-        e.hook_instruction(engine.UC_X86_INS_SYSCALL, delivery.on_syscall, at)
-        e.hook_instruction(engine.UC_X86_INS_SYSENTER, delivery.on_sysenter, at)
-        e.hook_instruction(engine.UC_X86_INS_RDTSC, clock.on_rdtsc, at)
-        e.hook_instruction(engine.UC_X86_INS_RDTSCP, clock.on_rdtscp, at)
+        e.hook_watch(breakpoints.on_watched_load, breakpoints.on_watched_store, at)
+        e.hook(engine.HOOK_TRANSLATED, breakpoints.on_translated, at)
+        e.hook(engine.HOOK_BLOCK, clock.on_block, at)
+        e.hook(engine.HOOK_EXCEPTION, delivery.on_interrupt, at)
+        e.hook(engine.HOOK_INVALID_INSTRUCTION, delivery.on_invalid_instruction, at)
+        e.hook_instruction(engine.SYSCALL, delivery.on_syscall, at)
+        e.hook_instruction(engine.SYSENTER, delivery.on_sysenter, at)
+        e.hook_instruction(engine.RDTSC, clock.on_rdtsc, at)
+        e.hook_instruction(engine.RDTSCP, clock.on_rdtscp, at)
         self._port_in = host_function(self._guarded(self._read_port))
         self._port_out = host_function(self._guarded(self._write_port))
         self.native.port_in_at = self._port_in.address_of
         self.native.port_out_at = self._port_out.address_of
-        e.hook_instruction(engine.UC_X86_INS_IN, portio.on_in, at)
-        e.hook_instruction(engine.UC_X86_INS_OUT, portio.on_out, at)
+        e.hook_instruction(engine.IN, portio.on_in, at)
+        e.hook_instruction(engine.OUT, portio.on_out, at)
 
     def _reset_cpu(self) -> None:
         """Real mode with everything at zero, as after reset but for the entry point, which the boot protocol sets."""
@@ -213,25 +224,54 @@ class VirtualMachine:
             EngineFault: the engine failed in a way that no guest can cause.
             Exception: whatever a device, policy or listener raised.
         """
+        return self._run(until, stepping.UNLIMITED, ())
+
+    def step(self, instructions: int = 1, until: int | None = None) -> Stop:
+        """As :meth:`run`, but for so many instructions at most; each pass of a repeated string instruction counts.
+
+        The entry into a handler is part of the instruction that it follows.  A stepped run is the same as a free one,
+        event for event and at the same virtual times, though :attr:`now` is that of the end of a block within it.
+
+        Returns:
+            STEP when they have been executed; else as :meth:`run`.
+        """
+        return self._run(until, instructions, ())
+
+    def run_to_event(self, kinds: Iterable[type[Event]] = EVENT_TYPES, until: int | None = None) -> Stop:
+        """As :meth:`run`, but no further than the instruction in which the next event of ``kinds`` happens.
+
+        It stops behind that instruction, and before it when the instruction waited for the DMM.
+
+        Returns:
+            STEP when one has happened; else as :meth:`run`.
+        """
+        return self._run(until, stepping.UNLIMITED, kinds)
+
+    def _run(self, until: int | None, instructions: int, kinds: Iterable[type[Event]]) -> Stop:
         limit = clock.NEVER if until is None else until
         native = self.native
+        within_block = stepping.is_within_block(native)
+        stepping.begin(native, instructions, kinds)
         while True:
-            if self.exit_value is not None:
-                return Stop.EXIT
-            if self._stop_requested:
-                self._stop_requested = False
-                return Stop.REQUESTED
-            if native.vtime >= limit:
-                return Stop.DEADLINE
+            if stepping.is_over(native):
+                return Stop.STEP
+            if not within_block:
+                if self.exit_value is not None:
+                    return Stop.EXIT
+                if self._stop_requested:
+                    self._stop_requested = False
+                    return Stop.REQUESTED
+                if native.vtime >= limit:
+                    return Stop.DEADLINE
             device_deadline = self._next_deadline()
             native.deadline = min(limit, device_deadline, native.vtime + SLICE_NS)
-            native.stop = 0
-            reason = Reason(runloop.run(self.native_at))
-            self.exits.counts[reason.name.lower()] += 1
+            native.stop = int(self.exit_value is not None or self._stop_requested)
+            reason = _REASONS[runloop.run(self.native_at)]
+            self.exits.count(reason)
             self.events.drain()
             self._reraise()
             if reason == Reason.NEED:
-                self.dmm.resolve(int(native.need_gfn), Intent(int(native.need_intent)))
+                self.dmm.resolve(native.need_gfn, INTENTS[native.need_intent])
             elif reason == Reason.INTERRUPT:
                 self._interrupt()
             elif reason == Reason.HALT:
@@ -241,14 +281,15 @@ class VirtualMachine:
                 return Stop.CRASH
             elif reason == Reason.ENGINE_ERROR:
                 raise EngineFault(f"{self.name}: {engine.error_text(int(native.engine_error))} at pc {self.cpu.pc:#x}")
-            if native.vtime >= device_deadline:
+            within_block = stepping.is_within_block(native)
+            if native.vtime >= device_deadline and not within_block:
                 self._tick()
 
     def _interrupt(self) -> None:
         vector = self.platform.acknowledge()
         if runloop.inject(self.native_at, vector) == runloop.NEED_DMM:
             # the vector is taken from the controller: it stays pending until the DMM has brought the page
-            self.dmm.resolve(int(self.native.need_gfn), Intent(int(self.native.need_intent)))
+            self.dmm.resolve(self.native.need_gfn, INTENTS[self.native.need_intent])
 
     def _sleep(self, limit: int) -> bool:
         """HLT: jump to the next deadline.  False when nothing can wake the guest."""

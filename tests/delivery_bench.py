@@ -16,11 +16,12 @@ from emu.boot.image import GuestImage
 from emu.delivery import deliver, deliver_pending
 from emu.dmm.p2m import Intent
 from emu.events import Event
-from emu.gates import EXCEPTION, HARDWARE, SOFTWARE
 from emu.mmu.walk import NEED
 from emu.native import compiled
 from emu.session import boot_vm
 from emu.state import state_at
+from emu.vectors import EXCEPTION, HARDWARE, SOFTWARE
+from emu.vm import Stop
 
 GDT, IDT, TSS, LDT, TASK = 0x1000, 0x2000, 0x3000, 0x3400, 0x3800
 CODE = 0x8000  # where code is put
@@ -38,6 +39,7 @@ DATA_16 = 0x009300
 RING3 = 3 << 13
 CONFORMING = 1 << 10
 TSS_32, TSS_16 = 9, 1
+BUSY = 1 << 9
 INTERRUPT_32, TRAP_32, INTERRUPT_16, TRAP_16, TASK_GATE = 14, 15, 6, 7, 5
 
 IF, TF, DF, NT, RF, VM, AC, IOPL3 = 1 << 9, 1 << 8, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18, 3 << 12
@@ -53,6 +55,11 @@ def _deliver(vm_at: int, vector: int, error: int, kind: int, rip: int) -> int:
 @compiled
 def _deliver_pending(vm_at: int) -> int:
     return deliver_pending(state_at(vm_at))
+
+
+@compiled
+def _write_eflags(env: int, flags: int) -> None:
+    cpustate.write_eflags(env, flags)
 
 
 def assemble(source: str, bits: int, address: int = CODE) -> bytes:
@@ -139,7 +146,7 @@ class Bench:
         self.segment(DATA0, 0, limit, data)
         self.segment(CODE3, 0, limit, code | RING3)
         self.segment(DATA3, 0, limit, data | RING3)
-        self.segment(TSS_SELECTOR, TSS, 103, PRESENT | TSS_32 << 8)
+        self.segment(TSS_SELECTOR, TSS, 103, PRESENT | BUSY | TSS_32 << 8)
         for vector in range(64):
             self.gate(vector, INTERRUPT_32)
         self.write(TSS, bytes(104))
@@ -213,7 +220,7 @@ class Bench:
         self.write(TABLES + 0x3000 + (gva >> 12) * 8, struct.pack("<Q", gva & ~0xFFF | rights))
 
     def set_eflags(self, value: int) -> None:
-        cpustate.write_eflags(self.vm.engine.env, value)
+        _write_eflags(self.vm.engine.env, value)
         self._settle()
 
     @property
@@ -235,7 +242,7 @@ class Bench:
         self.write(CODE, assemble(source + "; hlt", bits))
         for _ in range(count):
             self.vm.run(until=self.vm.now + 1)
-        self.vm.run()
+        assert self.vm.run() == Stop.HALTED
         self.vm.events.drain()
 
     def go_on(self) -> int:

@@ -56,7 +56,7 @@ class Setting:
 
     def leaf(self, gfn: int) -> int:
         """The number of the shadow entry that maps ``gfn``."""
-        number = int(self.paging.rmap_head[self.mfn(gfn)])
+        number = int(self.paging.rmap.head[self.mfn(gfn)])
         assert number >= 0
         return number
 
@@ -323,23 +323,23 @@ def root_is_no_table(s: Setting) -> None:
 
 @case("rmap", "list")
 def rmap_forgets_a_frame(s: Setting) -> None:
-    s.paging.rmap_head[s.mfn(DATA + 1)] = -1
+    s.paging.rmap.head[s.mfn(DATA + 1)] = -1
 
 
 @case("rmap", "list")
 def rmap_head_of_a_frame_without_entries(s: Setting) -> None:
-    s.paging.rmap_head[min(s.vm.pool.spare_frames())] = s.leaf(DATA)
+    s.paging.rmap.head[min(s.vm.pool.spare_frames())] = s.leaf(DATA)
 
 
 @case("rmap", "previous node")
 def rmap_node_is_unlinked(s: Setting) -> None:
     alias = s.leaf(DATA)
-    s.paging.rmap_next[alias] = s.leaf(DATA + 1)
+    s.paging.rmap.next[alias] = s.leaf(DATA + 1)
 
 
 @case("rmap", "next node")
 def rmap_next_leads_nowhere(s: Setting) -> None:
-    s.paging.rmap_next[s.leaf(DATA + 1)] = s.slot(1) * ENTRIES + 500
+    s.paging.rmap.next[s.leaf(DATA + 1)] = s.slot(1) * ENTRIES + 500
 
 
 @case("rmap", "ring")
@@ -349,11 +349,11 @@ def rmap_list_is_a_ring(s: Setting) -> None:
     s.stub.map(page, DATA)
     s.stub.load(page * PAGE_SIZE)
     first = s.leaf(DATA)
-    second = int(s.paging.rmap_next[first])
-    third = int(s.paging.rmap_next[second])
+    second = int(s.paging.rmap.next[first])
+    third = int(s.paging.rmap.next[second])
     assert third >= 0
-    s.paging.rmap_next[first] = -1
-    s.paging.rmap_prev[second], s.paging.rmap_next[third] = third, second
+    s.paging.rmap.next[first] = -1
+    s.paging.rmap.prev[second], s.paging.rmap.next[third] = third, second
 
 
 @case("rmap", "whose head is another")
@@ -474,9 +474,9 @@ def branch_is_trapped(s: Setting) -> None:
 def lead(s: Setting, level: int, mfn: int) -> None:
     """Make the first entry of the table at ``level`` lead to ``mfn``, in its list too."""
     number = s.branch(level)
-    s.paging.rmap_head[s.paging.entries[number] >> 12] = -1
-    assert s.paging.rmap_head[mfn] == -1
-    s.paging.rmap_head[mfn] = number
+    s.paging.rmap.head[s.paging.entries[number] >> 12] = -1
+    assert s.paging.rmap.head[mfn] == -1
+    s.paging.rmap.head[mfn] = number
     s.paging.entries[number] = s.paging.entries[number] & 0xFFF | mfn << 12
 
 
@@ -499,7 +499,7 @@ def branch_leads_to_another_table(s: Setting) -> None:
 def branch_leads_to_a_table_in_another_role(s: Setting) -> None:
     slot = s.slot(1)
     table = s.paging.entries[slot * ENTRIES : (slot + 1) * ENTRIES]
-    s.paging.rmap_head[(table[table & pte.P != 0] & pte.FRAME) >> 12] = -1
+    s.paging.rmap.head[(table[table & pte.P != 0] & pte.FRAME) >> 12] = -1
     table[:] = 0
     s.paging.role[slot] = 2 | FORMAT_64 << 4
 

@@ -15,6 +15,8 @@ from emu.cli import COMMANDS, main
 
 Capture = pytest.CaptureFixture[str]
 
+SLOW_START = "emu: compiling the native plane; this takes a while once, and later starts take a second\n"
+
 LOOP = ".code16\n mov al, 0x21\n out 0xE9, al\nhere:\n jmp here\n"
 HALT = ".code16\n cli\n hlt\n"
 ECHO = """
@@ -49,8 +51,9 @@ def test_console_and_closing_line(capsys: Capture, mmu: str) -> None:
     assert main(["run", "hello", "--mmu", mmu, "--audit"]) == 1  # 0 << 1 | 1
     out, err = capsys.readouterr()
     assert out.startswith("Hello!") and out.endswith("protected mode.\n")
-    assert err.count("\n") == 1
-    assert err.startswith("emu: hello: the guest wrote 0 to the exit port; status 1, ")
+    last = err.splitlines()[-1]
+    assert last.startswith("emu: hello: the guest wrote 0 to the exit port; status 1, ")
+    assert err.removesuffix(last + "\n") in ("", SLOW_START)
 
 
 def test_until(capsys: Capture) -> None:
@@ -101,14 +104,13 @@ def test_out_of_frames(capsys: Capture) -> None:
     assert main(["run", "memory", "--pool", "64K"]) == 124
     err = capsys.readouterr().err
     assert "all 16 frames of the pool are in use" in err and "gfn" in err
-    assert err.count("\n") == 1
 
 
 def test_serial_input(tmp_path: Path, capsys: Capture) -> None:
     guest = source(tmp_path, ECHO)
     given = tmp_path / "input"
     given.write_bytes(b"typed ahead, more than a FIFO holds.")
-    assert main(["run", guest, "--input", str(given), "--max-time", "10"]) == 0x21
+    assert main(["run", guest, "--input", str(given), "--max-time", "1"]) == 0x21
     assert capsys.readouterr().out == "typed ahead, more than a FIFO holds."
 
 
@@ -148,7 +150,7 @@ def test_events_on_standard_output_leave_it_to_them(capsys: Capture) -> None:
     main(["run", "hello", "--events", "-"])
     out, err = capsys.readouterr()
     assert all(json.loads(line)["vm"] == "vm0" for line in out.splitlines())
-    assert err.startswith("Hello!")
+    assert "Hello!" in err
 
 
 def test_an_output_file_that_cannot_be_written_is_found_first(tmp_path: Path, capsys: Capture) -> None:
@@ -234,7 +236,7 @@ def test_unknown_names_come_with_the_known_ones(capsys: Capture) -> None:
     main(["run", "hello", "--mmu", "ept"])
     assert "shadow, nested" in capsys.readouterr().err
     main(["rum"])
-    assert "run, guests" in capsys.readouterr().err
+    assert ", ".join(COMMANDS) in capsys.readouterr().err
 
 
 # --- faults of emu ----------------------------------------------------------------------------------------------

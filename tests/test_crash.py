@@ -10,6 +10,8 @@ from emu.crash import decode, exception_name, report
 from emu.session import Ending, Outcome, boot_vm, run_vm
 from emu.vm import VirtualMachine
 
+PAGING_ON = "\n    mov cr3, eax\n    mov eax, cr0\n    or eax, 0x80000000\n    mov cr0, eax\n    nop"
+
 PROTECTED = """
 .code16
     jmp start
@@ -64,8 +66,8 @@ def test_the_report_on_the_crash_guest(mmu: str) -> None:
         ("    ud2", "ud2"),
         ("    mov eax, 0x7FFFFFF0\n    jmp eax", "(no instruction)"),  # beyond RAM all bits are ones
         ("    mov esp, 4\n    mov ebp, [0xFFFFFFF0]\n    int 3", "int 3"),
-        ("    mov eax, 0xFFFFF000\n    mov cr3, eax\n    mov eax, cr0\n    or eax, 0x80000000\n    mov cr0, eax\n    nop", ""),
-        ("    mov eax, 0x10000\n    mov cr3, eax\n    mov eax, cr0\n    or eax, 0x80000000\n    mov cr0, eax\n    nop", ""),
+        ("    mov eax, 0xFFFFF000" + PAGING_ON, ""),  # the page directory lies beyond RAM
+        ("    mov eax, 0x10000" + PAGING_ON, ""),  # it is empty
         ("    mov ax, 0x7777\n    mov ss, ax", "mov ss"),
         ("    xor eax, eax\n    div eax", "div"),
         ("    mov ss, ax\n    ljmp 0x1234:0", ""),

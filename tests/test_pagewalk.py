@@ -70,7 +70,12 @@ def test_pae_and_its_rootless_rights() -> None:
 
 
 def test_4_level_paging_and_no_execute() -> None:
-    entries = {0x1FF8: 0x2000 | PRESENT, 0x2FF0: 0x3000 | PRESENT | pte.NX, 0x3000: 0x4000 | PRESENT, 0x4008: 0x9000 | PRESENT}
+    entries = {
+        0x1FF8: 0x2000 | PRESENT,
+        0x2FF0: 0x3000 | PRESENT | pte.NX,
+        0x3000: 0x4000 | PRESENT,
+        0x4008: 0x9000 | PRESENT,
+    }
     vm = with_tables(entries, 8, 0x1000, *LONG_MODE)
     walk = explain(vm, 0xFFFF_FFFF_8000_1234)
     assert path(walk) == [("PML4E", 0x1000, 511), ("PDPTE", 0x2000, 510), ("PDE", 0x3000, 0), ("PTE", 0x4000, 1)]

@@ -35,7 +35,14 @@ def test_a_vm_without_a_guest_and_without_an_end() -> None:
 
 @pytest.mark.parametrize(
     ("ns", "text"),
-    [(0, "0 ns"), (999, "999 ns"), (1260, "1.26 us"), (19_399, "19.4 us"), (3_250_000, "3.25 ms"), (90 * 10**9, "90 s")],
+    [
+        (0, "0 ns"),
+        (999, "999 ns"),
+        (1260, "1.26 us"),
+        (19_399, "19.4 us"),
+        (3_250_000, "3.25 ms"),
+        (90 * 10**9, "90 s"),
+    ],
 )
 def test_times(ns: int, text: str) -> None:
     assert format_time(ns) == text

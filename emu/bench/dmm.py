@@ -8,7 +8,7 @@ from emu.bench.harness import Case, Round, timed
 from emu.bench.longmode import DATA, DATA_PAGES, assemble, long_mode_vm, restart
 from emu.vm import VirtualMachine
 
-TOUCH = f"t: mov byte ptr [rdi], 1; add rdi, 4096; dec ecx; jnz t; hlt"
+TOUCH = "t: mov byte ptr [rdi], 1; add rdi, 4096; dec ecx; jnz t; hlt"
 _FIRST_GFN = DATA >> 12
 _PAGES = DATA_PAGES - 1  # the last one is the stack's
 

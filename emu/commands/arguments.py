@@ -51,9 +51,9 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     """GUEST and the options that :func:`boot_from` reads."""
     policies = "; ".join(f"{name}: {entry.about}" for name, entry in catalog.POLICIES.items())
     parser.add_argument("guest", metavar="GUEST", help="a name that `emu guests` lists, or a file")
-    parser.add_argument("--mmu", default="shadow", metavar="KIND", help="paging architecture: shadow (default) or nested")
+    parser.add_argument("--mmu", default="shadow", metavar="KIND", help="shadow (default) or nested paging")
     parser.add_argument("--ram", type=size, metavar="SIZE", help="guest memory (default: what the guest wants, or 64M)")
-    parser.add_argument("--pool", type=size, metavar="SIZE", help="machine memory that it may use (default: all of RAM)")
+    parser.add_argument("--pool", type=size, metavar="SIZE", help="machine memory that it may use (default: as RAM)")
     parser.add_argument(
         "--policy", action="append", default=[], metavar="NAME[:key=value,…]",
         help=f"a memory policy, repeatable (default {catalog.DEFAULT}). {policies}",

@@ -13,16 +13,14 @@ exit status:
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
 from emu.commands.arguments import NS_PER_SECOND, add_guest_arguments, boot_from, seconds
 from emu.commands.files import OutputFile, open_output
+from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from emu.vm import VirtualMachine
 
 USAGE = "GUEST [options]"
-SLOW_START_S = 3  # of a first start, when the native plane is compiled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")
     parser.add_argument(
         "--events", metavar="FILE",
-        help="write the memory events as JSON lines; with - they go to standard output, and the console to standard error",
+        help="write the memory events as JSON lines; with - to standard output, and the console to standard error",
     )  # fmt: skip
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
 
@@ -49,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
     if options.until == "":
         raise BadInput("--until", "expected some text")
     begin = time.perf_counter()
-    with _explain_slow_start():
+    with explain_slow_start():
         vm = boot_from(options)
     inputs = [path for path in (options.guest, options.input) if path is not None]
     with ExitStack() as files:
@@ -81,7 +78,7 @@ def _run(vm: VirtualMachine, options: argparse.Namespace, events_file: OutputFil
         writer = EventWriter(events_file.write)
         vm.events.listen(writer)
     max_time = None if options.max_time is None else round(options.max_time * NS_PER_SECOND)
-    with _stop_on_signals(vm) as signals:
+    with stop_on_signals(vm) as signals:
         try:
             outcome = run_vm(vm, until=options.until, max_time=max_time, timeout=options.timeout)
         finally:
@@ -100,18 +97,6 @@ def _closing_line(vm: VirtualMachine, outcome: Outcome, status: int, wall: float
     return f"{name}: {outcome.sentence}; status {status}, {format_time(vm.now)} virtual, {wall:.2f} s wall, {frames}"
 
 
-@contextmanager
-def _explain_slow_start() -> Iterator[None]:
-    text = "emu: compiling the native plane; this takes a while once, and later starts take a second"
-    timer = threading.Timer(SLOW_START_S, lambda: print(text, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 class _Console:
     """Passes on what the guest prints, at once."""
 
@@ -121,26 +106,3 @@ class _Console:
     def __call__(self, data: bytes) -> None:
         self._file.write(data)
         self._file.flush()
-
-
-@contextmanager
-def _stop_on_signals(vm: VirtualMachine) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the run between two blocks of guest code; the list gets the signal's number."""
-    seen: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        if seen:  # asked a second time: at once
-            raise KeyboardInterrupt
-        seen.append(number)
-        vm.request_stop()
-
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's business
-        yield seen
-        return
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,9 @@ Registers by offset (DLAB is bit 7 of LCR):
 
 What is sent leaves at once, so the transmitter is empty whenever the guest looks, and the transmit FIFO never holds
 anything. What is received comes in at the programmed speed, one character time after the other, and waits outside while
-the receiver is full, as if the other end obeyed RTS: typed-ahead input never overruns a guest.
+the receiver is full, as if the other end obeyed RTS: typed-ahead input never overruns a guest. Input from a file
+(`offer`) has no speed: there is a next character whenever the guest looks for one, so a guest that polls need not poll
+for long, and one that clears its FIFO first loses nothing.
 
 The other end is always there: CTS, DSR and DCD are set. The interrupt output does not depend on OUT2, which gates it on
 real boards but not in QEMU's PC, and kernels written there leave OUT2 alone.
@@ -70,7 +72,7 @@ class Uart16550(Device):
 
     STATE: ClassVar[tuple[str, ...]] = (
         "divisor", "ier", "fifo_on", "trigger", "lcr", "mcr", "scr", "overrun", "modem", "modem_delta", "thre_event",
-        "received", "incoming", "next_arrival", "timeout_at", "timed_out",
+        "received", "incoming", "offered", "next_arrival", "timeout_at", "timed_out",
     )  # fmt: skip
 
     def __init__(self, line: IrqLine, sink: Sink, clock: Clock) -> None:
@@ -90,6 +92,7 @@ class Uart16550(Device):
         self.thre_event = False  # THR became empty, IIR not yet read
         self.received: list[int] = []  # receive FIFO, or RBR
         self.incoming: list[int] = []  # on the way, not here yet
+        self.offered: list[int] = []  # here as soon as the guest looks
         self.next_arrival: int | None = None  # virtual ns; None while nothing comes or there is no room
         self.timeout_at: int | None = None  # virtual ns at which waiting characters time out
         self.timed_out = False
@@ -98,6 +101,10 @@ class Uart16550(Device):
         """Send `data` to the guest; it arrives from one character time after now, or after what is still on the way."""
         self.incoming += data
         self._expect()
+
+    def offer(self, data: bytes) -> None:
+        """Have `data` ready for the guest: it arrives without delay, but not before the guest looks for input."""
+        self.offered += data
 
     def deadline(self) -> int | None:
         return min((at for at in (self.next_arrival, self.timeout_at) if at is not None), default=None)
@@ -143,6 +150,8 @@ class Uart16550(Device):
 
     def _read(self, offset: int) -> int:
         """A register other than the divisor, with what reading it does."""
+        if offset in (RBR_THR, LSR):
+            self._take_offered()
         if offset == RBR_THR:
             return self._read_rbr()
         if offset == IER:
@@ -221,6 +230,10 @@ class Uart16550(Device):
         if self.next_arrival is None and self.incoming and open_to_world:
             self.next_arrival = (self._clock() if now_ns is None else now_ns) + self._character_ns()
 
+    def _take_offered(self) -> None:
+        while self.offered and not self.mcr & MCR_LOOP and len(self.received) < self._room():
+            self._arrive(self.offered.pop(0), self._clock())
+
     def _room(self) -> int:
         return FIFO_SIZE if self.fifo_on else 1
 
@@ -253,4 +266,6 @@ class Uart16550(Device):
         return IIR_NONE
 
     def _update(self) -> None:
+        if self.ier & IER_RDA:  # waiting for the interrupt is looking, too
+            self._take_offered()
         self._line.set(self._cause() != IIR_NONE)

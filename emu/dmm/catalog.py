@@ -1,6 +1,6 @@
 """The memory policies by name: what ``--policy NAME[:key=value,…]`` may say.
 
-A new policy is one more row in POLICIES.  The modules are imported when a policy is made, so that listing them is cheap.
+A new policy is one more row in POLICIES.  The modules are imported when a policy is made, so listing them is cheap.
 """
 
 from __future__ import annotations

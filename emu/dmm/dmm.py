@@ -131,7 +131,7 @@ class DMM:
         cause = self.p2m.type(gfn)
         if cause != PageType.RAM:
             self.populate(gfn)
-        if intent & ~self.p2m.rights(gfn):
+        if not self.p2m.grants(gfn, intent):
             self._settle(gfn, intent)
         mfn = self.p2m.mfn(gfn)
         self.log.record(events.DmmFault, gfn, intent, cause, mfn)
@@ -140,7 +140,7 @@ class DMM:
     def _settle(self, gfn: int, intent: Intent) -> None:
         for policy in self.policies:
             if policy.denied(gfn, intent):
-                if intent & ~self.p2m.rights(gfn):
+                if not self.p2m.grants(gfn, intent):
                     raise PolicyFault(policy.name, gfn, f"says that {intent.name} is settled, and it is not granted")
                 return
         self.protect(gfn, self.p2m.rights(gfn) | intent)
@@ -244,7 +244,7 @@ class DMM:
         before = self.p2m.rights(gfn)
         if before == rights:
             return
-        if before & ~rights:
+        if int(before) & ~int(rights):
             self.paging.restrict(gfn, mfn)
         self.p2m.set(gfn, PageType.RAM, mfn, rights)
         self.log.record(events.Protect, gfn, before, rights)
@@ -321,7 +321,7 @@ class DMM:
             if 0 <= gfn < len(self.p2m):
                 self._check_not_asking(gfn)
                 mfn = self.populate(gfn)
-                if not self.p2m.rights(gfn) & Intent.WRITE:
+                if not self.p2m.grants(gfn, Intent.WRITE):
                     mfn = self.resolve(gfn, Intent.WRITE)
                 self.memory.pages[mfn, offset : offset + length] = np.frombuffer(data, np.uint8, length, done)
                 self.paging.rewritten(gfn, mfn)

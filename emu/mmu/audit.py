@@ -30,7 +30,8 @@ Array = np.ndarray[Any, Any]
 _RIGHT_READ, _RIGHT_WRITE, _RIGHT_EXECUTE = 1, 2, 4  # Intent
 _RESIDENT = 2  # PageType.RAM
 _FORMATS = {MODE_NONE: (), MODE_32: (FORMAT_32, FORMAT_ROOT_32), MODE_PAE: (FORMAT_64,), MODE_4LEVEL: (FORMAT_64,)}
-_KNOWN = pte.FRAME | pte.P | pte.W | pte.U | pte.A | pte.D | pte.TRAP | pte.NX  # bits that a shadow entry may have
+_MARKS = pte.LARGE | pte.HUGE
+_KNOWN = pte.FRAME | pte.P | pte.W | pte.U | pte.A | pte.D | pte.TRAP | _MARKS | pte.NX  # bits of a shadow entry
 _ALL_GRANTED = pte.P | pte.W | pte.U | pte.A | pte.D
 
 
@@ -226,11 +227,11 @@ def _check_rmap(paging: ShadowPaging, entries: _Entries) -> None:
         entries.refuse(wrong, what, "rmap")
 
     number, mfn = entries.number, entries.mfn
-    refuse(mfn >= len(paging.rmap_head), "an entry leads beyond machine memory")
-    following, before = paging.rmap_next[number].astype(np.int64), paging.rmap_prev[number].astype(np.int64)
+    refuse(mfn >= len(paging.rmap.head), "an entry leads beyond machine memory")
+    following, before = paging.rmap.next[number].astype(np.int64), paging.rmap.prev[number].astype(np.int64)
     first = before == NO_FRAME
-    refuse(first & (paging.rmap_head[mfn] != number), "an entry begins the list of its frame, whose head is another")
-    heads, begins = np.count_nonzero(paging.rmap_head != NO_FRAME), np.count_nonzero(first)
+    refuse(first & (paging.rmap.head[mfn] != number), "an entry begins the list of its frame, whose head is another")
+    heads, begins = np.count_nonzero(paging.rmap.head != NO_FRAME), np.count_nonzero(first)
     if heads != begins:
         raise AuditFailure(entries.vm.name, "rmap", f"{heads} frames have a list, {begins} entries begin one")
 
@@ -341,6 +342,7 @@ def _check_leaves(leaves: _Entries, guest: Array, gfn: Array) -> None:
     value = leaves.value
     leaves.refuse(behind >> 4 & 15 != _RESIDENT, "maps a gfn that has no frame")
     leaves.refuse(leaves.mfn != behind >> 12, "maps another frame than the P2M")
+    leaves.refuse(value & _MARKS != 0, "a leaf with the mark for a large guest page")
     leaves.refuse((value ^ guest) & pte.U != 0, "U/S is not the guest's")
     leaves.refuse(behind & _RIGHT_READ == 0, "readable without the DMM's right to read")
     no_fetch = (guest & pte.NX != 0) | (behind & _RIGHT_EXECUTE == 0)
@@ -374,5 +376,7 @@ def _check_branches(paging: ShadowPaging, branches: _Entries, guest: Array, gfn:
     value = branches.value
     branches.refuse((value ^ guest) & (pte.U | pte.NX) != 0, "U/S or NX is not the guest's")
     branches.refuse(~large & ((value ^ guest) & pte.W != 0), "R/W is not the guest's")
+    marks = np.where(large, np.where(branches.level == 2, pte.LARGE, pte.HUGE), 0)
+    branches.refuse(value & _MARKS != marks, "the mark for a large guest page is wrong")
     dirty = guest & (pte.W | pte.D) == pte.W | pte.D
     branches.refuse(large & (value & pte.W != 0) & ~dirty, "writable, the guest's large page is read-only or not dirty")

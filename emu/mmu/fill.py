@@ -17,15 +17,26 @@ from typing import Any
 
 from emu import cpustate, events
 from emu.addr import PAGE_MASK, TRAP_BASE, WINDOW_GVA
-from emu.engine import ACCESS_READ, PROT_EXEC, PROT_READ, PROT_WRITE, drop_code, flush_tlb, note_large_page
+from emu.alone import REFUSED, REFUSED_FETCH, refuses
+from emu.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
+from emu.engine import (
+    ACCESS_READ,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    abandon_instruction,
+    drop_code,
+    flush_tlb,
+    note_large_page,
+)
 from emu.mmu import pte, shadow
 from emu.mmu.implicit import is_implicit_supervisor_access
 from emu.mmu.shadow import FRAME_CODE, FRAME_TABLE
 from emu.mmu.walk import (
     FAULT,
     FETCH,
-    MODE_32,
     MODE_4LEVEL,
+    MODE_32,
     NEED,
     NON_CANONICAL,
     OK,
@@ -152,6 +163,13 @@ def grant(
     return OK
 
 
+@inlined
+def _note_large_page(vm: Any, gva: int, level: int) -> None:
+    """A guest entry at ``level`` maps the page of ``gva``."""
+    shift = 12 + (level - 1) * (10 if vm.mode == MODE_32 else 9)
+    note_large_page(vm, gva & -(1 << shift), shift)
+
+
 @outlined("qqqqqq")
 def miss(vm_at, gva, access, user, entry_at):
     """Answer a TLB miss; see :mod:`emu.mmu.walk` for the results."""
@@ -169,6 +187,8 @@ def miss(vm_at, gva, access, user, entry_at):
             if permitted(vm, access, user, leaf & pte.W or leaf & pte.TRAP, leaf & pte.U, leaf & pte.NX) and (
                 access != WRITE or writable
             ):
+                if leaf & (pte.LARGE | pte.HUGE):
+                    _note_large_page(vm, gva, 3 if leaf & pte.HUGE else 2)
                 executable = permitted(vm, FETCH, user, 0, leaf & pte.U, leaf & pte.NX)
                 mfn = (leaf & pte.FRAME) >> 12
                 return grant(vm, entry_at, access, mfn, writable != 0, leaf & pte.TRAP != 0, executable, user != 0)
@@ -187,8 +207,7 @@ def miss(vm_at, gva, access, user, entry_at):
     else:
         entry = vm.void_mfn << 12 | 7
     if vm.walk_level > 1:
-        shift = 12 + (vm.walk_level - 1) * (10 if mode == MODE_32 else 9)
-        note_large_page(vm, gva & -(1 << shift), shift)
+        _note_large_page(vm, gva, vm.walk_level)
     if not vm.nested:
         shadow.fill(vm.at, gva, entry)
     mfn = entry >> 12
@@ -207,8 +226,14 @@ def on_tlb_fill(uc, gva, access, entry_at, vm_at):
         store64(entry_at, vm.window_mfn << 12)
         store32(entry_at + 8, PROT_READ | PROT_EXEC)
         return True
-    refresh_if_changed(vm)
     kind = access - ACCESS_READ
+    if refuses(vm):
+        vm.miss_kind = REFUSED_FETCH if kind == FETCH else REFUSED
+        return False
+    refresh_if_changed(vm)
+    if vm.watching and kind != FETCH and vm.watch_step != STEPPING and watches_page(vm.at, gva, kind):
+        vm.miss_kind = WATCHED
+        return False
     user = load32(vm.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
     status = miss(vm.at, gva, kind, 1 if user else 0, entry_at)
     if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(vm.at, gva):
@@ -216,6 +241,8 @@ def on_tlb_fill(uc, gva, access, entry_at, vm_at):
         vm.flush_at_block = 1
         vm.limit = 0  # emu.clock looks at it before the next block
     if status == OK:
+        if vm.watching:
+            restrict_entry(vm.at, gva, kind, entry_at)
         return True
     vm.miss_kind = status
     return False
@@ -276,5 +303,8 @@ def on_trapped_store(uc, kind, address, size, value, vm_at):
     if address & (size - 1):
         return True  # the engine repeats an unaligned store byte by byte
     vm = state_at(vm_at)
+    if refuses(vm):
+        vm.miss_kind = REFUSED
+        abandon_instruction(vm)
     store_to_frame(vm, (address - TRAP_BASE) >> 12, address & PAGE_MASK, size, value)
     return True

@@ -18,7 +18,6 @@ from emu.native import inlined, load8, load32, load64, outlined
 from emu.state import state_at
 
 
-
 @inlined
 def _touches(vm: Any, table: int, page: int) -> bool:
     """Whether the descriptor table or TSS in segment ``table`` overlaps the page at ``page``."""

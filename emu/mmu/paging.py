@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from emu.addr import NO_FRAME
+from emu.dmm.rmap import Rmap
 from emu.engine import flush_tlb
 from emu.mmu import shadow
 from emu.mmu.fill import drop_frame_code
@@ -78,7 +79,6 @@ class ShadowPaging(Paging):
         super().__init__(native, vm_at, memory)
         native.nested = 0
         first = memory.take_run(tables)
-        entries = tables * shadow.ENTRIES
         buckets = 1 << (tables - 1).bit_length()
         self.first, self.tables = first, tables
         self.key = np.full(tables, -1, np.int64)
@@ -87,9 +87,7 @@ class ShadowPaging(Paging):
         self.link[-1] = -1
         self.writes = np.zeros(tables, np.int32)
         self.bucket = np.full(buckets, -1, np.int32)
-        self.rmap_head = np.full(memory.frames, -1, np.int32)
-        self.rmap_next = np.zeros(entries, np.int32)
-        self.rmap_prev = np.zeros(entries, np.int32)
+        self.rmap = Rmap(native, memory.frames, tables * shadow.ENTRIES)
         self.entries = memory.pages[first : first + tables].view(np.int64).reshape(-1)
         native.shadow_first, native.shadow_slots, native.shadow_free, native.shadow_used = first, tables, 0, 0
         native.shadow_host = memory.at + first * 4096
@@ -99,9 +97,6 @@ class ShadowPaging(Paging):
         native.shadow_writes_at = address_of(self.writes)
         native.shadow_bucket_at = address_of(self.bucket)
         native.shadow_bucket_mask = buckets - 1
-        native.rmap_head_at = address_of(self.rmap_head)
-        native.rmap_next_at = address_of(self.rmap_next)
-        native.rmap_prev_at = address_of(self.rmap_prev)
 
     def forget(self, gfn: int, mfn: int) -> None:
         shadow.forget_gfn(self._vm_at, gfn, mfn)

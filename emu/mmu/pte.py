@@ -11,7 +11,10 @@ PS = 1 << 7  # maps a large page (above level 1)
 G = 1 << 8  # global
 NX = signed(1 << 63)  # no instruction fetches
 
-TRAP = 1 << 9  # shadow entries only (a bit that the processor ignores): writable, through the write trap
+# shadow entries only, in bits that the processor ignores
+TRAP = 1 << 9  # in a leaf: writable, through the write trap
+LARGE = 1 << 10  # at level 2: stands for a guest entry that maps a 2 or 4 MiB page
+HUGE = 1 << 11  # at level 3: stands for a guest entry that maps a 1 GiB page
 
 MAXPHYADDR = 40  # physical address bits of the CPU model (CPUID 8000_0008H)
 FRAME = ((1 << 52) - 1) & ~0xFFF  # address bits of a 64-bit entry, reserved ones included

@@ -9,9 +9,7 @@ is present only while the guest's accessed bits are set, and writable only while
 these bits is never missed.  Guest pages that hold tables are write-trapped: their leaves have R/W clear and the
 software bit ``pte.TRAP`` set, and stores to them go through the trapped alias of machine memory (:mod:`emu.addr`).
 
-The reverse map: every present shadow entry is in a doubly linked list of all entries that lead to the same frame;
-``rmap_head`` is indexed by mfn, the links by the entry's number (slot * 512 + index).  It serves frames of guest pages
-and frames of shadow tables alike.
+Every entry made or dropped is reported to the reverse map (:mod:`emu.dmm.rmap`).
 """
 
 from __future__ import annotations
@@ -21,6 +19,8 @@ from typing import Any
 from emu import events
 from emu.addr import PAGE_MASK
 from emu.cpustate import CR3
+from emu.dmm import rmap
+from emu.dmm.rmap import NONE, load_link
 from emu.engine import flush_tlb
 from emu.mmu import pte
 from emu.mmu.walk import MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, level_entry, level_table
@@ -37,7 +37,6 @@ FRAME_CODE = 1  # frame flag: code was translated from it (emu.mmu.fill)
 FRAME_TABLE = 2  # frame flag: it holds a guest table that has a shadow
 
 _RAM = 2  # PageType.RAM
-NONE = -1
 ENTRIES = 512
 FLOOD_LIMIT = 64  # writes into a guest table, without any use of it in between, after which it is no table any more
 _LEVELS = 4  # most tables that one fill can need
@@ -59,37 +58,7 @@ def _bucket(vm: Any, gfn: int) -> int:
     return vm.shadow_bucket_at + ((gfn * 40503 >> 4) & vm.shadow_bucket_mask) * 4
 
 
-@inlined
-def _link32(at: int) -> int:
-    """A table link: the int32 at ``at``."""
-    value = load32(at)
-    return NONE if value == 0xFFFF_FFFF else value
-
-
-# --- reverse map ------------------------------------------------------------------------------------------------
-
-
-@inlined
-def _rmap_add(vm: Any, number: int, mfn: int) -> None:
-    head_at = vm.rmap_head_at + mfn * 4
-    head = _link32(head_at)
-    store32(vm.rmap_next_at + number * 4, head)
-    store32(vm.rmap_prev_at + number * 4, NONE)
-    if head != NONE:
-        store32(vm.rmap_prev_at + head * 4, number)
-    store32(head_at, number)
-
-
-@inlined
-def _rmap_remove(vm: Any, number: int, mfn: int) -> None:
-    following = _link32(vm.rmap_next_at + number * 4)
-    before = _link32(vm.rmap_prev_at + number * 4)
-    if before == NONE:
-        store32(vm.rmap_head_at + mfn * 4, following)
-    else:
-        store32(vm.rmap_next_at + before * 4, following)
-    if following != NONE:
-        store32(vm.rmap_prev_at + following * 4, before)
+# --- dropping entries --------------------------------------------------------------------------------------------
 
 
 @outlined("qqq")
@@ -101,7 +70,7 @@ def _zap_entry(vm_at, number):
         return 0
     store64(at, 0)
     mfn = (entry & pte.FRAME) >> 12
-    _rmap_remove(vm, number, mfn)
+    rmap.remove(vm, number, mfn)
     events.record(vm, events.SHADOW_ZAP, mfn, entry, vm.shadow_first + number // ENTRIES, number % ENTRIES, 0)
     return 1
 
@@ -116,10 +85,10 @@ def zap_entry(vm: Any, number: int) -> int:
 def zap_frame(vm: Any, mfn: int) -> int:
     """Drop every shadow entry that leads to ``mfn``; returns how many there were."""
     zapped = 0
-    number = _link32(vm.rmap_head_at + mfn * 4)
+    number = rmap.first(vm, mfn)
     while number != NONE:
         zapped += zap_entry(vm, number)
-        number = _link32(vm.rmap_head_at + mfn * 4)
+        number = rmap.first(vm, mfn)
     return zapped
 
 
@@ -129,24 +98,24 @@ def zap_frame(vm: Any, mfn: int) -> int:
 @inlined
 def _find(vm: Any, gfn: int, wanted: int) -> int:
     """The slot of the shadow table of ``gfn`` in role ``wanted``, or NONE."""
-    slot = _link32(_bucket(vm, gfn))
+    slot = load_link(_bucket(vm, gfn))
     while slot != NONE:
         if load64(vm.shadow_key_at + slot * 8) == gfn and load64(vm.shadow_role_at + slot * 8) == wanted:
             return slot
-        slot = _link32(vm.shadow_link_at + slot * 4)
+        slot = load_link(vm.shadow_link_at + slot * 4)
     return NONE
 
 
 @inlined
 def has_shadow(vm: Any, gfn: int) -> bool:
     """Whether ``gfn`` is a guest table with a shadow."""
-    slot = _link32(_bucket(vm, gfn))
+    slot = load_link(_bucket(vm, gfn))
     while slot != NONE:
         if load64(vm.shadow_key_at + slot * 8) == gfn:
             form = load64(vm.shadow_role_at + slot * 8) >> 4 & 15
             if form == FORMAT_64 or form == FORMAT_32:
                 return True
-        slot = _link32(vm.shadow_link_at + slot * 4)
+        slot = load_link(vm.shadow_link_at + slot * 4)
     return False
 
 
@@ -167,13 +136,13 @@ def trap_frame(vm_at, mfn):
     if flags & FRAME_TABLE:
         return
     store8(vm.frame_flags_at + mfn, flags | FRAME_TABLE)
-    number = _link32(vm.rmap_head_at + mfn * 4)
+    number = rmap.first(vm, mfn)
     while number != NONE:
         at = vm.shadow_host + number * 8
         entry = load64(at)
         if entry & pte.W:
             store64(at, (entry & ~pte.W) | pte.TRAP)
-        number = _link32(vm.rmap_next_at + number * 4)
+        number = rmap.following(vm, number)
     flush_tlb(vm)  # the engine may hold writable entries
 
 
@@ -190,13 +159,13 @@ def untrap_frame(vm: Any, mfn: int) -> None:
 def _create(vm: Any, gfn: int, wanted: int) -> int:
     """A new, empty shadow table; a free slot must exist."""
     slot = vm.shadow_free
-    vm.shadow_free = _link32(vm.shadow_link_at + slot * 4)
+    vm.shadow_free = load_link(vm.shadow_link_at + slot * 4)
     vm.shadow_used += 1
     store64(vm.shadow_key_at + slot * 8, gfn)
     store64(vm.shadow_role_at + slot * 8, wanted)
     store32(vm.shadow_writes_at + slot * 4, 0)
     bucket = _bucket(vm, gfn)
-    store32(vm.shadow_link_at + slot * 4, _link32(bucket))
+    store32(vm.shadow_link_at + slot * 4, load_link(bucket))
     store32(bucket, slot)
     host = vm.shadow_host + slot * 4096
     for index in range(ENTRIES):
@@ -226,9 +195,9 @@ def _destroy(vm_at, slot):
         zap_entry(vm, slot * ENTRIES + index)
     zap_frame(vm, vm.shadow_first + slot)
     at = _bucket(vm, load64(vm.shadow_key_at + slot * 8))
-    while _link32(at) != slot:
-        at = vm.shadow_link_at + _link32(at) * 4
-    store32(at, _link32(vm.shadow_link_at + slot * 4))
+    while load_link(at) != slot:
+        at = vm.shadow_link_at + load_link(at) * 4
+    store32(at, load_link(vm.shadow_link_at + slot * 4))
     store64(vm.shadow_key_at + slot * 8, NONE)
     store32(vm.shadow_link_at + slot * 4, vm.shadow_free)
     vm.shadow_free = slot
@@ -244,9 +213,9 @@ def unshadow(vm_at, gfn):
     found = True
     while found:
         found = False
-        slot = _link32(_bucket(vm, gfn))
+        slot = load_link(_bucket(vm, gfn))
         while slot != NONE:
-            following = _link32(vm.shadow_link_at + slot * 4)
+            following = load_link(vm.shadow_link_at + slot * 4)
             form = load64(vm.shadow_role_at + slot * 8) >> 4 & 15
             if load64(vm.shadow_key_at + slot * 8) == gfn and form != FORMAT_DIRECT:
                 _destroy(vm.at, slot)
@@ -302,7 +271,7 @@ def lookup(vm: Any, gva: int) -> int:
     """Walk the shadow tables.
 
     Returns:
-        0, or a leaf entry whose P, U and NX and whose W and TRAP hold for all levels together.
+        0, or a leaf entry whose P, U, NX, W and TRAP hold for all levels together, with LARGE and HUGE of those above.
     """
     at = vm.ram_at + (vm.root_mfn << 12)
     shift = 12 + 9 * (vm.root_level - 1)
@@ -321,7 +290,7 @@ def lookup(vm: Any, gva: int) -> int:
     keep = pte.FRAME | pte.P | (all_of & (pte.W | pte.U))
     if all_of & pte.W:
         keep |= pte.TRAP
-    return (entry & keep) | (any_of & pte.NX)
+    return (entry & keep) | (any_of & (pte.NX | pte.LARGE | pte.HUGE))
 
 
 @outlined("qqqq")
@@ -353,6 +322,7 @@ def fill(vm_at, gva, frame_entry):
                 rights = level_entry(vm, level) & (pte.U | pte.NX | pte.W)
                 if not vm.walk_dirty:
                     rights &= ~pte.W
+                rights |= pte.LARGE if level == 2 else pte.HUGE
         elif mode == MODE_32:
             if level == 3:
                 gfn = level_table(vm, 2) >> 12
@@ -376,7 +346,7 @@ def fill(vm_at, gva, frame_entry):
         else:
             child = _find_or_create(vm, gfn, wanted)
             # making a table traps its frame, which zaps nothing on this path: entries of tables are not leaves
-            _rmap_add(vm, number, vm.shadow_first + child)
+            rmap.add(vm, number, vm.shadow_first + child)
         store64(at, (vm.shadow_first + child) << 12 | pte.P | pte.A | rights)
         table = child
         level = below
@@ -402,7 +372,7 @@ def fill(vm_at, gva, frame_entry):
         zap_entry(vm, number)
         before = 0
     if not before & pte.P:
-        _rmap_add(vm, number, mfn)
+        rmap.add(vm, number, mfn)
     store64(at, entry)
     events.record(vm, events.SHADOW_FILL, gva & ~PAGE_MASK, vm.walk_gpa >> 12, mfn, entry, 0)
     return entry
@@ -420,7 +390,7 @@ def table_written(vm: Any, gfn: int, offset: int, size: int) -> int:
     """
     zapped = 0
     flooded = False
-    slot = _link32(_bucket(vm, gfn))
+    slot = load_link(_bucket(vm, gfn))
     while slot != NONE:
         if load64(vm.shadow_key_at + slot * 8) == gfn:
             what = load64(vm.shadow_role_at + slot * 8)
@@ -444,7 +414,7 @@ def table_written(vm: Any, gfn: int, offset: int, size: int) -> int:
                 store32(vm.shadow_writes_at + slot * 4, writes)
                 if writes >= FLOOD_LIMIT and vm.root_mfn != vm.shadow_first + slot:
                     flooded = True
-        slot = _link32(vm.shadow_link_at + slot * 4)
+        slot = load_link(vm.shadow_link_at + slot * 4)
     if flooded and (load64(vm.env + CR3) & pte.FRAME) >> 12 != gfn:
         unshadow(vm.at, gfn)
     return zapped

@@ -76,7 +76,7 @@ def test_with_a_load_address_any_file_is_a_flat_binary(tmp_path: Path) -> None:
 
 
 def test_a_source_is_assembled_for_its_load_address_and_finds_the_includes(tmp_path: Path) -> None:
-    source = b'.code16\n jmp start\n.include "platform.inc"\nstart:\n mov ax, offset_of\n.equ offset_of, PORT_EXIT\n hlt\n'
+    source = b'.code16\n jmp start\n.include "platform.inc"\nstart:\n mov ax, PORT_EXIT\n hlt\n'
     guest = make_guest(detect(file(tmp_path, "own.s", source)), RAM, load=0x2000)
     assert guest.name == "own"
     assert b"\xb8\xf4\x00\xf4" in guest.image.page(2)

@@ -338,3 +338,33 @@ def test_every_byte_arrives_once_in_order_and_none_is_left_without_an_interrupt(
             assert board.inb(IIR) & 0x0F in (0x04, 0x0C)
             got += board.read_all()
     assert bytes(got) == data
+
+
+# --- offered input ----------------------------------------------------------------------------------------------
+
+
+def test_offered_input_is_there_whenever_a_polling_guest_looks() -> None:
+    board = Board()
+    board.uart.offer(b"no speed at all, and more than a FIFO holds")
+    board.out((FCR, 0xC7))  # clears the FIFO, which loses nothing
+    assert board.read_all() == b"no speed at all, and more than a FIFO holds"
+    assert board.now_ns == 0
+
+
+def test_offered_input_interrupts_a_guest_that_waits_for_it() -> None:
+    board = Board()
+    board.uart.offer(b"x" * 20)
+    assert not board.line.level
+    board.out((FCR, 0x01), (IER, 0x01))
+    assert board.line.level and board.inb(IIR) & 0x0F == 0x04
+    assert board.read_all() == b"x" * 20
+    assert not board.line.level
+
+
+def test_offered_input_waits_for_the_end_of_loopback() -> None:
+    board = Board()
+    board.uart.offer(b"x")
+    board.out((MCR, 0x10))
+    assert not board.inb(LSR) & 1
+    board.out((MCR, 0))
+    assert board.read_all() == b"x"

@@ -177,10 +177,6 @@ class DmmMachine(RuleBasedStateMachine):
             for name, (mmu, mode) in zip("ab", kinds, strict=True)
         ]
 
-    def teardown(self) -> None:
-        for side in getattr(self, "sides", []):
-            side.vm.engine.close()
-
     @invariant()
     def nothing_is_lost(self) -> None:
         for side in getattr(self, "sides", []):
@@ -341,8 +337,8 @@ def test_dmm_machine() -> None:
     run_state_machine_as_test(
         DmmMachine,
         settings=settings(
-            max_examples=2000 if long else 40,
-            stateful_step_count=80 if long else 50,
+            max_examples=1000 if long else 60,
+            stateful_step_count=80 if long else 40,
             derandomize=not long,
             database=None,
             deadline=None,

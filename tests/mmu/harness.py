@@ -12,7 +12,6 @@ so that an access which happens to touch one code page can be made from another.
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,12 +23,10 @@ from emu import cpustate
 from emu.addr import PAGE_SHIFT, TRAP_BASE
 from emu.cpustate import HFLAGS, set_hflags_mode
 from emu.dmm.demand import StaticMapping
-from emu.dmm.dmm import DMM
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policy import Policy
 from emu.machine import Machine
 from emu.mmu import shadow, walk
-from emu.native import address_of
 from tests.oracles.paging_model import CR0_PG, CR4_SMAP, PAGE, Access, Control, Kind, Memory, Outcome
 from tests.oracles.unicorn_mmu import IMPLICIT_STUB, PROTECTION, STUBS
 
@@ -44,13 +41,18 @@ EFLAGS_FIXED, EFLAGS_AC = 1 << 1, 1 << 18
 HF_OSFXSR = 1 << 22
 ERR_OK, ERR_EXCEPTION = 0, 21
 
+Fault = tuple[int, int, int | None]  # vector, error code, CR2 (None for #GP)
+HOLE = -1  # in place of a gpa: physical memory that does not exist, nobody can say which
+
 EVERYTHING = Intent.READ | Intent.WRITE | Intent.EXECUTE
 
 
-def _stubs() -> tuple[bytes, dict[Any, int]]:
+def _stubs() -> tuple[bytes, dict[Any, tuple[int, int]]]:
+    """The code, and by kind and size of access (None: implicit) the offsets of its stub in the page and of the HLT."""
     code, offsets = bytearray(), {}
     for name, instruction in [*STUBS.items(), (None, IMPLICIT_STUB)]:
-        offsets[name] = STUB_OFFSET + len(code)
+        start = STUB_OFFSET + len(code)
+        offsets[name] = start, start + len(instruction)
         code += (instruction + HLT).ljust(16, HLT)
     return bytes(code), offsets
 
@@ -89,9 +91,6 @@ class Keeper(Policy):
 
     def __init__(self) -> None:
         self._kept: dict[int, bytes] = {}
-
-    def attach(self, dmm: DMM) -> None:
-        super().attach(dmm)
 
     def keep(self, gfn: int, contents: bytes) -> None:
         self._kept[gfn] = contents
@@ -145,37 +144,32 @@ class EmuMmu:
         self.resolved = 0  # how often an access had to ask the DMM
         self._shadow = mmu == "shadow"
         self._all_gfns = np.arange(memory_size // PAGE)
-        self._image = bytes(memory_size)
-        self._loaded: set[int] = set()
         self._watched = self._all_gfns
         self._seen = self.guest.words(self._watched)
         self._handle = self.vm.engine._uc._uch
         cpu = self.vm.cpu
+        self.vm.native.single = 1  # no block of code is running that a store could be part of
         cpu.idtr.set(0, 0, 0, 0)
         cpu.ldtr.set(0, 0, 0, 0x8200)
 
-    def load(self, image: bytes, frames: Mapping[int, bytes], watched: Iterable[int] = ()) -> None:
-        """Replace guest memory: `image`, with `frames` over it, and forget every translation.
-
-        Args:
-            watched: the gfns where `perform` looks for changed words, beside those of `frames`.
-        """
-        vm = self.vm
-        if image is not self._image:
-            self._image, self._loaded = image, set(range(self.memory_size // PAGE))
-        else:
-            now = self.guest.words(self._all_gfns).reshape(-1)
-            expected = np.frombuffer(image, np.uint64)
-            self._loaded |= {int(word) * 8 // PAGE for word in np.flatnonzero(now != expected)}
-        for gfn in sorted(self._loaded | set(frames)):
-            vm.dmm.write(gfn * PAGE, frames.get(gfn) or image[gfn * PAGE : (gfn + 1) * PAGE])
-        for gfn in np.flatnonzero(vm.p2m.entries & 7 != EVERYTHING).tolist():
-            vm.dmm.resolve(gfn, EVERYTHING)
-        self._loaded = set(frames)
+    def load(self, image: bytes, frames: Mapping[int, bytes]) -> None:
+        """Replace guest memory: `image`, with `frames` over it, and forget every translation."""
+        dmm = self.vm.dmm
+        wanted = np.frombuffer(image, np.uint64).reshape(-1, PAGE // 8).copy()
+        for gfn, frame in frames.items():
+            wanted[gfn] = np.frombuffer(frame, np.uint64)
+        for gfn in np.flatnonzero((self.guest.words(self._all_gfns) != wanted).any(axis=1)).tolist():
+            dmm.write(gfn * PAGE, wanted[gfn].tobytes())
+        for gfn in np.flatnonzero(self.vm.p2m.entries & 7 != EVERYTHING).tolist():
+            dmm.resolve(gfn, EVERYTHING)
         if self._shadow:
-            shadow.forget_everything(vm.native_at)
+            shadow.forget_everything(self.vm.native_at)
         self._flush_tlb()
-        self._watched = np.array(sorted(set(frames) | set(watched)))
+        self.watch(frames)
+
+    def watch(self, gfns: Iterable[int]) -> None:
+        """Let `perform` look for changed words in these pages; elsewhere `memory` finds them."""
+        self._watched = np.array(sorted(gfns))
         self._seen = self.guest.words(self._watched)
 
     def memory(self) -> bytes:
@@ -196,33 +190,37 @@ class EmuMmu:
             dmm.protect(gfn, sum((letters[letter] for letter in action), Intent(0)))
 
     def perform(self, control: Control, access: Access) -> Outcome:
-        """Make one access on an empty TLB; the arguments are those of `UnicornMmu.perform`."""
+        """Make one access on an empty TLB; the arguments are those of `UnicornMmu.perform`.
+
+        `Outcome.gpas` is given for fetches only: a store into a table may have dropped the TLB entry that it used, and
+        to ask for it again would be one more access.
+        """
         self._flush_tlb()
+        self._set_state(control, access)
         if access.kind is Kind.FETCH:
-            self._set_state(control, access)
-            return self._outcome(control, access, self._touch_parts(access))
-        return self._execute(control, access)
+            result = self._touch_parts(access)
+            if isinstance(result, tuple):
+                return Outcome(fault=result, changed=self._changed())
+            return Outcome(gpas=tuple(result), changed=self._changed())
+        fault, value = self._execute(control, access), None
+        if fault is None and access.kind is Kind.READ and not access.implicit:
+            value = self._value_read(access.size)
+        return Outcome(fault=fault, value=value, changed=self._changed())
 
     # Executed accesses
 
-    def _execute(self, control: Control, access: Access) -> Outcome:
+    def _execute(self, control: Control, access: Access) -> Fault | None:
         pages = {gva & -PAGE for gva, _ in access.parts()}
         code_page = next(gfn * PAGE for gfn in CODE_GFNS if gfn * PAGE not in pages)
-        stub = code_page + _STUB_AT[None if access.implicit else (access.kind, access.size)]
-        self._set_state(control, access)
+        if not access.implicit:
+            self.vm.cpu.gdtr.set(0, code_page, 0, 0)  # no access of the program's may look like the processor's own
+        for table in (self.vm.cpu.ldtr, self.vm.cpu.tr):
+            table.set(0, code_page, 0, 0x8B00)
+        start, end = _STUB_AT[None if access.implicit else (access.kind, access.size)]
         while True:
             self._enter_code_page(control, code_page)
-            fault = self._run(stub)
-            if fault != "again":
-                break
-        if fault is not None:
-            return self._outcome(control, access, fault)
-        value = None
-        if access.kind is Kind.READ and not access.implicit:
-            value = self._value_read(access.size)
-        if access.implicit:  # look at the TLB with the index that the descriptor read used
-            self._set_state(_supervisor_twin(control), access)
-        return self._outcome(control, access, self._touch_parts(access), value)
+            if not self._run(code_page + start, code_page + end):
+                return self._refusal() if self.vm.native.miss_kind else None
 
     def _enter_code_page(self, control: Control, code_page: int) -> None:
         """Get the code page into the TLB, which is all that paging being off is good for."""
@@ -231,35 +229,40 @@ class EmuMmu:
             raise RuntimeError("the code page has no identity translation")
         self.vm.cpu.cr0 = control.cr0
 
-    def _run(self, stub: int) -> Any:
-        """Execute one stub: None, or (vector, error code, CR2), or "again" once the DMM has resolved something."""
+    def _run(self, start: int, end: int) -> bool:
+        """Execute one stub; true when the DMM had to resolve something first, and it must be executed again."""
         vm, native = self.vm, self.vm.native
-        vm.cpu.rip = stub
+        vm.cpu.rip = start
         native.miss_kind, native.stopped, native.limit = walk.OK, 0, 1 << 62
-        error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(stub), 0, 0, 0)
+        error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(start), 0, 0, 0)
         native.shutdown = native.pending = native.block_size = 0
         if error == ERR_OK:
-            if vm.cpu.rip & -16 != stub & -16:
-                raise RuntimeError(f"stopped at {vm.cpu.rip:#x}, not at the end of the stub at {stub:#x}")
-            return None
+            if vm.cpu.rip != (end if vm.cpu.cpl else end + 1):
+                raise RuntimeError(f"stopped at {vm.cpu.rip:#x}, not at the HLT at {end:#x}")
+            return False
         if error != ERR_EXCEPTION:
             raise RuntimeError(f"engine error {error}")
-        if native.miss_kind == walk.NEED:
-            self._resolve()
-            return "again"
-        return self._refusal(ctypes.c_uint64.from_address(int(native.fault_address_at)).value)
+        return self._resolved()
 
-    def _refusal(self, gva: int) -> tuple[int, int, int | None]:
+    def _refusal(self, gva: int | None = None) -> Fault:
+        """The fault in place of a refused TLB fill, at `gva` or where the engine says."""
         native = self.vm.native
         if native.miss_kind == walk.NON_CANONICAL:
             return 13, 0, None
         if native.miss_kind != walk.FAULT:
             raise RuntimeError(f"a TLB fill was refused with miss_kind {native.miss_kind}")
+        if gva is None:
+            gva = ctypes.c_uint64.from_address(int(native.fault_address_at)).value
         return 14, int(native.miss_error), gva if native.mode == walk.MODE_4LEVEL else gva % 2**32
 
-    def _resolve(self) -> None:
+    def _resolved(self) -> bool:
+        """Whether the DMM had to be asked, and has answered."""
+        native = self.vm.native
+        if native.miss_kind != walk.NEED:
+            return False
         self.resolved += 1
-        self.vm.dmm.resolve(int(self.vm.native.need_gfn), Intent(int(self.vm.native.need_intent)))
+        self.vm.dmm.resolve(int(native.need_gfn), Intent(int(native.need_intent)))
+        return True
 
     def _value_read(self, size: int) -> int:
         if size == 8:
@@ -268,8 +271,8 @@ class EmuMmu:
 
     # Translations
 
-    def _touch_parts(self, access: Access) -> Any:
-        """The gpa of each part of an access (None in a hole), or the fault that one of them raises."""
+    def _touch_parts(self, access: Access) -> list[int] | Fault:
+        """The gpa of each part of an access (HOLE in a hole), or the fault that one of them raises."""
         gpas = []
         for gva, _ in access.parts():
             gpa = self._touch(gva, access.kind)
@@ -278,8 +281,8 @@ class EmuMmu:
             gpas.append(gpa)
         return gpas
 
-    def _touch(self, gva: int, kind: Kind) -> Any:
-        """The gpa behind gva, from the TLB or by a TLB miss; None in a hole; a fault as (vector, error code, CR2)."""
+    def _touch(self, gva: int, kind: Kind) -> int | Fault:
+        """The gpa behind gva, from the TLB or by a TLB miss; HOLE outside memory; a fault as (vector, error code, CR2)."""
         native = self.vm.native
         address = ctypes.c_uint64()
         while True:
@@ -288,12 +291,11 @@ class EmuMmu:
                 self._handle, ctypes.c_uint64(gva), ctypes.c_uint32(PROTECTION[kind]), ctypes.byref(address)
             ):
                 break
-            if native.miss_kind != walk.NEED:
+            if not self._resolved():
                 return self._refusal(gva)
-            self._resolve()
         mfn, offset = divmod(address.value & ~TRAP_BASE, PAGE)
         if mfn == self.vm.machine.memory.void_mfn:
-            return None
+            return HOLE
         return int(self.vm.machine.m2p.gfn[mfn]) * PAGE + offset
 
     def _flush_tlb(self) -> None:
@@ -311,11 +313,6 @@ class EmuMmu:
         set_privilege(vm, control)
         cpu.gdtr.set(0, (access.gva - 8) % 2**64, 0xFFFF, 0)
 
-    def _outcome(self, control: Control, access: Access, result: Any, value: int | None = None) -> Outcome:
-        if isinstance(result, tuple):
-            return Outcome(fault=result, changed=self._changed())
-        return Outcome(None, tuple(result), value, False, self._changed())
-
     def _changed(self) -> tuple[tuple[int, int], ...]:
         """Words of watched frames that differ from the last outcome."""
         now = self.guest.words(self._watched)
@@ -325,11 +322,16 @@ class EmuMmu:
         return tuple(zip(gpas.tolist(), now[rows, columns].tolist(), strict=True))
 
 
-def set_privilege(vm: Any, control: Control) -> None:
-    """Flat segments at the privilege level of `control`, EFLAGS.AC, and all that the engine derives from them."""
+def set_privilege(vm: Any, control: Control, bits: int | None = None) -> None:
+    """Flat segments at the privilege level of `control`, EFLAGS.AC, and all that the engine derives from them.
+
+    Args:
+        bits: of the code segment, 64 or 32; as long mode has it by default.
+    """
+    code = CODE_64 if bits == 64 or bits is None and control.long_mode else CODE_32
     cpu = vm.cpu
     dpl = control.cpl << 13
-    cpu.cs.set(8 | control.cpl, 0, 0xFFFF_FFFF, (CODE_64 if control.long_mode else CODE_32) | dpl)
+    cpu.cs.set(8 | control.cpl, 0, 0xFFFF_FFFF, code | dpl)
     for segment in (cpu.ds, cpu.es, cpu.ss, cpu.fs, cpu.gs):
         segment.set(16 | control.cpl, 0, 0xFFFF_FFFF, DATA | dpl)
     env = vm.engine.env
@@ -338,11 +340,3 @@ def set_privilege(vm: Any, control: Control) -> None:
     set_hflags_mode(env)
     hflags = ctypes.c_uint32.from_address(env + HFLAGS)
     hflags.value = hflags.value & ~cpustate.HF_SMAP | HF_OSFXSR | (cpustate.HF_SMAP if control.cr4 & CR4_SMAP else 0)
-
-
-def _supervisor_twin(control: Control) -> Control:
-    """A state whose explicit accesses use the TLB index of the given state's implicit ones."""
-    return Control(control.cr0, control.cr3, control.cr4, control.efer, 0, control.ac and control.cpl < 3)
-
-
-__all__ = ["ARCHITECTURES", "CODE_GFNS", "EmuMmu", "MemoryWithHoles", "address_of", "struct", "with_code"]

@@ -1,0 +1,143 @@
+"""What :mod:`emu.debug.look` and the stepper find, as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+from emu import pagewalk
+from emu.cpustate import REGISTER_NAMES, SEGMENT_NAMES
+from emu.crash import report
+from emu.debug import look
+from emu.debug.stepper import Pause
+from emu.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
+from emu.session import Ending
+from emu.summary import format_time
+
+if TYPE_CHECKING:
+    from emu.vm import VirtualMachine
+
+Mark = Callable[[str], str]
+"""Makes a piece of text stand out."""
+
+_EVENTS_SHOWN = 8  # at a pause, of those that the step did not wait for
+_FLAGS = ((0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (8, "TF"), (9, "IF"), (10, "DF"), (11, "OF"),
+          (14, "NT"), (17, "VM"), (18, "AC"))  # fmt: skip
+
+
+def plain_mark(text: str) -> str:
+    """A mark for places without colours: a star behind the text."""
+    return text + "*"
+
+
+def bold_mark(text: str) -> str:
+    """A mark for terminals."""
+    return f"\x1b[1;33m{text}\x1b[0m "
+
+
+def pause(vm: VirtualMachine, found: Pause, mark: Mark = plain_mark) -> str:
+    """What a person wants to know where a guest stands: events, page walk, code, registers; or how the guest ended."""
+    sections = [_what_happened(found)]
+    if found.outcome is not None:
+        sections[0] += [f"--- {found.outcome.sentence}; status {found.outcome.status}, {format_time(vm.now)} virtual"]
+        if found.outcome.ending == Ending.CRASH:
+            return "\n".join([*sections[0], "", report(vm)])
+    if found.outcome is None or found.outcome.ending != Ending.EXIT:
+        sections += [about(vm, event) for event in (found.wanted or found.events)[-1:]]
+        sections += [code(vm), registers(vm, found.changed, mark)]
+    return "\n".join(line for section in sections for line in section)
+
+
+def _what_happened(found: Pause) -> list[str]:
+    others = dict(found.counts)
+    for event in found.wanted:
+        others[event.NAME] -= 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.items() if count)
+    if not found.wanted and sum(others.values()) <= _EVENTS_SHOWN:
+        return [event_line(event) for event in found.events]
+    summary = [f"on the way: {kinds}"] if kinds else []
+    return summary + [event_line(event) for event in found.wanted]
+
+
+def event_line(event: Event) -> str:
+    """An event with its number and time."""
+    return f"#{event.sequence} at {event.time} ns: {event.sentence()}"
+
+
+def about(vm: VirtualMachine, event: Event) -> list[str]:
+    """The page that an event is about: the walk of its address, or what the P2M says about its gfn."""
+    gva = look.event_gva(vm, event)
+    if gva is not None and isinstance(event, (PageFault, ShadowFill, DmmFault)):
+        return pagewalk.render(pagewalk.explain(vm, gva)).splitlines()
+    gfn = look.event_gfn(event)
+    if gfn is None:
+        return []
+    lines = about_gfn(vm, gfn)
+    if isinstance(event, TableWrite) and event.size >= 4:
+        lines = [f"before: {_entry(event.before)}", f"after:  {_entry(event.after)}", *lines]
+    return lines
+
+
+def about_gfn(vm: VirtualMachine, gfn: int) -> list[str]:
+    """What the P2M says about a page."""
+    return [f"P2M: {pagewalk.describe_backing(pagewalk.backing(vm, gfn))}"]
+
+
+def _entry(value: int) -> str:
+    return f"{value:#x} ({pagewalk.describe_bits(value, True) or 'not present'})"
+
+
+def code(vm: VirtualMachine, gva: int | None = None) -> list[str]:
+    """Disassembly at ``gva``, or around the instruction that comes next."""
+    cpu = vm.cpu
+    found = look.code(vm, gva)
+    where = f"code at {gva:#x}" if gva is not None else f"next: {cpu.cs.selector:#x}:{cpu.rip:#x}"
+    lines = [f"{where}, {cpu.bits}-bit code, CPL {cpu.cpl}"]
+    if not found:
+        return [*lines, "  nothing can be read there"]
+    for instruction in found:
+        pointer = "=>" if instruction.gva == cpu.pc else "  "
+        lines.append(f"{pointer} {instruction.gva:8x}  {instruction.code.hex():<20}  {instruction.text}")
+    return lines
+
+
+def registers(
+    vm: VirtualMachine, changed: Collection[str] = (), mark: Mark = plain_mark, full: bool = False
+) -> list[str]:
+    """General registers; with ``full`` also segments and control registers.  Those of ``changed`` are marked."""
+    values = look.registers(vm)
+    wide = "r8" in values
+    digits = 16 if wide else 8
+
+    def cell(name: str, digits: int) -> str:
+        value = f"{values[name]:0{digits}x}"
+        label = name if wide or not name.startswith("r") else "e" + name[1:]  # rax is eax there
+        return f"{label:<3} {mark(value) if name in changed else value + ' '}"
+
+    names = [name for name in (*REGISTER_NAMES, "rip") if name in values]
+    lines = [" ".join(cell(name, digits) for name in names[at : at + 4]).rstrip() for at in range(0, len(names), 4)]
+    flags = " ".join(name for bit, name in _FLAGS if values["eflags"] >> bit & 1)
+    lines[-1] += f"  {cell('eflags', 8).rstrip()} ({flags or 'none'})"
+    if full:
+        lines.append(" ".join(cell(name, 4) for name in SEGMENT_NAMES).rstrip())
+        lines.append(" ".join(cell(name, 8) for name in look.CONTROL_NAMES).rstrip())
+    return lines
+
+
+def memory(vm: VirtualMachine, gva: int, size: int) -> list[str]:
+    """A hexadecimal dump."""
+    data = look.read(vm, gva, size)
+    lines = []
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        readable = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        lines.append(f"{gva + at:8x}  {row.hex(' '):<47}  {readable}")
+    if len(data) < size:
+        lines.append(f"{gva + len(data):8x}  nothing can be read here")
+    return lines
+
+
+def history(events: Sequence[Event], counts: dict[str, int]) -> list[str]:
+    """Events one by one, and how many of each kind there were."""
+    totals = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return [*map(event_line, events), f"so far: {totals or 'no events'}"]

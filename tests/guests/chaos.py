@@ -1,0 +1,80 @@
+"""A policy that changes a guest's mapping at random, and lets it do with too little memory."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from emu.dmm.dmm import NotEnoughSpare, OutOfFrames
+from emu.dmm.p2m import Intent, PageType
+from emu.dmm.policy import Policy
+from emu.ram import OutOfMachineFrames
+
+
+class Chaos(Policy):
+    """Remaps, protects and evicts random pages, resizes the pool, and makes room by evicting.
+
+    Args:
+        seed: of its random numbers; the same seed and guest give the same run.
+        every: virtual time between two bursts of changes, in ns, on average.
+        most: pool size that it does not grow beyond, in frames.
+
+    Attributes:
+        done: how often it did what.
+    """
+
+    name = "chaos"
+
+    def __init__(self, seed: int, every: int, most: int) -> None:
+        self.done: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._every = every
+        self._most = most
+        self._kept: dict[int, bytes] = {}
+        self._next = every
+
+    def deadline(self) -> int:
+        return self._next
+
+    def epoch(self, now: int) -> None:
+        for _ in range(self._random.randint(1, 4)):
+            name = self._random.choice(("remap", "remap", "protect", "protect", "evict", "grow", "shrink"))
+            try:
+                getattr(self, f"_{name}")()
+            except (NotEnoughSpare, OutOfMachineFrames, OutOfFrames):
+                continue
+            self.done[name] += 1
+        self._next = now + self._random.randint(1, 2 * self._every)
+
+    def make_room(self, frames: int) -> None:
+        for _ in range(frames):
+            self._evict()
+            self.done["make room"] += 1
+
+    def keep(self, gfn: int, contents: bytes) -> None:
+        assert gfn not in self._kept
+        self._kept[gfn] = contents
+
+    def restore(self, gfn: int) -> bytes:
+        return self._kept.pop(gfn)
+
+    def _any_page(self) -> int:
+        """A random page that has a frame."""
+        p2m = self.dmm.p2m
+        return self._random.choice([gfn for gfn in range(len(p2m)) if p2m.type(gfn) == PageType.RAM])
+
+    def _remap(self) -> None:
+        self.dmm.remap(self._any_page())
+
+    def _protect(self) -> None:
+        self.dmm.protect(self._any_page(), Intent(self._random.randrange(8)))
+
+    def _evict(self) -> None:
+        self.dmm.evict(self._any_page(), self)
+
+    def _grow(self) -> None:
+        self.dmm.grow(min(self._random.randint(1, 3), self._most - self.dmm.pool.size))
+
+    def _shrink(self) -> None:
+        if self.dmm.pool.size > self._most // 2:
+            self.dmm.shrink(self._random.randint(1, 3))

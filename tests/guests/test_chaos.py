@@ -1,0 +1,46 @@
+"""Guests whose memory is moved, protected, evicted and rationed at random while they run do not notice."""
+
+from __future__ import annotations
+
+import pytest
+
+from emu.machine import Machine
+from emu.testing import boot
+from emu.trace import format_event
+from tests.guests.chaos import Chaos
+from tests.guests.test_guests import run
+
+SMALL_MEMORY = "pages=48 rounds=2 steps=12"
+CASES = {  # guest: its command line, and ns between two bursts of changes
+    "memory": (SMALL_MEMORY, 4_000),
+    "paging32": ("", 20_000),
+    "tasks": ("switches=6", 100_000),
+    "long64": ("", 5_000),
+    "smc": ("", 3_000),
+}
+MMUS = ("shadow", "nested")
+SEEDS = (1, 2)
+
+
+def undisturbed(name: str, append: str) -> tuple[str, int, int]:
+    """Console, status, and the frames that the guest touches."""
+    guest = boot(name, append=append)
+    status = guest.run(max_time="10s")
+    return guest.console, status, guest.vm.pool.used
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("mmu", MMUS)
+@pytest.mark.parametrize("name", CASES)
+def test_chaos_goes_unnoticed(name: str, mmu: str, seed: int) -> None:
+    append, every = CASES[name]
+    console, status, touched = undisturbed(name, append)
+    pool = max(touched // 4, 8)
+    machine = Machine(64 << 20)
+    guest = boot(name, append=append, mmu=mmu, pool=pool << 12, machine=machine, audit=True)
+    chaos = Chaos(seed, every, pool)
+    guest.vm.attach(chaos)
+    guest.expect_status(status, max_time="10s")
+    assert guest.console == console
+    assert all(chaos.done[what] for what in ("remap", "protect", "evict", "grow", "shrink", "make room")), chaos.done
+    guest.vm.audit()
