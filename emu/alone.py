@@ -1,7 +1,7 @@
 """An instruction that runs alone: what a step needs to stop right behind it, see :mod:`emu.stepping`.
 
-The engine ends a block behind its first instruction while there is an interrupt shadow.  So one is made (``step_shadow``)
-where an instruction within a block shall run alone.
+The engine ends a block behind its first instruction while there is an interrupt shadow.  So one is made
+(``step_shadow``) where an instruction within a block shall run alone.
 """
 
 from __future__ import annotations

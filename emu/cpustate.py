@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 
-import numpy as np
-
 from emu.native import compiled, inlined, load32, load64, signed, store32, store64, unsigned
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(0, 64, 8)  # general registers; R8..R15 follow at 64
@@ -159,6 +157,17 @@ class CpuState:
     ``cpu.cs`` .. are :class:`Segment`.  Only valid while the engine exists and is not inside ``emu_start``.
     """
 
+    es: Segment
+    cs: Segment
+    ss: Segment
+    ds: Segment
+    fs: Segment
+    gs: Segment
+    ldtr: Segment
+    tr: Segment
+    gdtr: Segment
+    idtr: Segment
+
     _FIELDS = {
         **{name: 8 * i for i, name in enumerate(REGISTER_NAMES)},
         "rip": RIP, "eflags": EFLAGS, "cr0": CR0, "cr2": CR2, "cr3": CR3, "cr4": CR4, "efer": EFER,
@@ -213,10 +222,6 @@ class CpuState:
 
     def restore(self, saved: bytes) -> None:
         ctypes.memmove(self._env, saved, ENV_SIZE)
-
-    def array(self) -> np.ndarray:
-        """The state as bytes, in place."""
-        return np.frombuffer((ctypes.c_uint8 * ENV_SIZE).from_address(self._env), dtype=np.uint8)
 
 
 def load_u64(address: int) -> int:

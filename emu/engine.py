@@ -400,8 +400,9 @@ class Engine:
         self._uc = _new_uc()
         self._uc.ctl_exits_enabled(True)
         self._uc.mem_map_ptr(0, size, UC_PROT_ALL, ram_at)
-        self._uc.mem_map_ptr(TRAP_BASE, size, UC_PROT_READ | UC_PROT_EXEC, ram_at)
-        self._uc.mem_map_ptr(WATCH_BASE, size, UC_PROT_NONE, ram_at)
+        for base, permissions in ((TRAP_BASE, UC_PROT_READ | UC_PROT_EXEC), (WATCH_BASE, UC_PROT_NONE)):
+            self._uc.mem_map_ptr(base, size, UC_PROT_ALL, ram_at)
+            self._uc.mem_protect(base, size, permissions)  # only this makes the engine discard a trapped store
         self._keep: list[Any] = []
         self.uc = self._uc._uch.value
         self.cpu_at = load_u64(self.uc + _layout.cpu)

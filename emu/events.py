@@ -398,7 +398,8 @@ class EventLog:
 
     def record(self, kind: type[Event], a: int, b: int = 0, c: int = 0, d: int = 0, e: int = 0) -> None:
         """Record an event that happened in the Python plane."""
-        record_from_python(self._vm_at, kind.KIND, int(a), int(b), int(c), int(d), int(e))  # plain ints dispatch fastest
+        # numba dispatches plain ints fastest
+        record_from_python(self._vm_at, kind.KIND, int(a), int(b), int(c), int(d), int(e))
         if self._native.event_head - self._native.event_tail >= RING_CAPACITY - RING_MARGIN:
             self.drain()
 

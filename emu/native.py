@@ -37,7 +37,8 @@ def _native_sources() -> list[Path]:
     wanted = {path for path in package.rglob("*.py") if native.search(path.read_bytes())}
     todo = list(wanted)
     while todo:
-        for module, names in re.findall(r"^from emu((?:\.\w+)*) import ([\w, ]*)", todo.pop().read_text(), re.MULTILINE):
+        imports = re.findall(r"^from emu((?:\.\w+)*) import ([\w, ]*)", todo.pop().read_text(), re.MULTILINE)
+        for module, names in imports:
             folder = package.joinpath(*module.split("."))
             candidates = [folder.with_suffix(".py"), *(folder / f"{name.strip()}.py" for name in names.split(","))]
             found = {path for path in candidates if path.is_file()} - wanted

@@ -78,7 +78,8 @@ class MachineMemory:
         free = np.zeros(self.frames + 1, np.int64)
         free[self._free] = 1
         below = np.cumsum(free)
-        starts = np.flatnonzero(below[count - 1 : -1] - below[: self.frames - count + 1] + free[: len(free) - count] == count)
+        in_run = below[count - 1 : -1] - below[: self.frames - count + 1] + free[: len(free) - count]
+        starts = np.flatnonzero(in_run == count)
         if not len(starts):
             raise OutOfMachineFrames(count, self.free)
         first = int(starts[-1])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emu import firmware
 from emu.cli import COMMANDS, main
 from emu.events import EVENT_TYPES
+from emu.testing import GuestUnderTest
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = [textwrap.dedent(block) for block in re.findall(r"(?:^(?: {4}.*)?\n)+", README, re.MULTILINE)]
@@ -39,6 +42,14 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "kernel.s").write_text(block("# kernel.s"))
     monkeypatch.chdir(tmp_path)
     exec(compile(block("import emu"), "README.md", "exec"), {})
+
+
+def test_the_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vm: Callable[..., GuestUnderTest]) -> None:
+    (tmp_path / "kernel.s").write_text(block("# kernel.s"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block("def test_my_kernel"), "README.md", "exec"), names)
+    names["test_my_kernel"](vm)
 
 
 def test_it_names_all_guests_options_events_and_commands(capsys: pytest.CaptureFixture[str]) -> None:

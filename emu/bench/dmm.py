@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from emu.bench.harness import Case, Round, timed
 from emu.bench.longmode import DATA, DATA_PAGES, assemble, long_mode_vm, restart
+from emu.dmm.p2m import ALL_RIGHTS, Intent
 from emu.vm import VirtualMachine
 
 TOUCH = "t: mov byte ptr [rdi], 1; add rdi, 4096; dec ecx; jnz t; hlt"
@@ -41,15 +42,16 @@ def _remap(mmu: str) -> Round:
 
 
 def _protect(mmu: str) -> Round:
-    from emu.dmm.p2m import ALL_RIGHTS, Intent
-
     vm = _touched(mmu)
 
-    def one_round() -> float:
+    def all_pages(rights: Intent) -> None:
         for gfn in range(_FIRST_GFN, _FIRST_GFN + _PAGES):
-            vm.dmm.protect(gfn, ALL_RIGHTS)
+            vm.dmm.protect(gfn, rights)
+
+    def one_round() -> float:
+        all_pages(ALL_RIGHTS)
         restart(vm, _PAGES)
-        return timed(lambda: [vm.dmm.protect(g, Intent.READ) for g in range(_FIRST_GFN, _FIRST_GFN + _PAGES)], _PAGES)
+        return timed(lambda: all_pages(Intent.READ), _PAGES)
 
     return one_round
 

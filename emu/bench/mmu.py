@@ -79,6 +79,9 @@ def cases() -> Iterator[Case]:
             _miss(_touch_plain(TOUCH_COLD), _touch_plain(TOUCH_WARM)), "Unicorn's own walk", 1e6, "us",
         )  # fmt: skip
     for mmu in ("nested", "shadow"):
-        yield Case("mmu", f"SYSCALL and SYSRET, {mmu}", _delivery(SYSCALL, mmu, CALLS, {}), scale=1e6, unit="us")
-        yield Case("mmu", f"INT 80h and IRET, {mmu}", _delivery(INT80, mmu, CALLS, {0x80: HANDLER}), scale=1e6, unit="us")
-        yield Case("mmu", f"#PF and IRET, {mmu}", _delivery(FAULT, mmu, FAULTS, {14: HANDLER}), scale=1e6, unit="us")
+        for name, source, count, handlers in (
+            ("SYSCALL and SYSRET", SYSCALL, CALLS, {}),
+            ("INT 80h and IRET", INT80, CALLS, {0x80: HANDLER}),
+            ("#PF and IRET", FAULT, FAULTS, {14: HANDLER}),
+        ):
+            yield Case("mmu", f"{name}, {mmu}", _delivery(source, mmu, count, handlers), scale=1e6, unit="us")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu import cpustate, events
-from emu.addr import PAGE_MASK, TRAP_BASE, WINDOW_GVA
+from emu.addr import NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
 from emu.alone import REFUSED, REFUSED_FETCH, refuses
 from emu.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
 from emu.engine import (
@@ -40,6 +40,7 @@ from emu.mmu.walk import (
     NEED,
     NON_CANONICAL,
     OK,
+    READ,
     WRITE,
     is_canonical,
     paging_mode,
@@ -77,7 +78,7 @@ def refresh(vm_at):
                 shadow.unshadow_all(vm.at)
             vm.shadow_format = made_for
     if not vm.nested:
-        shadow.select_root(vm.at)
+        shadow.select_root(vm.at, 0)
 
 
 @inlined
@@ -88,7 +89,7 @@ def refresh_if_changed(vm: Any) -> None:
         or (load64(env + cpustate.CR0) ^ vm.cr0) & _CR0_BITS
         or (load64(env + cpustate.CR4) ^ vm.cr4) & _CR4_BITS
         or (load64(env + cpustate.EFER) ^ vm.efer) & _EFER_BITS
-        or (not vm.nested and vm.root_mfn == shadow.NONE)
+        or (not vm.nested and vm.root_mfn == NO_FRAME)
     ):
         refresh(vm.at)
 
@@ -100,7 +101,7 @@ def drop_frame_code(vm_at, mfn):
     flush_tlb(vm)
     vm.window_mfn = mfn
     drop_code(vm, WINDOW_GVA, 4096)
-    vm.window_mfn = shadow.NONE
+    vm.window_mfn = NO_FRAME
     flush_tlb(vm)
     flags_at = vm.frame_flags_at + mfn
     store8(flags_at, load8(flags_at) & ~FRAME_CODE)
@@ -119,12 +120,14 @@ def _runs_from(vm_at, mfn, user):
 
 @inlined
 def grant(
-    vm: Any, entry_at: int, access: int, mfn: int, writable: bool, trapped: bool, executable: bool, user: bool
+    vm: Any, entry_at: int, access: int, mfn: int, readable: bool, writable: bool, trapped: bool, executable: bool,
+    user: bool,
 ) -> int:
     """Give the engine a TLB entry; returns OK or CODE_IN_USE.
 
     Args:
         entry_at: Unicorn's uc_tlb_entry: machine address u64, permissions u32.
+        readable: loads are allowed.
         writable: stores are allowed, directly or through the trap.
         trapped: stores must reach the write trap.
         executable: the guest may fetch through this mapping at this privilege.
@@ -133,7 +136,7 @@ def grant(
     flags_at = vm.frame_flags_at + mfn
     flags = load8(flags_at)
     base = 0
-    permissions = PROT_READ
+    permissions = PROT_READ if readable else 0
     if access == FETCH:
         if not flags & FRAME_CODE:
             store8(flags_at, flags | FRAME_CODE)
@@ -190,8 +193,13 @@ def miss(vm_at, gva, access, user, entry_at):
                 if leaf & (pte.LARGE | pte.HUGE):
                     _note_large_page(vm, gva, 3 if leaf & pte.HUGE else 2)
                 executable = permitted(vm, FETCH, user, 0, leaf & pte.U, leaf & pte.NX)
+                # under SMAP the supervisor may fetch from a page that it may neither read nor write
+                readable = access != FETCH or permitted(vm, READ, user, 0, leaf & pte.U, leaf & pte.NX)
                 mfn = (leaf & pte.FRAME) >> 12
-                return grant(vm, entry_at, access, mfn, writable != 0, leaf & pte.TRAP != 0, executable, user != 0)
+                return grant(
+                    vm, entry_at, access, mfn, readable, readable and writable != 0, leaf & pte.TRAP != 0, executable,
+                    user != 0,
+                )  # fmt: skip
 
     status = walk(vm, gva, access, user)
     if status != OK:
@@ -214,15 +222,16 @@ def miss(vm_at, gva, access, user, entry_at):
     user_page, nx = vm.walk_user, vm.walk_nx
     writable = vm.walk_dirty != 0 and entry & 2 != 0 and permitted(vm, WRITE, user, vm.walk_writable, user_page, nx)
     trapped = load8(vm.frame_flags_at + mfn) & FRAME_TABLE != 0
-    executable = permitted(vm, FETCH, user, 0, user_page, nx)
-    return grant(vm, entry_at, access, mfn, writable, trapped, executable, user != 0)
+    executable = entry & 4 != 0 and permitted(vm, FETCH, user, 0, user_page, nx)
+    readable = entry & 1 != 0 and permitted(vm, READ, user, 0, user_page, nx)
+    return grant(vm, entry_at, access, mfn, readable, writable, trapped, executable, user != 0)
 
 
 @callback("bqqiqq")
 def on_tlb_fill(uc, gva, access, entry_at, vm_at):
     """Unicorn's UC_HOOK_TLB_FILL."""
     vm = state_at(vm_at)
-    if gva == WINDOW_GVA and vm.window_mfn != shadow.NONE:
+    if gva == WINDOW_GVA and vm.window_mfn != NO_FRAME:
         store64(entry_at, vm.window_mfn << 12)
         store32(entry_at + 8, PROT_READ | PROT_EXEC)
         return True

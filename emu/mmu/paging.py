@@ -103,7 +103,7 @@ class ShadowPaging(Paging):
         super().forget(gfn, mfn)
 
     def restrict(self, gfn: int, mfn: int) -> None:
-        shadow.restrict_frame(self._vm_at, mfn)
+        shadow.forget_gfn(self._vm_at, gfn, mfn)
         super().restrict(gfn, mfn)
 
     def rewritten(self, gfn: int, mfn: int) -> None:

@@ -37,6 +37,7 @@ FRAME_CODE = 1  # frame flag: code was translated from it (emu.mmu.fill)
 FRAME_TABLE = 2  # frame flag: it holds a guest table that has a shadow
 
 _RAM = 2  # PageType.RAM
+_READ, _WRITE, _EXECUTE = 1, 2, 4  # Intent, the rights in a P2M entry
 ENTRIES = 512
 FLOOD_LIMIT = 64  # writes into a guest table, without any use of it in between, after which it is no table any more
 _LEVELS = 4  # most tables that one fill can need
@@ -244,26 +245,35 @@ def unshadow_all(vm_at):
 # --- lookup and fill --------------------------------------------------------------------------------------------
 
 
-@outlined("vq")
-def select_root(vm_at):
-    """Find or make the root for the current CR3 and paging mode."""
+@inlined
+def _root_of(vm: Any, gfn: int, wanted: int, create: int) -> int:
+    return _find_or_create(vm, gfn, wanted) if create else _find(vm, gfn, wanted)
+
+
+@outlined("vqq")
+def select_root(vm_at, create):
+    """Find the root for the current CR3 and paging mode.
+
+    Args:
+        create: nonzero to make it where there is none.  The guest's root table must be resident then, as it is after
+            a successful walk; otherwise ``root_mfn`` stays NONE until there is one.
+    """
     vm = state_at(vm_at)
     mode = vm.mode
-    if vm.shadow_used > vm.shadow_slots - _LEVELS:
-        unshadow_all(vm.at)
+    if create and vm.shadow_used > vm.shadow_slots - _LEVELS:
+        unshadow_all(vm_at)
     cr3 = load64(vm.env + CR3)
+    vm.root_level = 3
     if mode == MODE_4LEVEL:
         vm.root_level = 4
-        slot = _find_or_create(vm, (cr3 & pte.FRAME) >> 12, role(4, FORMAT_64, 0))
+        slot = _root_of(vm, (cr3 & pte.FRAME) >> 12, role(4, FORMAT_64, 0), create)
+    elif mode == MODE_PAE:
+        slot = _root_of(vm, (cr3 & 0xFFFF_F000) >> 12, role(3, FORMAT_64, cr3 >> 5 & 127), create)
+    elif mode == MODE_32:
+        slot = _root_of(vm, (cr3 & 0xFFFF_F000) >> 12, role(3, FORMAT_ROOT_32, 0), create)
     else:
-        vm.root_level = 3
-        if mode == MODE_PAE:
-            slot = _find_or_create(vm, (cr3 & 0xFFFF_F000) >> 12, role(3, FORMAT_64, cr3 >> 5 & 127))
-        elif mode == MODE_32:
-            slot = _find_or_create(vm, (cr3 & 0xFFFF_F000) >> 12, role(3, FORMAT_ROOT_32, 0))
-        else:
-            slot = _find_or_create(vm, 0, role(3, FORMAT_DIRECT, 0))
-    vm.root_mfn = vm.shadow_first + slot
+        slot = _root_of(vm, 0, role(3, FORMAT_DIRECT, 0), create)
+    vm.root_mfn = NONE if slot == NONE else vm.shadow_first + slot
 
 
 @inlined
@@ -273,6 +283,8 @@ def lookup(vm: Any, gva: int) -> int:
     Returns:
         0, or a leaf entry whose P, U, NX, W and TRAP hold for all levels together, with LARGE and HUGE of those above.
     """
+    if vm.root_mfn == NONE:
+        return 0
     at = vm.ram_at + (vm.root_mfn << 12)
     shift = 12 + 9 * (vm.root_level - 1)
     all_of = pte.P | pte.W | pte.U
@@ -302,11 +314,11 @@ def fill(vm_at, gva, frame_entry):
         frame_entry: the P2M entry of the page's gfn; for a hole the void frame's.
 
     Returns:
-        The leaf entry.
+        The leaf entry, 0 when the DMM does not let the page be read.
     """
     vm = state_at(vm_at)
     if vm.root_mfn == NONE or vm.shadow_used > vm.shadow_slots - _LEVELS:
-        select_root(vm.at)
+        select_root(vm.at, 1)
     mode = vm.mode
     mapped_at = vm.walk_level  # guest level of the entry that maps the page, 0 without paging
     table = vm.root_mfn - vm.shadow_first
@@ -362,8 +374,13 @@ def fill(vm_at, gva, frame_entry):
     else:
         rights = pte.W | pte.U
     mfn = frame_entry >> 12
-    if not frame_entry & 2:
+    if not frame_entry & _READ:
+        zap_entry(vm, number)  # an x86 entry cannot withhold reading: every access has to ask
+        return 0
+    if not frame_entry & _WRITE:
         rights &= ~pte.W
+    if not frame_entry & _EXECUTE:
+        rights |= pte.NX
     if rights & pte.W and load8(vm.frame_flags_at + mfn) & FRAME_TABLE:
         rights = (rights & ~pte.W) | pte.TRAP
     entry = mfn << 12 | pte.P | pte.A | rights | (pte.D if rights & pte.W else 0)
@@ -422,7 +439,7 @@ def table_written(vm: Any, gfn: int, offset: int, size: int) -> int:
 
 @compiled
 def forget_gfn(vm_at: int, gfn: int, mfn: int) -> int:
-    """The DMM is about to take ``mfn`` from behind ``gfn``: drop everything derived from either.
+    """The DMM is about to take ``mfn`` from behind ``gfn`` or rights on it: drop everything derived from either.
 
     Returns:
         The number of shadow entries that led to the frame.
@@ -431,12 +448,6 @@ def forget_gfn(vm_at: int, gfn: int, mfn: int) -> int:
     if has_shadow(vm, gfn):
         unshadow(vm.at, gfn)
     return zap_frame(vm, mfn)
-
-
-@compiled
-def restrict_frame(vm_at: int, mfn: int) -> int:
-    """The DMM is about to withdraw rights on ``mfn``: drop the entries that grant them."""
-    return zap_frame(state_at(vm_at), mfn)
 
 
 @compiled
@@ -449,4 +460,4 @@ def forget_everything(vm_at: int) -> None:
 def lookup_from_python(vm_at: int, gva: int) -> int:
     """:func:`lookup` for tools; 0 where no root is selected."""
     vm = state_at(vm_at)
-    return 0 if vm.root_mfn == NONE else lookup(vm, gva)
+    return lookup(vm, gva)

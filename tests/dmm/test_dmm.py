@@ -29,7 +29,7 @@ class Keeper(Policy):
     def __init__(self) -> None:
         self.kept: dict[int, bytes] = {}
         self.fails: set[str] = set()
-        self.evicts = False
+        self.victims = range(0)
 
     def _answer(self, question: str) -> None:
         if question in self.fails:
@@ -51,8 +51,9 @@ class Keeper(Policy):
 
     def make_room(self, frames: int) -> None:
         self._answer("make_room")
-        if self.evicts:
-            self.dmm.evict(next(gfn for gfn in range(GFNS) if self.dmm.p2m.type(gfn) == PageType.RAM), self)
+        resident = [gfn for gfn in self.victims if self.dmm.p2m.type(gfn) == PageType.RAM]
+        for gfn in resident[:frames]:
+            self.dmm.evict(gfn, self)
 
     def keep(self, gfn: int, contents: bytes) -> None:
         self._answer("keep")
@@ -206,7 +207,7 @@ def test_shrinking_makes_policies_evict(bench: Bench) -> None:
     with pytest.raises(NotEnoughSpare) as caught:
         bench.dmm.shrink(1)
     assert (caught.value.wanted, caught.value.spare, bench.pool.size) == (1, 0, POOL)
-    bench.keeper.evicts = True
+    bench.keeper.victims = range(DATA + 1, GFNS - 1)
     bench.dmm.shrink(1)
     assert bench.pool.size == POOL - 1 and len(bench.keeper.kept) == 1
 
@@ -231,7 +232,7 @@ def test_a_full_pool_raises_and_loses_nothing(bench: Bench, operation: Callable[
     assert bench.state() == before
     bench.vm.audit()
     assert bench.stub.load(DATA * PAGE_SIZE) == 77
-    bench.keeper.evicts = True
+    bench.keeper.victims = range(DATA + 1, GFNS - 1)
     operation(bench)
     bench.vm.audit()
 
@@ -240,7 +241,7 @@ def test_remap_when_room_is_made_by_evicting_the_very_page(bench: Bench) -> None
     bench.dmm.grow(FREE)
     bench.dmm.write(0, b"first")
     bench.fill_pool()
-    bench.keeper.evicts = True  # gfn 0 goes first
+    bench.keeper.victims = range(GFNS)  # gfn 0 goes first
     mfn = bench.dmm.remap(0)
     assert bench.p2m.mfn(0) == mfn and bench.dmm.read(0, 5) == b"first"
     bench.vm.audit()
@@ -348,7 +349,7 @@ def test_a_policy_whose_pages_do_not_fit_stays_in_force(bench: Bench) -> None:
     bench.dmm.evict(DATA, bench.keeper)
     for gfn in range(DATA + 1, DATA + 1 + POOL):
         bench.dmm.populate(gfn)
-    bench.keeper.evicts = True
+    bench.keeper.victims = range(DATA + 1, GFNS - 1)
     with pytest.raises(OutOfFrames):
         bench.dmm.detach(bench.keeper)
     assert bench.dmm.policies[0] is bench.keeper

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import numpy as np
+
 from emu.dmm.dmm import NotEnoughSpare, OutOfFrames
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policy import Policy
@@ -17,7 +19,8 @@ class Chaos(Policy):
     Args:
         seed: of its random numbers; the same seed and guest give the same run.
         every: virtual time between two bursts of changes, in ns, on average.
-        most: pool size that it does not grow beyond, in frames.
+        least, most: pool sizes that it stays between, in frames.  One instruction can need a dozen: for code, data,
+            stack and descriptors, and for the page tables that lead to each.
 
     Attributes:
         done: how often it did what.
@@ -25,10 +28,11 @@ class Chaos(Policy):
 
     name = "chaos"
 
-    def __init__(self, seed: int, every: int, most: int) -> None:
+    def __init__(self, seed: int, every: int, least: int, most: int) -> None:
         self.done: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._every = every
+        self._least = least
         self._most = most
         self._kept: dict[int, bytes] = {}
         self._next = every
@@ -47,7 +51,7 @@ class Chaos(Policy):
         self._next = now + self._random.randint(1, 2 * self._every)
 
     def make_room(self, frames: int) -> None:
-        for _ in range(frames):
+        for _ in range(min(frames, self.dmm.pool.used)):
             self._evict()
             self.done["make room"] += 1
 
@@ -59,9 +63,11 @@ class Chaos(Policy):
         return self._kept.pop(gfn)
 
     def _any_page(self) -> int:
-        """A random page that has a frame."""
-        p2m = self.dmm.p2m
-        return self._random.choice([gfn for gfn in range(len(p2m)) if p2m.type(gfn) == PageType.RAM])
+        """A random page that has a frame.  Raises OutOfFrames when there is none."""
+        pages = np.flatnonzero(self.dmm.p2m.entries >> 4 & 15 == PageType.RAM)
+        if not len(pages):
+            raise OutOfFrames(self.dmm.vm, 0, self.dmm.pool.size)
+        return int(self._random.choice(pages))
 
     def _remap(self) -> None:
         self.dmm.remap(self._any_page())
@@ -76,5 +82,4 @@ class Chaos(Policy):
         self.dmm.grow(min(self._random.randint(1, 3), self._most - self.dmm.pool.size))
 
     def _shrink(self) -> None:
-        if self.dmm.pool.size > self._most // 2:
-            self.dmm.shrink(self._random.randint(1, 3))
+        self.dmm.shrink(min(self._random.randint(1, 3), self.dmm.pool.size - self._least))

@@ -6,9 +6,7 @@ import pytest
 
 from emu.machine import Machine
 from emu.testing import boot
-from emu.trace import format_event
 from tests.guests.chaos import Chaos
-from tests.guests.test_guests import run
 
 SMALL_MEMORY = "pages=48 rounds=2 steps=12"
 CASES = {  # guest: its command line, and ns between two bursts of changes
@@ -20,6 +18,7 @@ CASES = {  # guest: its command line, and ns between two bursts of changes
 }
 MMUS = ("shadow", "nested")
 SEEDS = (1, 2)
+SMALLEST_POOL = 16  # frames: with random replacement, fewer make hardly any progress
 
 
 def undisturbed(name: str, append: str) -> tuple[str, int, int]:
@@ -35,10 +34,9 @@ def undisturbed(name: str, append: str) -> tuple[str, int, int]:
 def test_chaos_goes_unnoticed(name: str, mmu: str, seed: int) -> None:
     append, every = CASES[name]
     console, status, touched = undisturbed(name, append)
-    pool = max(touched // 4, 8)
-    machine = Machine(64 << 20)
-    guest = boot(name, append=append, mmu=mmu, pool=pool << 12, machine=machine, audit=True)
-    chaos = Chaos(seed, every, pool)
+    pool = max(touched // 4, SMALLEST_POOL)
+    guest = boot(name, append=append, mmu=mmu, pool=pool << 12, machine=Machine(64 << 20), audit=True)
+    chaos = Chaos(seed, every, SMALLEST_POOL * 3 // 4, pool)
     guest.vm.attach(chaos)
     guest.expect_status(status, max_time="10s")
     assert guest.console == console
