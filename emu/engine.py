@@ -287,9 +287,10 @@ def _find_layout() -> _Layout:
         for _ in range(_SCRATCH_ENGINES):
             if len(places) > 1:  # some other part of this engine happens to lie near the CPU state
                 places &= _cpu_places(_new_uc(), peek)
-        if len(places) != 1:
+        if not places:
             raise missing("the CPU state")
-        cpu, env = places.pop()
+        # an object outside the CPU that lies below it is always farther away than the CPU's own beginning
+        env, cpu = min((env, cpu) for cpu, env in places)
         handle = uc._uch.value
         pointer = load_u64(handle + cpu)
         below = peek(pointer + env - _SEARCH_TLB, _SEARCH_TLB)

@@ -99,7 +99,7 @@ def source(mode: str, code: str) -> str:
 )
 def test_a_guest_that_breaks_itself(vm: Boot, mmu: str, mode: str, code: str, endings: set[int]) -> None:
     guest = vm(source(mode, code), ram="16M", mmu=mmu, audit=True)
-    assert guest.run(max_time="20ms") in endings
+    assert guest.run(max_time="300us") in endings
     if guest.exit_status == CRASH:
         report = guest.crash_report()
         assert "triple fault" in report and "page walk" in report
@@ -146,7 +146,7 @@ def test_a_guest_that_faults_without_end(
     vm: Boot, mmu: str, mode: str, code: str, handler: str, endings: set[int]
 ) -> None:
     guest = vm(program(mode, LOOPING.format(code=code, handler=handler)), ram="16M", mmu=mmu)
-    assert guest.run(max_time="5ms") in endings
+    assert guest.run(max_time="1ms") in endings
     guest.vm.audit()
 
 
