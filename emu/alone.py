@@ -26,13 +26,13 @@ REFUSED_FETCH = 9  # miss_kind: the same for code; no instruction has begun
 @inlined
 def within_block(vm: Any) -> bool:
     """Whether the guest was stopped in the middle of a block."""
-    return vm.step_gva != NOWHERE and vm.block_size != 0
+    return bool(vm.step_gva != NOWHERE and vm.block_size != 0)
 
 
 @inlined
 def refuses(vm: Any) -> bool:
     """Whether TLB misses and trapped stores must wait for an instruction that runs alone."""
-    return vm.step_precise != 0 and vm.step_alone == NOT_ALONE
+    return bool(vm.step_precise and vm.step_alone == NOT_ALONE)
 
 
 @inlined
@@ -58,7 +58,7 @@ def ask(vm: Any, gva: int) -> None:
 
 
 @outlined("vq")
-def run_refused_alone(vm_at):
+def run_refused_alone(vm_at: int) -> None:
     """The engine was left because of :func:`refuses`: let the access come again."""
     vm = state_at(vm_at)
     if vm.miss_kind == REFUSED_FETCH:

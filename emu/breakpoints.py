@@ -37,9 +37,9 @@ from emu.debugregs import (
 from emu.engine import drop_code, flush_tlb
 from emu.guestmem import load_linear_code_byte
 from emu.mmu.fill import drop_frame_code, store_to_frame
-from emu.mmu.shadow import FRAME_CODE
 from emu.mmu.walk import READ, WRITE
 from emu.native import callback, inlined, load8, load16, load32, load64, outlined, store8, store32, store64
+from emu.ram import FRAME_CODE
 from emu.state import STATE, state_at
 from emu.vectors import VECTOR_DB
 

@@ -47,7 +47,7 @@ def vm(request: pytest.FixtureRequest) -> Callable[..., GuestUnderTest]:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Tell about the guests of a test that failed."""
-    result: Any = yield  # type: ignore[misc]
+    result: Any = yield
     guests = item.stash.get(_guests_of, None)
     if call.when != "call" or not guests or not result.get_result().failed:
         return

@@ -11,6 +11,10 @@ from emu.addr import PAGE_SIZE
 from emu.errors import BadInput, EmuError
 from emu.native import address_of
 
+# what MachineMemory.flags tells of a frame
+FRAME_CODE = 1  # code was translated from it (emu.mmu.fill)
+FRAME_TABLE = 2  # it holds a guest table that has a shadow: stores into it are trapped (emu.mmu.shadow)
+
 
 class OutOfMachineFrames(EmuError):
     """Machine memory has too few free frames.

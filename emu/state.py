@@ -22,7 +22,7 @@ nested root_mfn root_level shadow_format
 shadow_first shadow_slots shadow_free shadow_used shadow_host
 shadow_key_at shadow_role_at shadow_link_at shadow_writes_at shadow_bucket_at shadow_bucket_mask
 rmap_head_at rmap_next_at rmap_prev_at
-walk_at walk_gpa walk_writable walk_user walk_nx walk_dirty walk_level
+walk_at walk_gpa walk_writable walk_user walk_nx walk_dirty walk_level marked_code
 miss_kind miss_gva miss_error need_gfn need_intent
 window_mfn single port_in_at port_out_at
 pending pending_vector pending_error pending_software pending_rip pending_prior

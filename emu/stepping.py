@@ -55,11 +55,11 @@ def _restart(vm: Any) -> None:
 
 @inlined
 def _is_over(vm: Any) -> bool:
-    return vm.step_hit != 0 or vm.step_count <= 0
+    return bool(vm.step_hit or vm.step_count <= 0)
 
 
 @outlined("qq")
-def _code_sum(vm_at):
+def _code_sum(vm_at: int) -> int:
     """A checksum of the code of the block that was entered last."""
     vm = state_at(vm_at)
     value = 0
@@ -83,7 +83,7 @@ def _leave_alone(vm: Any) -> None:
 
 
 @outlined("qqqi")
-def at_block(vm_at, gva, size):
+def at_block(vm_at: int, gva: int, size: int) -> int:
     """The engine is about to execute a block while stepping is on.
 
     Returns:

@@ -17,7 +17,7 @@ from emu.boot.guest import Guest
 from emu.cpustate import CR0_ET, CpuState, set_hflags_mode
 from emu.devices.platform import Platform
 from emu.dmm.audit import audit
-from emu.dmm.dmm import DMM
+from emu.dmm.dmm import DMM, NoProgress
 from emu.dmm.p2m import INTENTS, P2M, PageType
 from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
@@ -26,6 +26,7 @@ from emu.events import EVENT_TYPES, Event, EventLog
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.native import address_of, host_function
+from emu.ram import FRAME_TABLE
 from emu.runloop import Reason
 from emu.state import State
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 SLICE_NS = 20_000_000  # longest stay in the native plane, in virtual time, so that signals of the host are seen
 _REASONS = tuple(Reason)
-_FRAME_TABLE = 2  # the void frame counts as a table: stores into it trap
+MOST_WAITS = 10_000  # for the DMM without a single instruction in between
 
 
 class EngineFault(EmuError):
@@ -108,6 +109,8 @@ class VirtualMachine:
         self.exits = Exits()
         self._raised: BaseException | None = None
         self._stop_requested = False
+        self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
+        self._waited_at = -1
         self._hook()
         self._reset_cpu()
 
@@ -134,7 +137,7 @@ class VirtualMachine:
         native.cr3 = -1
         native.step_gva = NOWHERE
         native.step_count = stepping.UNLIMITED
-        memory.flags[memory.void_mfn] |= _FRAME_TABLE
+        memory.flags[memory.void_mfn] |= FRAME_TABLE  # counts as a table: stores into it trap
 
     def _hook(self) -> None:
         from emu import delivery
@@ -271,7 +274,7 @@ class VirtualMachine:
             self.events.drain()
             self._reraise()
             if reason == Reason.NEED:
-                self.dmm.resolve(native.need_gfn, INTENTS[native.need_intent])
+                self._resolve()
             elif reason == Reason.INTERRUPT:
                 self._interrupt()
             elif reason == Reason.HALT:
@@ -288,8 +291,18 @@ class VirtualMachine:
     def _interrupt(self) -> None:
         vector = self.platform.acknowledge()
         if runloop.inject(self.native_at, vector) == runloop.NEED_DMM:
-            # the vector is taken from the controller: it stays pending until the DMM has brought the page
-            self.dmm.resolve(self.native.need_gfn, INTENTS[self.native.need_intent])
+            self._resolve()  # the vector is taken from the controller: it stays pending until the page is there
+
+    def _resolve(self) -> None:
+        """The guest waits for the DMM."""
+        native = self.native
+        if native.vtime != self._waited_at:
+            self._waited_at = native.vtime
+            self._waits = 0
+        self._waits += 1
+        if self._waits > MOST_WAITS:
+            raise NoProgress(self.name, native.need_gfn, self.pool.size)
+        self.dmm.resolve(native.need_gfn, INTENTS[native.need_intent])
 
     def _sleep(self, limit: int) -> bool:
         """HLT: jump to the next deadline.  False when nothing can wake the guest."""

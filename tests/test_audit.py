@@ -15,7 +15,8 @@ from emu.dmm.p2m import Intent, PageType
 from emu.machine import Machine
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import ENTRIES, FORMAT_64, FRAME_CODE, FRAME_TABLE
+from emu.mmu.shadow import ENTRIES, FORMAT_64
+from emu.ram import FRAME_CODE, FRAME_TABLE
 from emu.vm import VirtualMachine
 from tests.dmm.stub import ALIASES, DATA, MODES, Stub
 

@@ -14,7 +14,7 @@ from emu.addr import NO_FRAME, PAGE_SHIFT
 from emu.dmm.p2m import RESIDENT, PageType
 from emu.mmu.audit import AuditFailure, audit_shadow, shadowed_gfns
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import FRAME_CODE, FRAME_TABLE
+from emu.ram import FRAME_CODE, FRAME_TABLE
 
 if TYPE_CHECKING:
     from emu.vm import VirtualMachine

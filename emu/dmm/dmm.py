@@ -42,6 +42,17 @@ class OutOfFrames(EmuError):
         self.pool = pool
 
 
+class NoProgress(OutOfFrames):
+    """Policies take pages away faster than one instruction can have them all: it never completes."""
+
+    def __init__(self, vm: str, gfn: int, pool: int) -> None:
+        super().__init__(vm, gfn, pool)
+        self.args = (
+            f"{vm}: the guest makes no progress: one instruction needs more pages at a time than it gets of the {pool} "
+            f"frames of the pool, last gfn {gfn:#x}; a larger --pool would help",
+        )
+
+
 class NotEnoughSpare(EmuError):
     """A pool cannot shrink as far as was asked; it has not changed.
 

@@ -1,9 +1,9 @@
 """Reverse map: from mfn to every shadow entry that leads to it.
 
 Each present shadow entry has a number (its table's slot * 512 + its index) and is in the doubly linked list of the
-frame that it leads to, whether this frame holds a guest page or a shadow table.  So a change below one gfn finds all that was
-derived from it without a search.  The paging layer reports every entry that it makes or drops; only this module writes
-the lists.
+frame that it leads to, whether this frame holds a guest page or a shadow table.  So a change below one gfn finds all
+that was derived from it without a search.  The paging layer reports every entry that it makes or drops; only this
+module writes the lists.
 """
 
 from __future__ import annotations

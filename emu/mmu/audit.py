@@ -19,8 +19,9 @@ from emu.cpustate import CR4_PSE, EFER_NXE
 from emu.errors import EmuError
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32, FRAME_TABLE
+from emu.mmu.shadow import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
 from emu.mmu.walk import MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE
+from emu.ram import FRAME_TABLE
 
 if TYPE_CHECKING:
     from emu.vm import VirtualMachine

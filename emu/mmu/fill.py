@@ -31,7 +31,6 @@ from emu.engine import (
 )
 from emu.mmu import pte, shadow
 from emu.mmu.implicit import is_implicit_supervisor_access
-from emu.mmu.shadow import FRAME_CODE, FRAME_TABLE
 from emu.mmu.walk import (
     FAULT,
     FETCH,
@@ -48,6 +47,7 @@ from emu.mmu.walk import (
     walk,
 )
 from emu.native import callback, inlined, load8, load16, load32, load64, outlined, store8, store16, store32, store64
+from emu.ram import FRAME_CODE, FRAME_TABLE
 from emu.state import state_at
 
 CODE_IN_USE = 6  # in ``vm.miss_kind``: the instruction stores into the frame of its own block
@@ -118,6 +118,17 @@ def _runs_from(vm_at, mfn, user):
     return 0
 
 
+@outlined("qqqq")
+def drop_changed_code(vm_at, mfn, user):
+    """Drop the code of a frame that the running instruction changes; 1 when that instruction must run on its own."""
+    vm = state_at(vm_at)
+    in_use = 0
+    if not vm.single and vm.block_size:
+        in_use = _runs_from(vm_at, mfn, user)
+    drop_frame_code(vm_at, mfn)
+    return in_use
+
+
 @inlined
 def grant(
     vm: Any, entry_at: int, access: int, mfn: int, readable: bool, writable: bool, trapped: bool, executable: bool,
@@ -154,9 +165,7 @@ def grant(
             if writable:
                 permissions |= PROT_WRITE
         elif access == WRITE:
-            in_use = not vm.single and vm.block_size and _runs_from(vm.at, mfn, 1 if user else 0)
-            drop_frame_code(vm.at, mfn)
-            if in_use:
+            if drop_changed_code(vm.at, mfn, 1 if user else 0):
                 return CODE_IN_USE
             permissions |= PROT_WRITE
     elif writable:
@@ -249,6 +258,11 @@ def on_tlb_fill(uc, gva, access, entry_at, vm_at):
         status = miss(vm.at, gva, kind, 0, entry_at)
         vm.flush_at_block = 1
         vm.limit = 0  # emu.clock looks at it before the next block
+    if vm.marked_code:
+        mfn = vm.marked_code - 1
+        vm.marked_code = 0
+        if drop_changed_code(vm_at, mfn, 1 if user else 0) and status == OK:
+            status = CODE_IN_USE
     if status == OK:
         if vm.watching:
             restrict_entry(vm.at, gva, kind, entry_at)
@@ -315,5 +329,11 @@ def on_trapped_store(uc, kind, address, size, value, vm_at):
     if refuses(vm):
         vm.miss_kind = REFUSED
         abandon_instruction(vm)
-    store_to_frame(vm, (address - TRAP_BASE) >> 12, address & PAGE_MASK, size, value)
+    mfn = (address - TRAP_BASE) >> 12
+    if load8(vm.frame_flags_at + mfn) & FRAME_CODE and mfn != vm.void_mfn:
+        user = load32(vm.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
+        if drop_changed_code(vm_at, mfn, 1 if user else 0):
+            vm.miss_kind = CODE_IN_USE
+            abandon_instruction(vm)
+    store_to_frame(vm, mfn, address & PAGE_MASK, size, value)
     return True

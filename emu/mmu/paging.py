@@ -12,7 +12,7 @@ from emu.engine import flush_tlb
 from emu.mmu import shadow
 from emu.mmu.fill import drop_frame_code
 from emu.native import address_of, compiled
-from emu.ram import MachineMemory
+from emu.ram import FRAME_CODE, MachineMemory
 from emu.state import state_at
 
 
@@ -62,7 +62,7 @@ class Paging:
         """Give back what the architecture owns."""
 
     def _forget_code(self, mfn: int) -> None:
-        if self._memory.flags[mfn] & shadow.FRAME_CODE:
+        if self._memory.flags[mfn] & FRAME_CODE:
             _drop_frame_code(self._vm_at, mfn)
 
 

@@ -25,6 +25,7 @@ from emu.engine import flush_tlb
 from emu.mmu import pte
 from emu.mmu.walk import MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, level_entry, level_table
 from emu.native import compiled, inlined, load8, load32, load64, outlined, store8, store32, store64
+from emu.ram import FRAME_TABLE
 from emu.state import state_at
 
 # how a shadow table was made
@@ -33,8 +34,6 @@ FORMAT_32 = 1  # from a part of a guest table of 32-bit entries
 FORMAT_DIRECT = 2  # from no table: maps consecutive gfns, for large pages and for guests without paging
 FORMAT_ROOT_32 = 3  # the four-entry root above the quarters of a 32-bit page directory
 
-FRAME_CODE = 1  # frame flag: code was translated from it (emu.mmu.fill)
-FRAME_TABLE = 2  # frame flag: it holds a guest table that has a shadow
 
 _RAM = 2  # PageType.RAM
 _READ, _WRITE, _EXECUTE = 1, 2, 4  # Intent, the rights in a P2M entry

@@ -29,7 +29,8 @@ from emu.cpustate import (
     FLAG_AC,
 )
 from emu.mmu import pte
-from emu.native import inlined, load32, load64, outlined, store32, store64
+from emu.native import inlined, load8, load32, load64, outlined, store32, store64
+from emu.ram import FRAME_CODE
 from emu.state import state_at
 
 # paging modes, in the order of their introduction
@@ -109,6 +110,8 @@ def permitted(vm: Any, access: int, user: bool, writable: int, user_page: int, n
         user: the access is made at CPL 3 and is not an implicit supervisor access.
         writable, user_page, nx: nonzero when R/W is set on every level, U/S on every level, NX on any.
     """
+    if vm.mode == MODE_NONE:
+        return True
     cr4 = load64(vm.env + CR4)
     if user:
         if not user_page:
@@ -143,11 +146,17 @@ def error_code(vm: Any, access: int, user: bool, cause: int) -> int:
 
 @inlined
 def set_bits(vm: Any, gpa: int, entry: int, wide: bool, bits: int) -> int:
-    """Set accessed or dirty bits in a guest entry; 0 when the DMM must be asked first."""
+    """Set accessed or dirty bits in a guest entry; 0 when the DMM must be asked first.
+
+    Where the entry lies among code, ``marked_code`` tells the frame, plus 1: its translated code is stale.
+    """
     host = host_address(vm, gpa, _P2M_RIGHT_WRITE)
     if host == 0:
         return 0
     if gpa >> 12 < vm.p2m_size:
+        mfn = (host - vm.ram_at) >> 12
+        if load8(vm.frame_flags_at + mfn) & FRAME_CODE:
+            vm.marked_code = mfn + 1
         if wide:
             store64(host, entry | bits)
         else:

@@ -39,7 +39,7 @@ BROKEN = {
     "points its tables at themselves": (PAGING_MODES, "mov dword ptr [0x10000], 0x10007\n mov REG_A, cr3\n"
                                         " mov cr3, REG_A\n nop\n jmp $", {CRASH, LIMIT}),
     "turns paging off": (["paging32", "pae"], "mov eax, cr0\n and eax, 0x7FFFFFFF\n mov cr0, eax\n ud2", {CRASH}),
-    "turns paging on without tables": (["protected"], "mov eax, cr0\n or eax, 0x80000000\n mov cr0, eax\n nop", {CRASH}),
+    "turns paging on without tables": (["protected"], "mov eax, cr0\n bts eax, 31\n mov cr0, eax\n nop", {CRASH}),
     "turns paging on with CR3 in a hole": (["protected"], f"mov eax, {HOLE}\n mov cr3, eax\n mov eax, cr0\n"
                                            " or eax, 0x80000000\n mov cr0, eax\n nop", {CRASH}),
     "fills its stack": (list(MODES), "again:\n push REG_A\n jmp again", {CRASH, LIMIT}),
@@ -68,13 +68,13 @@ BROKEN = {
     "loops for ever": (list(MODES), "jmp $", {LIMIT}),
     "enables interrupts and has no handlers": (["protected"], "mov al, 0x34\n out 0x43, al\n mov al, 0xFF\n"
                                                " out 0x40, al\n out 0x40, al\n sti\n jmp $", {CRASH, LIMIT}),
-    "writes an MSR that is none": (PROTECTED_MODES, "mov ecx, 0x12345678\n xor eax, eax\n wrmsr\n jmp $", {CRASH, LIMIT}),
+    "writes an MSR that is none": (PROTECTED_MODES, "mov ecx, 0x12345678\n wrmsr\n jmp $", {CRASH, LIMIT}),
     "sets reserved control bits": (PROTECTED_MODES, "mov eax, 0xFFFFFFFF\n mov cr4, REG_A\n jmp $", {CRASH, LIMIT}),
     "system call without set-up": (["long"], "syscall\n jmp $", {CRASH, LIMIT}),
     "non-canonical jump": (["long"], "mov rax, 0x123456789ABCDEF0\n jmp rax", {CRASH}),
     "non-canonical access": (["long"], "mov rax, 0x123456789ABCDEF0\n mov al, [rax]", {CRASH}),
     "non-canonical stack": (["long"], "mov rsp, 0x123456789ABCDEF0\n push rax", {CRASH}),
-    "leaves long mode the wrong way": (["long"], "mov rax, cr0\n btr rax, 31\n mov cr0, rax\n nop\n jmp $", {CRASH, LIMIT}),
+    "leaves long mode the wrong way": (["long"], "mov rax, cr0\n btr rax, 31\n mov cr0, rax\n jmp $", {CRASH, LIMIT}),
 }  # fmt: skip
 
 

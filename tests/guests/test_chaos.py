@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from emu.dmm.dmm import NoProgress
 from emu.machine import Machine
 from emu.testing import boot
 from tests.guests.chaos import Chaos
@@ -54,3 +55,14 @@ def test_chaos_is_repeatable(mmu: str) -> None:
         guest.expect_status(1, max_time="10s")
         logs.append(guest.events)
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_a_pool_too_small_for_one_instruction_is_no_hang(mmu: str) -> None:
+    guest = boot("long64", mmu=mmu, pool=5 << 12)
+    guest.vm.attach(Chaos(1, 10**12, 5, 5))
+    assert guest.run() == 124
+    assert guest.outcome is not None and "makes no progress" in guest.outcome.sentence
+    with pytest.raises(NoProgress):
+        guest.vm.run()
+    guest.vm.audit()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from capstone import CS_ARCH_X86, CS_MODE_64, Cs
+from capstone.x86 import X86_OP_MEM, X86_REG_RIP
 from keystone import KS_ARCH_X86, KS_MODE_32, KS_MODE_64, Ks
 
 from emu.cpustate import CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE
@@ -22,12 +24,20 @@ P, W, U, NX = 1, 2, 4, 1 << 63
 RWX, RW, RX, RO = P | W, P | W | NX, P, P | NX  # supervisor pages
 STACK = 0x6000  # first RSP; the page below it is the stack
 
+_disassembler = Cs(CS_ARCH_X86, CS_MODE_64)
+_disassembler.detail = True
 _ASSEMBLERS = {64: Ks(KS_ARCH_X86, KS_MODE_64), 32: Ks(KS_ARCH_X86, KS_MODE_32)}
 
 
 def assemble(text: str, gva: int, bits: int = 64) -> bytes:
     code, _ = _ASSEMBLERS[bits].asm(text, gva, as_bytes=True)
     assert code is not None
+    if bits == 64 and "rip" not in text:  # Keystone gets some plain addresses wrong
+        for instruction in _disassembler.disasm(bytes(code), gva):
+            for operand in instruction.operands:
+                if operand.type == X86_OP_MEM and operand.mem.base == X86_REG_RIP:
+                    address = instruction.address + instruction.size + operand.mem.disp
+                    assert str(address) in text, f"{instruction.mnemonic} {instruction.op_str} in {text}"
     return bytes(code)
 
 

@@ -282,7 +282,7 @@ class EmuMmu:
         return gpas
 
     def _touch(self, gva: int, kind: Kind) -> int | Fault:
-        """The gpa behind gva, from the TLB or by a TLB miss; HOLE outside memory; a fault as (vector, error code, CR2)."""
+        """The gpa behind gva, by the TLB or a TLB miss; HOLE outside memory; or the fault."""
         native = self.vm.native
         address = ctypes.c_uint64()
         while True:

@@ -54,9 +54,7 @@ def attempt(bench: Bench, name: str) -> Stop:
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("second", [0, RO], ids=["absent", "readonly"])
 @pytest.mark.parametrize("first", [RW, RWX, "code"], ids=["data", "executable", "code"])
-def test_nothing_is_written_when_the_second_page_faults(
-    bench: Bench, name: str, second: int, first: int | str
-) -> None:
+def test_nothing_is_written_when_the_second_page_faults(bench: Bench, name: str, second: int, first: int | str) -> None:
     fill(bench)
     if first == "code":
         bench.put(FIRST, "hlt")

@@ -26,7 +26,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.mmu.harness import ARCHITECTURES, CODE_GFNS, HOLE, EmuMmu, MemoryWithHoles, with_code
-from tests.oracles import paging_model as x86
 from tests.oracles.paging_cases import DATA_GFNS, MEMORY_SIZE, TABLE_GFNS, Case, case_settings, cases
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Memory, Outcome, Rules, perform
 from tests.oracles.unicorn_mmu import UnicornMmu
@@ -70,15 +69,14 @@ def check(
         expected = perform(memory, case.control, access, rules=RULES)
         emulator.watch(memory.frames)
         ours = emulator.perform(case.control, access)
-        context = f"{name}\n{access}\ndisturbances: {disturbances}\n{case}"
         model = visible(expected, access, case.memory_size)
-        assert ours == model, f"{context}\nemulator: {ours}\nmodel:    {model}"
+        assert ours == model, f"{name}\n{access}\n{disturbances}\n{case}\nemulator: {ours}\nmodel:    {model}"
         if compare_unicorn:
             qemu = perform(qemu_memory, case.control, access)
             compare_unicorn = qemu == expected
         if compare_unicorn:
             theirs = visible(engine.perform(case.control, access), access, case.memory_size)
-            assert ours == theirs, f"{context}\nemulator: {ours}\nunicorn:  {theirs}"
+            assert ours == theirs, f"{name}\n{access}\n{disturbances}\n{case}\nemulator: {ours}\nunicorn:  {theirs}"
             comparable += 1
         if any(bytes(memory.frames[gfn]) != code[gfn] for gfn in CODE_GFNS):
             break  # the access has overwritten the instructions that make accesses

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from emu.vm import Stop
-from tests.mmu.bench import RW, RWX, STACK, U, Bench
+from tests.mmu.bench import RW, RWX, STACK, Bench, U
 from tests.mmu.harness import ARCHITECTURES
 from tests.oracles.paging_model import PAGE
 
@@ -23,7 +23,7 @@ USERS = {  # instructions that read a descriptor, in 64-bit code; DATA holds a f
     "mov ss": f"mov eax, {DATA_SELECTOR}; mov ss, ax",
     "mov es, memory": f"mov word ptr [{DATA}], {DATA_SELECTOR}; mov es, word ptr [{DATA}]",
     "pop fs": f"push {DATA_SELECTOR}; pop fs",
-    "lgs": f"mov word ptr [{DATA} + 4], {DATA_SELECTOR}; lgs eax, [{DATA}]",
+    "lgs": f"mov word ptr [{DATA + 4}], {DATA_SELECTOR}; lgs eax, [{DATA}]",
     "lar": f"mov eax, {DATA_SELECTOR}; lar ecx, eax",
     "lsl": f"mov eax, {DATA_SELECTOR}; lsl ecx, eax",
     "verr": f"mov eax, {DATA_SELECTOR}; verr ax",

@@ -9,52 +9,31 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any
 
 import pytest
 from hypothesis import given
 from unicorn import UC_ERR_OK, UcError, x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from tests.mmu.harness import ARCHITECTURES, EFLAGS_AC, EFLAGS_FIXED, HLT, EmuMmu, Fault, set_privilege
-from tests.mmu.programs import SUPERVISOR_CODE, USER_CODE, Program, Step, programs
+from tests.mmu.harness import ARCHITECTURES, EFLAGS_AC, EFLAGS_FIXED, EmuMmu, Fault, set_privilege
+from tests.mmu.instructions import PLACES
+from tests.mmu.programs import programs
+from tests.mmu.world import SUPERVISOR_CODE, USER_CODE, Program, Step
 from tests.oracles import unicorn_mmu
 from tests.oracles.paging_cases import LONG_RUN, MEMORY_SIZE, case_settings, data_image
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Outcome
-from tests.oracles.unicorn_mmu import STUBS, UnicornMmu
+from tests.oracles.unicorn_mmu import UnicornMmu
 
-INSTRUCTIONS: dict[Any, bytes] = {  # the same bytes in 32- and 64-bit code
-    **STUBS,
-    "add": b"\x01\x03",  # add [rbx], eax
-    "xadd": b"\xf0\x0f\xc1\x03",  # lock xadd [rbx], eax
-    "invlpg": b"\x0f\x01\x3b",  # invlpg [rbx]
-    "cr0": b"\x0f\x22\xc0",  # mov cr0, rax
-    "cr3": b"\x0f\x22\xd8",  # mov cr3, rax
-    "cr4": b"\x0f\x22\xe0",  # mov cr4, rax
-    "efer": b"\x0f\x30",  # wrmsr
-    "mode": b"\x0f\x22\xe0\x0f\x22\xd9\x0f\x22\xc2",  # mov cr4, rax; mov cr3, rcx; mov cr0, rdx
-}
 EFER_MSR = 0xC000_0080
 CR0_ET = 1 << 4  # always set by MOV CR0
 AUDIT_EVERY = 1 if LONG_RUN else 8  # steps
-
-
-def _code() -> tuple[bytes, dict[Any, tuple[int, int]]]:
-    code, places = bytearray(), {}
-    for name, instruction in INSTRUCTIONS.items():
-        places[name] = len(code), len(code) + len(instruction)
-        code += (instruction + HLT).ljust(16, HLT)
-    return bytes(code).ljust(PAGE, HLT), places
-
-
-CODE, _PLACES = _code()
 
 
 def place(step: Step) -> tuple[int, int]:
     """The addresses of the instruction for a step and of the HLT behind it."""
     name = (step.access.kind, step.access.size) if step.access and step.name in ("read", "write") else step.name
     page = USER_CODE if step.control.cpl == 3 else SUPERVISOR_CODE
-    start, end = _PLACES[name]
+    start, end = PLACES[name]
     return page + start, page + end
 
 
@@ -79,8 +58,8 @@ class EmuGuest:
     def __init__(self, mmu: str) -> None:
         self.mmu = EmuMmu(MEMORY_SIZE, mmu)
 
-    def begin(self, program: Program, frames: dict[int, bytes]) -> None:
-        self.mmu.load(data_image(MEMORY_SIZE), frames)
+    def begin(self, program: Program) -> None:
+        self.mmu.load(data_image(MEMORY_SIZE), program.frames)
         self.mmu.watch(program.memory.frames)
         cpu, control = self.mmu.vm.cpu, program.control
         cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = control.cr0, control.cr3, control.cr4, control.efer
@@ -117,14 +96,14 @@ class EmuGuest:
 class UnicornGuest(UnicornMmu):
     """Unicorn's own MMU running a program; its TLB keeps what it holds."""
 
-    def begin(self, program: Program, frames: dict[int, bytes]) -> None:
-        self.load(data_image(MEMORY_SIZE), frames)
+    def begin(self, program: Program) -> None:
+        self.load(data_image(MEMORY_SIZE), program.frames)
         self._restore(self._state(program.control, Access(Kind.READ, 0)))
         self._flush_tlb()
 
     def step(self, step: Step) -> Outcome:
         access = step.access
-        hflags = self._saved(unicorn_mmu.HFLAGS, "I") & ~3 | step.control.cpl
+        hflags = self._saved(unicorn_mmu.HFLAGS, "I") & ~3 | step.control.cpl | unicorn_mmu.HF_OSFXSR
         eflags = EFLAGS_FIXED | (EFLAGS_AC if step.control.ac else 0)
         offsets = {"rax": 0, "rcx": 8, "rdx": 16, "rbx": 24}
         self._restore(
@@ -150,7 +129,7 @@ class UnicornGuest(UnicornMmu):
         start, end = place(step)
         error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(start), 0, 0, 0)
         if error != UC_ERR_OK:
-            raise UcError(error)
+            raise RuntimeError(f"{UcError(error)} at {self._saved(unicorn_mmu.RIP, 'Q'):#x} in {step}")
         rip = self._saved(unicorn_mmu.RIP, "Q")
         if rip != (end if step.control.cpl else end + 1):
             return self._faulted(self._changed())
@@ -176,11 +155,8 @@ def registers_of(control: Control) -> tuple[int, ...]:
 
 
 def check(program: Program, guests: dict[str, EmuGuest | UnicornGuest]) -> None:
-    frames = {**program.frames, SUPERVISOR_CODE // PAGE: CODE, USER_CODE // PAGE: CODE}
-    for gfn in (SUPERVISOR_CODE // PAGE, USER_CODE // PAGE):
-        program.memory.frames[gfn] = bytearray(CODE)
     for guest in guests.values():
-        guest.begin(program, frames)
+        guest.begin(program)
     for number, step in enumerate(program.steps):
         for name, guest in guests.items():
             if step.name == "disturb":
@@ -188,11 +164,10 @@ def check(program: Program, guests: dict[str, EmuGuest | UnicornGuest]) -> None:
                     guest.mmu.disturb(*step.disturbance)
             else:
                 ours, expected = guest.step(step), visible(step)
-                context = f"step {number} of\n{program}"
-                assert ours == expected, f"{name}: {ours}\nmodel: {expected}\n{context}"
+                assert ours == expected, f"{name}: {ours}\nmodel: {expected}\nstep {number} of\n{program}"
                 if step.access is None:
                     cr0, *others = guest.control()
-                    assert (cr0 & ~CR0_ET, *others) == registers_of(step.after), f"{name}: {context}"
+                    assert (cr0 & ~CR0_ET, *others) == registers_of(step.after), f"{name}: step {number} of\n{program}"
             if isinstance(guest, EmuGuest) and number % AUDIT_EVERY == 0:
                 guest.mmu.vm.audit()
     image = bytearray(data_image(MEMORY_SIZE))
