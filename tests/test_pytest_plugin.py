@@ -116,11 +116,19 @@ def test_no_such_kind_of_event() -> None:
 
 
 def test_the_report_of_a_test_that_fails(pytester: pytest.Pytester) -> None:
+    # where emu is installed, its entry point has registered the plugin already
+    pytester.makeconftest("""
+        import emu.pytest_plugin
+
+        def pytest_configure(config):
+            if not config.pluginmanager.has_plugin("emu"):
+                config.pluginmanager.register(emu.pytest_plugin, "emu")
+    """)
     pytester.makepyfile("""
         def test_it(vm):
             assert vm("crash").run() == 1
     """)
-    result = pytester.runpytest("-p", "emu.pytest_plugin")
+    result = pytester.runpytest()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*guest 1: crash*", "*triple fault*status 134*", "*CR2*"])
 
