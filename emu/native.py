@@ -18,7 +18,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def unsigned(value: int) -> int:
 if JIT:
     from llvmlite import binding, ir
     from numba import cfunc, from_dtype, njit
+    from numba.core.registry import cpu_target
     from numba.extending import intrinsic
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,12 +112,29 @@ if JIT:
         plain = types.unliteral(argument)
         return types.int64 if isinstance(plain, types.Integer) else plain
 
+    @contextmanager
+    def _inlined_into_wrapper() -> Iterator[None]:
+        """Let numba inline a callback into its C wrapper, which it forbids: a call less for every block of code."""
+        convention = type(cpu_target.target_context.call_conv)
+        call_function = convention.call_function
+
+        def call(self: Any, builder: Any, callee: Any, result: Any, types: Any, values: Any, attrs: Any = None) -> Any:
+            return call_function(self, builder, callee, result, types, values)
+
+        convention.call_function = call
+        try:
+            yield
+        finally:
+            convention.call_function = call_function
+
     def callback(signature: str) -> Callable[[Callable[..., Any]], Any]:
         """A C callback; ``signature`` is one letter for the result, then one for each argument (q, i, b, v)."""
         result, *arguments = (_NUMBA_TYPES[letter] for letter in signature)
 
         def wrap(function: Callable[..., Any]) -> Any:
-            compiled_function = cfunc(result(*arguments), cache=True, error_model="numpy", forceinline=True)(function)
+            with _inlined_into_wrapper():
+                decorate = cfunc(result(*arguments), cache=True, error_model="numpy", forceinline=True)
+                compiled_function = decorate(function)
             compiled_function.address_of = compiled_function.address
             return compiled_function
 

@@ -157,6 +157,8 @@ def grant(
             permissions |= PROT_WRITE
     elif trapped:
         if access == WRITE:
+            if flags & FRAME_CODE and drop_changed_code(vm.at, mfn, 1 if user else 0):
+                return CODE_IN_USE
             base = TRAP_BASE
             permissions |= PROT_WRITE
     elif flags & FRAME_CODE:
@@ -323,8 +325,6 @@ def store_to_frame(vm: Any, mfn: int, offset: int, size: int, value: int) -> Non
 @callback("bqiqiqq")
 def on_trapped_store(uc, kind, address, size, value, vm_at):
     """Unicorn's UC_HOOK_MEM_WRITE_PROT over the trapped alias; the engine discards the store afterwards."""
-    if address & (size - 1):
-        return True  # the engine repeats an unaligned store byte by byte
     vm = state_at(vm_at)
     if refuses(vm):
         vm.miss_kind = REFUSED
@@ -335,5 +335,9 @@ def on_trapped_store(uc, kind, address, size, value, vm_at):
         if drop_changed_code(vm_at, mfn, 1 if user else 0):
             vm.miss_kind = CODE_IN_USE
             abandon_instruction(vm)
+    if address & (size - 1):
+        # The engine repeats an unaligned store byte by byte.  Its code is dropped already, because no TLB flush may
+        # come between the bytes: the first of them may change the entry that maps the others.
+        return True
     store_to_frame(vm, mfn, address & PAGE_MASK, size, value)
     return True

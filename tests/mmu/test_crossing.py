@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.vm import Stop
-from tests.mmu.bench import RO, RW, RWX, Bench, pte_of
+from tests.mmu.bench import PT, RO, RW, RWX, Bench, pte_of
 from tests.mmu.harness import ARCHITECTURES
 from tests.oracles.paging_model import PAGE
 
@@ -114,3 +114,15 @@ def test_store_that_ends_or_begins_in_a_table(bench: Bench, table: str) -> None:
     assert bench.start(CODE, rdi=start, rdx=FILL) is Stop.HALTED
     assert bench.read(start, 8) == FILL
     bench.vm.audit()
+
+
+@pytest.mark.parametrize("code", [CODE, PT + 0x800], ids=["elsewhere", "in the table"])
+def test_read_modify_write_from_one_table_into_the_next(bench: Bench, code: int) -> None:
+    """Both pages are write-trapped, and the second may be the one that the instruction stands in: it adds once."""
+    address, before = PT - 2, 0x5678
+    bench.write(address, before.to_bytes(4, "little"))
+    bench.put(code, "add dword ptr [rdi], edx; hlt")
+    for count in range(1, 4):
+        bench.call(code, rdi=address, rdx=0x0101_0101)
+        assert bench.read(address, 4) == before + count * 0x0101_0101
+        bench.vm.audit()

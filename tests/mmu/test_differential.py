@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.mmu.harness import ARCHITECTURES, CODE_GFNS, HOLE, EmuMmu, MemoryWithHoles, with_code
+from tests.oracles import paging_model as x86
 from tests.oracles.paging_cases import DATA_GFNS, MEMORY_SIZE, TABLE_GFNS, Case, case_settings, cases
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Memory, Outcome, Rules, perform
 from tests.oracles.unicorn_mmu import UnicornMmu
@@ -117,3 +118,16 @@ def test_random_cases_on_moving_ground(
 ) -> None:
     """The same while pages are evicted, moved and protected below the guest: nothing that it can see may change."""
     check(case, emulator, unicorn_mmu, disturbances=disturbances)
+
+
+def test_unaligned_store_that_changes_its_own_translation(emulator: EmuMmu, unicorn_mmu: UnicornMmu) -> None:
+    """The engine stores it byte by byte, into a table that has been executed: one translation must serve all bytes."""
+    accesses = (Access(Kind.FETCH, 0x401FFF), Access(Kind.WRITE, 0x401007, 2, value=0x1D0))
+    control = Control(x86.CR0_PE | x86.CR0_PG, 0x7000, x86.CR4_PSE, 0, 0)
+    check(Case("pse", control, {0x7004: 0x7063}, accesses), emulator, unicorn_mmu)
+
+
+def test_smep_and_smap_mean_nothing_without_paging(emulator: EmuMmu, unicorn_mmu: UnicornMmu) -> None:
+    control = Control(x86.CR0_PE | x86.CR0_WP, 0, x86.CR4_SMEP | x86.CR4_SMAP, 0, 0)
+    accesses = tuple(Access(kind, 0x200FFE, 4) for kind in (Kind.WRITE, Kind.READ, Kind.FETCH, Kind.WRITE))
+    check(Case("unpaged", control, {}, accesses), emulator, unicorn_mmu)
