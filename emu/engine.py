@@ -195,6 +195,7 @@ def note_large_page(vm: Any, gva: int, shift: int) -> None:
 
 # --- the engine's clock -----------------------------------------------------------------------------------------
 
+_TIME_ZERO = np.zeros(1, np.int64)  # told while no VM's time is
 _PROBE_NS = 0x1234_5678_9000 // 1000 * 1000  # an unlikely time of whole microseconds, to know the descriptors by
 
 
@@ -205,6 +206,12 @@ def _gettimeofday(timeval_at, timezone_at):
     store64(timeval_at, microseconds // 1_000_000)
     store64(timeval_at + 8, microseconds % 1_000_000)
     return 0
+
+
+def forget_clock(vtime_at: int) -> None:
+    """A VM is gone, and its record with it: engines that are closed after it must not read its time."""
+    if _clock[0] == vtime_at:
+        _clock[0] = address_of(_TIME_ZERO)
 
 
 class _LinkMap(ctypes.Structure):
@@ -396,8 +403,7 @@ class Engine:
             _clock[0] = address_of(_probe_clock)
             _replace_clock()
             _layout = _find_layout()
-        self._time_zero = np.zeros(1, np.int64)
-        _clock[0] = address_of(self._time_zero)
+        _clock[0] = address_of(_TIME_ZERO)
         self._uc = _new_uc()
         self._uc.ctl_exits_enabled(True)
         self._uc.mem_map_ptr(0, size, UC_PROT_ALL, ram_at)

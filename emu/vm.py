@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,7 @@ class VirtualMachine:
         self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
         self._waited_at = -1
         self._hook()
+        weakref.finalize(self, engine.forget_clock, int(self.native.vtime_at))
         self._reset_cpu()
 
     def _fill_native(self) -> None:
