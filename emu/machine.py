@@ -43,12 +43,13 @@ class Machine:
         """Raise BadInput unless a VM can have this RAM and pool (bytes) and this paging architecture."""
         if mmu not in MMU_NAMES:
             raise BadInput("--mmu", f"{mmu!r} is not one of {', '.join(MMU_NAMES)}")
-        smallest, largest = format_size(MIN_RAM), format_size(MAX_RAM)
-        if not MIN_RAM <= ram <= MAX_RAM or ram % PAGE_SIZE:
-            raise BadInput("--ram", f"{format_size(ram)} is not a multiple of 4K from {smallest} to {largest}")
-        smallest = format_size(MIN_POOL * PAGE_SIZE)
-        if pool < MIN_POOL * PAGE_SIZE or pool % PAGE_SIZE:
-            raise BadInput("--pool", f"{format_size(pool)} is not a multiple of 4K of at least {smallest}")
+        for option, size, smallest in (("--ram", ram, MIN_RAM), ("--pool", pool, MIN_POOL * PAGE_SIZE)):
+            if size % PAGE_SIZE:
+                raise BadInput(option, f"{format_size(size)} is not a multiple of 4K")
+            if size < smallest:
+                raise BadInput(option, f"{format_size(size)} is too small, {format_size(smallest)} is the least")
+        if ram > MAX_RAM:
+            raise BadInput("--ram", f"{format_size(ram)} is too large, {format_size(MAX_RAM)} is the most")
         if pool > ram:
             raise BadInput("--pool", f"{format_size(pool)} is more than the {format_size(ram)} of RAM it would back")
 

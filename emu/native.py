@@ -90,8 +90,16 @@ def unsigned(value: int) -> int:
 if JIT:
     from llvmlite import binding, ir
     from numba import cfunc, from_dtype, njit
+    from numba.core.caching import Cache
     from numba.core.registry import cpu_target
     from numba.extending import intrinsic
+
+    def _load_overload(self: Any, signature: Any, target_context: Any) -> Any:
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(signature, target_context)
+
+    # Numba's own first imports all that it may need for compiling (0.16 s), before it looks whether it must compile.
+    Cache.load_overload = _load_overload
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile ``function`` on first call; the machine code is cached on disk."""

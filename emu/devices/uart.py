@@ -107,7 +107,10 @@ class Uart16550(Device):
         self.offered += data
 
     def deadline(self) -> int | None:
-        return min((at for at in (self.next_arrival, self.timeout_at) if at is not None), default=None)
+        arrival, timeout = self.next_arrival, self.timeout_at
+        if arrival is None or timeout is None:
+            return timeout if arrival is None else arrival
+        return min(arrival, timeout)
 
     def tick(self, now_ns: int) -> None:
         while self.next_arrival is not None and self.next_arrival <= now_ns:
