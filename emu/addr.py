@@ -14,6 +14,7 @@ Machine address space of every engine::
                             the engine's write trap instead of memory (guest page tables, holes, code frames)
     WATCH_BASE              the same frames once more without any permission: every access through here is seen,
                             for data breakpoints
+    MMIO_BASE               device registers: gpa at MMIO_BASE + gpa, for the gfns of type MMIO below 4 GiB
 """
 
 PAGE_SHIFT = 12
@@ -22,6 +23,8 @@ PAGE_MASK = PAGE_SIZE - 1
 
 TRAP_BASE = 1 << 40  # machine address of the write-trapped alias of machine memory
 WATCH_BASE = 1 << 41  # machine address of the alias where every access is seen
+MMIO_BASE = 1 << 42  # machine address of device registers
+MMIO_SIZE = 1 << 32  # bytes: gpas at which there can be any
 WINDOW_GVA = 1 << 62  # never canonical, never 32-bit: names one frame while its translated code is dropped
 
 NO_FRAME = -1  # in place of an mfn or gfn: none

@@ -13,6 +13,7 @@ _TOKEN = re.compile(STRING.pattern + r"|[#;,()\[\]]")
 _NAME = re.compile(r"(?<![\w'])[A-Za-z_.$][\w.$]*")
 _NUMBER = re.compile(r"\s*-?(?:0x[0-9a-fA-F]+|0|[1-9][0-9]*)\s*")
 _MEMORY = re.compile(r"(.*\[)(.*)(\].*)")
+_MOST_BITS = 128  # of a value on the way: a mistake shall not fill the host's memory
 
 
 def split_outside_strings(text: str, separator: str, nesting: bool = False) -> list[str]:
@@ -62,6 +63,12 @@ def evaluate(expression: str, constants: Mapping[str, int]) -> int:
     """The value of a constant expression. Raises ValueError when it has none (an unknown name, a label, bad syntax)."""
 
     def value(node: ast.expr) -> int:
+        result = part(node)
+        if result.bit_length() > _MOST_BITS:
+            raise ValueError(expression)
+        return result
+
+    def part(node: ast.expr) -> int:
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) == 1:
@@ -69,7 +76,10 @@ def evaluate(expression: str, constants: Mapping[str, int]) -> int:
         if isinstance(node, ast.Name) and node.id in constants:
             return constants[node.id]
         if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-            return _BINARY[type(node.op)](value(node.left), value(node.right))
+            left, right = value(node.left), value(node.right)
+            if isinstance(node.op, ast.LShift) and right > _MOST_BITS:
+                raise ValueError(expression)
+            return _BINARY[type(node.op)](left, right)
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
             return int(_BINARY[type(node.ops[0])](value(node.left), value(node.comparators[0])))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

@@ -6,6 +6,7 @@ statement a line.
 
 Directives handled here (everything else is Keystone's):
     .include "file"                  looked for beside the including file, then in the include directories
+    .incbin "file"                   the same, for the bytes of a file
     .macro NAME a, b=default / .endm \\a and \\b in the body are replaced, \\@ is a number that differs in each
                                      expansion; the last parameter may be c:vararg: all that is left, with its commas
     .rept COUNT / .endr              counts and conditions may use constants set above by .equ, .set or NAME =
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .asmexpr import STRING, evaluate, split_outside_strings
-from .errors import EmuError
+from .errors import BadInput, EmuError
 
 
 class AssemblyError(EmuError):
@@ -64,6 +65,10 @@ class Macro:
 MACRO_DEPTH = 32  # nested expansions before a macro counts as endless
 INCLUDE_DEPTH = 8  # nested includes before they count as endless
 REPEAT_LIMIT = 65536  # .rept counts above this are mistakes
+LINES_LIMIT = 1 << 18  # lines after all expansion; more are a mistake
+LINE_LIMIT = 1 << 16  # characters of one of them
+TEXT_LIMIT = 64 << 20  # characters of all of them
+FILE_LIMIT = 16 << 20  # bytes of a source file, and of a file for .incbin
 
 _LABEL = re.compile(r"\s*([.\w$]+):")
 _ASSIGN = re.compile(r"([.\w$]+)\s*=(?!=)\s*(.+)", re.S)
@@ -76,6 +81,18 @@ def strip_comment(line: Line) -> str:
     if '"' in STRING.sub("", text):
         raise line.error("a string that does not end")
     return text
+
+
+def _source_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > FILE_LIMIT:
+            raise BadInput(str(path), f"larger than {FILE_LIMIT >> 20}M: this is no assembler source")
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start}"
+        raise BadInput(str(path), reason) from None
+    except OSError as error:
+        raise BadInput(str(path), f"cannot be read: {error.strerror or error}") from None
 
 
 @dataclass
@@ -93,10 +110,17 @@ class Expander:
     labels: dict[str, Line] = field(default_factory=dict)
     _macros: dict[str, Macro] = field(default_factory=dict)
     _expansions: int = 0
+    _lines: int = 0
+    _characters: int = 0
 
     def expand_file(self, path: Path, depth: int = 0) -> Iterator[Line]:
-        """The statements of a file. Raises OSError or UnicodeDecodeError when it cannot be read."""
-        text = path.read_text(encoding="utf-8")
+        """The statements of a file.
+
+        Raises:
+            BadInput: it cannot be read.
+            AssemblyError: a line of it cannot be expanded.
+        """
+        text = _source_text(path)
         lines = [Line(path, number, text) for number, text in enumerate(text.splitlines(), 1)]
         yield from self._expand([Line(line.file, line.number, strip_comment(line)) for line in lines], depth, 0)
 
@@ -105,6 +129,7 @@ class Expander:
         while at < len(lines):
             line = lines[at]
             at += 1
+            self._count(line)
             word, _, rest = line.text.strip().partition(" ")
             if word in _OPENERS:
                 body, otherwise, at = self._block(lines, at, line)
@@ -116,6 +141,14 @@ class Expander:
             else:
                 for text in split_outside_strings(line.text, ";"):
                     yield from self._statement(Line(line.file, line.number, text), includes, macros)
+
+    def _count(self, line: Line) -> None:
+        """A program that is expanded without end must not fill the host's memory."""
+        self._lines += 1
+        self._characters += len(line.text)
+        if self._lines > LINES_LIMIT or self._characters > TEXT_LIMIT or len(line.text) > LINE_LIMIT:
+            shown = line.text if len(line.text) < 80 else line.text[:77] + "..."
+            raise Line(line.file, line.number, shown).error("the program becomes too long when it is expanded")
 
     def _block(self, lines: list[Line], at: int, opener: Line) -> tuple[list[Line], list[Line], int]:
         """The body of a block, the part after its .else, and where its end left off."""
@@ -159,16 +192,31 @@ class Expander:
             return body if value else otherwise
         if not 0 <= value <= REPEAT_LIMIT:
             raise line.error(f"a count from 0 to {REPEAT_LIMIT} was expected")
+        if value * len(body) > LINES_LIMIT:
+            raise line.error("the program becomes too long when it is expanded")
         return body * value
 
     def _include(self, line: Line, rest: str, depth: int) -> Iterator[Line]:
+        path = self._found(line, rest)
+        if depth >= INCLUDE_DEPTH:
+            raise line.error("files that include each other without end")
+        yield from self.expand_file(path, depth + 1)
+
+    def _incbin(self, line: Line, rest: str) -> Line:
+        path = self._found(line, rest)
+        if path.stat().st_size > FILE_LIMIT:
+            raise line.error(f"the file is larger than {FILE_LIMIT >> 20}M")
+        if re.search(r'["\\]', str(path)):
+            raise line.error("the file's path has a character that Keystone cannot read")
+        return Line(line.file, line.number, f'.incbin "{path.resolve()}"')
+
+    def _found(self, line: Line, rest: str) -> Path:
+        """The file that an .include or .incbin names."""
         name = rest.strip().strip('"')
         found = [d / name for d in [line.file.parent, *self.include_directories] if (d / name).is_file()]
         if not found:
             raise line.error("no such file to include")
-        if depth >= INCLUDE_DEPTH:
-            raise line.error("files that include each other without end")
-        yield from self.expand_file(found[0], depth + 1)
+        return found[0]
 
     def _statement(self, line: Line, includes: int, macros: int) -> Iterator[Line]:
         text = line.text
@@ -192,6 +240,9 @@ class Expander:
         if "\\" in STRING.sub("", text):
             raise line.error("a backslash that names no macro parameter")
         assigned = _ASSIGN.fullmatch(text)
+        if word == ".incbin":
+            yield self._incbin(Line(line.file, line.number, text), rest)
+            return
         if word in (".equ", ".set"):
             name, _, expression = rest.partition(",")
         elif assigned:

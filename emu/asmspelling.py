@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from . import asmsize
 from .asmexpr import STRING, fold
 from .asmsource import Line
 
-_FOLDED_DIRECTIVES = (".byte", ".word", ".long", ".quad", ".space", ".fill", ".balign")
+_FOLDED_DIRECTIVES = (".byte", ".word", ".long", ".quad", *asmsize.DIRECTIVES)
 _SEGMENT_OPCODES = {
     "push": {"es": "0x06", "cs": "0x0e", "ss": "0x16", "ds": "0x1e"},
     "pop": {"es": "0x07", "ss": "0x17", "ds": "0x1f"},

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from keystone import KS_ARCH_X86, KS_MODE_64, Ks, KsError
 
+from .asmsize import IMAGE_LIMIT, Sizes
 from .asmsource import AssemblyError, Expander, Line
 from .asmspelling import local_name, respell
+from .errors import BadInput
 
 __all__ = ["LOAD_GPA", "AssemblyError", "Image", "assemble", "assemble_image"]
 
@@ -56,20 +58,19 @@ def assemble_image(
         load: the gpa of the first byte.
         include_directories: where `.include` looks, after the including file's directory and path's `include`.
     Raises:
-        AssemblyError: a file that cannot be read or a line that does not assemble.
+        BadInput: a file that cannot be read, or a program that is too large.
+        AssemblyError: a line that does not assemble.
     """
     expander = Expander([path.parent / "include", *include_directories], dict(defines or {}))
     lines = [Line(path, 0, f".set {name}, {value}") for name, value in (defines or {}).items()]
     statements = [line.text for line in lines]  # of the lines, as Keystone needs them
     mode = 16
-    try:
-        for line in expander.expand_file(path):
-            mode = _CODE_DIRECTIVES.get(line.text, mode)
-            lines.append(line)
-            statements.append(respell(line, mode, expander.constants))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
-        raise AssemblyError(path, 0, path.name, f"cannot be read ({reason})") from error
+    sizes = Sizes()
+    for line in expander.expand_file(path):
+        mode = _CODE_DIRECTIVES.get(line.text, mode)
+        sizes.check(line, expander.constants)
+        lines.append(line)
+        statements.append(respell(line, mode, expander.constants))
     labels = list(expander.labels)
     tail = [_SENTINEL_STATEMENT, *(f".quad {local_name(label)}" for label in labels)]
     try:
@@ -78,7 +79,9 @@ def assemble_image(
         raise _refused_line(lines, statements, load, error) from None
     cut = len(output) - 8 * len(labels)
     if output[cut - len(_SENTINEL) : cut] != _SENTINEL:
-        raise AssemblyError(path, 0, path.name, "Keystone dropped a part of the program")
+        raise BadInput(str(path), "Keystone dropped a part of the program")
+    if cut - len(_SENTINEL) > IMAGE_LIMIT:
+        raise BadInput(str(path), f"the program is larger than {IMAGE_LIMIT >> 20}M")
     values = [int.from_bytes(output[at : at + 8], "little") for at in range(cut, len(output), 8)]
     return Image(output[: cut - len(_SENTINEL)], load, dict(zip(labels, values, strict=True)))
 

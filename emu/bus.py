@@ -1,70 +1,125 @@
-"""The port-I/O bus: from a port number to the register of a device.
+"""The buses: from an I/O port, or from a gpa, to the register of a device.
 
 An x86 CPU has 65536 byte-wide ports. A 16- or 32-bit access to devices with byte-wide ports appears on an ISA bus as
 two or four byte accesses, lowest port first; they need not all hit the same device. Nobody drives the data lines of a
-port without a device: they float high, so it reads as all ones, and writes are lost.
+port without a device: they float high, so it reads as all ones, and writes are lost. The same holds for memory.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
+from emu.addr import MMIO_SIZE, PAGE_SHIFT
 from emu.devices.device import Device
 from emu.errors import BadInput, EmuError
 
 PORTS = 0x10000  # ports of an x86 CPU
 
 
-class PortConflict(EmuError):
-    """A device was registered over another one. `port` is the first port that both claim."""
+class AddressConflict(EmuError):
+    """A device was registered over another one. `address` is the first port or gpa that both claim."""
 
-    def __init__(self, port: int, owner: Device, newcomer: Device) -> None:
-        super().__init__(f"port {port:#x} of {type(newcomer).__name__} is already taken by {type(owner).__name__}")
-        self.port = port
+    def __init__(self, address: int, owner: Device, newcomer: Device) -> None:
+        super().__init__(f"{address:#x} of {type(newcomer).__name__} is already taken by {type(owner).__name__}")
+        self.address = address
         self.owner = owner
         self.newcomer = newcomer
 
 
-class PortBus:
-    """Finds the device behind a port. Ports may be claimed at any time and stay claimed."""
+class _Bus:
+    """Finds the device behind an address. Addresses may be claimed and given up at any time.
 
-    def __init__(self) -> None:
-        self._claims: dict[int, tuple[Device, int, int]] = {}  # port -> device, its first port, the port past its last
+    Args:
+        end: one more than the highest address.
+        what: what its addresses are called.
+    """
+
+    def __init__(self, end: int, what: str) -> None:
+        self._end = end
+        self._what = what
+        self._first: list[int] = []  # of each claim, ascending
+        self._claims: list[tuple[Device, int, int]] = []  # device, its first address, the one past its last
 
     def register(self, base: int, length: int, device: Device) -> None:
-        """Give the ports `base` to `base + length - 1` to `device`; a device may own several ranges.
+        """Give the addresses `base` to `base + length - 1` to `device`; a device may own several ranges.
 
-        Raises PortConflict, and registers nothing, when one of them has an owner; BadInput when they are no ports.
+        Raises AddressConflict, and registers nothing, when one of them has an owner; BadInput when there are no such.
         """
-        if base < 0 or length < 1 or base + length > PORTS:
-            what = f"{length:#x} ports from {base:#x} for {type(device).__name__}"
-            raise BadInput(what, f"not within 0 to {PORTS - 1:#x}")
-        for port in range(base, base + length):
-            if port in self._claims:
-                raise PortConflict(port, self._claims[port][0], device)
-        for port in range(base, base + length):
-            self._claims[port] = (device, base, base + length)
+        if base < 0 or length < 1 or base + length > self._end:
+            what = f"{length:#x} {self._what} from {base:#x} for {type(device).__name__}"
+            raise BadInput(what, f"not within 0 to {self._end - 1:#x}")
+        taken = self._overlapping(base, length)
+        if taken is not None:
+            raise AddressConflict(max(base, taken[1]), taken[0], device)
+        place = bisect_right(self._first, base)
+        self._first.insert(place, base)
+        self._claims.insert(place, (device, base, base + length))
 
-    def read(self, port: int, size: int) -> int:
-        """Value of an IN of `size` (1, 2 or 4) bytes."""
-        claim = self._claims.get(port)
+    def is_free(self, base: int, length: int) -> bool:
+        """Whether `register` would take these addresses."""
+        return 0 <= base and base + length <= self._end and self._overlapping(base, length) is None
+
+    def _overlapping(self, base: int, length: int) -> tuple[Device, int, int] | None:
+        place = bisect_right(self._first, base)
+        for claim in self._claims[max(place - 1, 0) : place + 1]:
+            if base < claim[2] and claim[1] < base + length:
+                return claim
+        return None
+
+    def unregister(self, device: Device) -> None:
+        """Take back all that `device` owns."""
+        kept = [claim for claim in self._claims if claim[0] is not device]
+        self._first = [first for _, first, _ in kept]
+        self._claims = kept
+
+    def _find(self, address: int) -> tuple[Device, int, int] | None:
+        place = bisect_right(self._first, address) - 1
+        if place >= 0:
+            claim = self._claims[place]
+            if address < claim[2]:
+                return claim
+        return None
+
+    def read(self, address: int, size: int) -> int:
+        """Value of a load or IN of `size` (1, 2, 4 or 8) bytes."""
+        claim = self._find(address)
         if claim is not None:
             device, base, end = claim
-            if size == 1 or (size <= device.max_access and port + size <= end):
-                return device.read(port - base, size) & ((1 << 8 * size) - 1)
+            if size == 1 or (size <= device.max_access and address + size <= end):
+                return device.read(address - base, size) & ((1 << 8 * size) - 1)
         elif size == 1:
             return 0xFF
         half = size // 2
-        return self.read(port, half) | self.read(port + half, half) << 8 * half
+        return self.read(address, half) | self.read(address + half, half) << 8 * half
 
-    def write(self, port: int, size: int, value: int) -> None:
-        """An OUT of the low `size` (1, 2 or 4) bytes of `value`."""
-        claim = self._claims.get(port)
+    def write(self, address: int, size: int, value: int) -> None:
+        """A store or OUT of the low `size` (1, 2, 4 or 8) bytes of `value`."""
+        claim = self._find(address)
         if claim is not None:
             device, base, end = claim
-            if size == 1 or (size <= device.max_access and port + size <= end):
-                device.write(port - base, size, value & ((1 << 8 * size) - 1))
+            if size == 1 or (size <= device.max_access and address + size <= end):
+                device.write(address - base, size, value & ((1 << 8 * size) - 1))
                 return
         elif size == 1:
             return
         half = size // 2
-        self.write(port, half, value)
-        self.write(port + half, half, value >> 8 * half)
+        self.write(address, half, value)
+        self.write(address + half, half, value >> 8 * half)
+
+
+class PortBus(_Bus):
+    """The I/O ports of an x86 CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(PORTS, "ports")
+
+
+class MmioBus(_Bus):
+    """Device registers in memory, by gpa."""
+
+    def __init__(self) -> None:
+        super().__init__(MMIO_SIZE, "bytes")
+
+    def gfns(self) -> list[range]:
+        """The pages in which there are registers."""
+        return [range(first >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1) for _, first, end in self._claims]

@@ -11,19 +11,24 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from emu.errors import BadInput, EngineMismatch
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 COMMANDS = {  # module in emu.commands: what it does, for `emu --help`
     "run": "run a guest",
     "step": "step through a guest, from memory event to memory event",
-    "guests": "list the guests that come with emu",
+    "guests": "list the guests that come with emu, and where to get others",
+    "image": "build a minimal initramfs for Linux from a BusyBox binary",
     "bench": "measure emu against its peers",
 }
 
+_T = TypeVar("_T")
 STATUS_BAD_INPUT = 2
 STATUS_FAULT = 125
 STATUS_BROKEN_PIPE = 141  # as a process killed by SIGPIPE, seen from a shell
@@ -38,18 +43,24 @@ class Parser(argparse.ArgumentParser):
             raise BadInput(argument.removeprefix("argument "), reason)
         raise BadInput(self.prog.removeprefix("emu "), f"{message} (see {self.prog} --help)")
 
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        super().print_help(file)
+        sys.stdout.flush()  # where the process's end would hide what goes wrong
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``emu`` with these arguments, by default the process's own; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    _open_closed_streams()
+    output = sys.stdout
+    sys.stdout = _Output(output)
     try:
         return _dispatch(argv)
     except BadInput as error:
         print(f"emu: {error}", file=sys.stderr)
         return STATUS_BAD_INPUT
-    except BrokenPipeError:
-        # whoever read the output has gone; nothing more can be said there, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has gone
+        _discard(output)
         return STATUS_BROKEN_PIPE
     except KeyboardInterrupt:
         return 130
@@ -60,15 +71,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("emu: this is a fault of emu, not of the guest; please report it with the lines above", file=sys.stderr)
         return STATUS_FAULT
+    finally:
+        sys.stdout = output
+        try:
+            output.flush()
+        except OSError:  # has been told, or is a broken pipe
+            _discard(output)
+
+
+class _Output:
+    """Standard output; what cannot be written there is BadInput."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._checked(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._checked(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @staticmethod
+    def _checked(action: Callable[[], _T]) -> _T:
+        try:
+            return action()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise BadInput("standard output", f"cannot be written: {error.strerror or error}") from None
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that whoever started this process has closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is left in a stream go nowhere: Python would try again at exit, and complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _dispatch(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
-        print(_help())
+        print(_help(), flush=True)
         return 0 if argv else STATUS_BAD_INPUT
     if name in ("-V", "--version"):
-        print(f"emu {_version()}")
+        print(f"emu {_version()}", flush=True)
         return 0
     if name not in COMMANDS:
         raise BadInput(name, f"no such command; there are: {', '.join(COMMANDS)} (see emu --help)")
@@ -84,6 +140,7 @@ def _dispatch(argv: list[str]) -> int:
     )
     module.add_arguments(command)
     status: int = module.main(command.parse_args(argv[1:]))
+    sys.stdout.flush()
     return status
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 from emu import cpustate
+from emu.blockclock import INLINE
 from emu.breakpoints import at_debugged_block
 from emu.cpustate import BASE, CS, EFLAGS, FLAG_IF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RAX, RDX, RIP, TSC_AUX
 from emu.debugregs import STEPPING
-from emu.engine import flush_tlb, stop
+from emu.engine import flush_tlb, leave_engine, stop
 from emu.native import callback, inlined, load32, load64, outlined, store64
 from emu.state import state_at
 from emu.stepping import at_block, entered_block
 
 NS_PER_SECOND = 1_000_000_000
+DEVICE_ACCESS_NS = 500  # an access to a register of a device, by port or in memory: what it takes on an ISA bus
+BLOCK_ACCESS_NS = 120  # an access to the data register of a disk within a block: PIO mode 4
 NEVER = (1 << 63) - 1  # a deadline that does not come
 
 
@@ -65,15 +68,24 @@ def _enter_block_slowly(vm_at, gva, size):
 
 @callback("vqqiq")
 def on_block(uc, gva, size, vm_at):
-    """Unicorn's UC_HOOK_BLOCK: the guest is about to execute ``size`` bytes of code at ``gva``."""
+    """Unicorn's UC_HOOK_BLOCK: the guest is about to execute ``size`` bytes of code at ``gva``.
+
+    With the size INLINE the code of :mod:`emu.blockclock` has entered the block, and found that the limit is reached.
+    """
     vm = state_at(vm_at)
-    now = vm.vtime
-    if now >= vm.limit:
+    if size == INLINE:
+        gva, size = vm.block_gva, vm.block_size
+        vm.vtime -= size
+        vm.block_gva, vm.block_size = vm.entered_gva, vm.entered_size
+    if vm.vtime >= vm.limit:
         _enter_block_slowly(vm_at, gva, size)
     else:
-        vm.vtime = now + size
+        vm.vtime += size
         vm.block_gva = gva
         vm.block_size = size
+    vm.entered_gva, vm.entered_size = vm.block_gva, vm.block_size
+    if vm.stopped:
+        leave_engine(vm)
 
 
 @inlined
@@ -87,12 +99,26 @@ def leave_block(vm: Any) -> None:
         if 0 < left <= vm.block_size:
             vm.vtime -= left
         vm.block_size = 0
+        vm.entered_size = 0
+
+
+@inlined
+def time_stamp(vm: Any) -> int:
+    """The time-stamp counter: virtual ns, up to 31 ahead, by a fixed function of virtual time that never goes back.
+
+    A counter that tells the same difference for the same code every time is unlike any processor; Linux's jitter
+    entropy collector, for one, waits for seconds to see it vary.
+    """
+    now = vm.vtime
+    ahead = ((now >> 6) * 0x9E37_79B9_7F4A_7C1 >> 32) & 31
+    return now + min(ahead, 63 - (now & 63)) + vm.tsc_offset
 
 
 @inlined
 def _read_tsc(vm: Any) -> None:
-    store64(vm.env + RAX, vm.vtime & 0xFFFF_FFFF)
-    store64(vm.env + RDX, vm.vtime >> 32 & 0xFFFF_FFFF)
+    tsc = time_stamp(vm)
+    store64(vm.env + RAX, tsc & 0xFFFF_FFFF)
+    store64(vm.env + RDX, tsc >> 32 & 0xFFFF_FFFF)
 
 
 @callback("bqq")

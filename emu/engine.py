@@ -1,7 +1,7 @@
-"""The only module that imports Unicorn's binding: one engine per virtual CPU.
+"""One Unicorn engine per virtual CPU.  The modules named engine* are the only ones that import Unicorn's binding.
 
 What Unicorn's interface does not offer, and a deterministic emulator needs, is found in the engine's memory at
-start-up, by planting known values and looking for them; an engine where one of them is not found is refused:
+start-up (:mod:`emu.enginelayout`), and its functions are replaced (:mod:`emu.enginelib`):
 
 * ``env``: the CPU state, so that both planes read and write registers in place (:mod:`emu.cpustate`),
 * ``fault_address_at``: where the engine leaves the exact address of a refused TLB fill, which is the guest's CR2,
@@ -13,12 +13,9 @@ start-up, by planting known values and looking for them; an engine where one of 
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,11 +41,11 @@ from unicorn.unicorn_const import (
     UC_HOOK_MEM_WRITE_PROT,
     UC_HOOK_TLB_FILL,
     UC_TLB_CPU,
-    UC_TLB_VIRTUAL,
 )
 from unicorn.unicorn_py3.unicorn import uclib
 from unicorn.x86_const import (
     UC_CPU_X86_EPYC,
+    UC_X86_INS_CPUID,
     UC_X86_INS_IN,
     UC_X86_INS_OUT,
     UC_X86_INS_RDTSC,
@@ -56,25 +53,21 @@ from unicorn.x86_const import (
     UC_X86_INS_SYSCALL,
     UC_X86_INS_SYSENTER,
     UC_X86_REG_CR0,
-    UC_X86_REG_CR2,
     UC_X86_REG_CR3,
     UC_X86_REG_CR4,
     UC_X86_REG_EFLAGS,
     UC_X86_REG_MSR,
-    UC_X86_REG_R8,
     UC_X86_REG_RAX,
-    UC_X86_REG_RBP,
-    UC_X86_REG_RBX,
     UC_X86_REG_RCX,
     UC_X86_REG_RDI,
-    UC_X86_REG_RDX,
-    UC_X86_REG_RSI,
     UC_X86_REG_RSP,
 )
 
 from emu import cpustate
-from emu.addr import TRAP_BASE, WATCH_BASE
+from emu.addr import MMIO_BASE, MMIO_SIZE, TRAP_BASE, WATCH_BASE
 from emu.cpustate import load_u64
+from emu.enginelayout import DESCRIPTOR_SIZE, PROBE_NS, TLB_MODES, Layout, find_layout, new_uc
+from emu.enginelib import LIBRARY, helper_address, replace_functions, replace_import
 from emu.errors import EngineMismatch
 from emu.native import address_of, callback, compiled, external, global_cell, inlined, load32, load64, store64
 
@@ -87,29 +80,29 @@ ERR_EXCEPTION = 21  # UC_ERR_EXCEPTION: a TLB fill was refused
 # kinds of callbacks for Engine.hook, and instructions for Engine.hook_instruction
 HOOK_TLB_FILL, HOOK_BLOCK, HOOK_TRANSLATED = UC_HOOK_TLB_FILL, UC_HOOK_BLOCK, UC_HOOK_EDGE_GENERATED
 HOOK_EXCEPTION, HOOK_INVALID_INSTRUCTION = UC_HOOK_INTR, UC_HOOK_INSN_INVALID
+CPUID = UC_X86_INS_CPUID
 IN, OUT, RDTSC, RDTSCP = UC_X86_INS_IN, UC_X86_INS_OUT, UC_X86_INS_RDTSC, UC_X86_INS_RDTSCP
 SYSCALL, SYSENTER = UC_X86_INS_SYSCALL, UC_X86_INS_SYSENTER
 
-TLB_MODES = 3  # QEMU 5.0 x86: kernel with SMAP, user, kernel without SMAP
-
-_LIBRARY = str(uclib._name)
-_uc_emu_start = external(_LIBRARY, "uc_emu_start", "iqqqqq")
-_uc_emu_stop = external(_LIBRARY, "uc_emu_stop", "iq")
-_cpu_loop_exit = external(_LIBRARY, "cpu_loop_exit_x86_64", "vq")  # not declared in a header, but exported
-_uc_ctl = external(_LIBRARY, "uc_ctl", "iqqqq")
-_uc_reg_read = external(_LIBRARY, "uc_reg_read", "iqiq")
+_uc_emu_start = external(LIBRARY, "uc_emu_start", "iqqqqq")
+_uc_emu_stop = external(LIBRARY, "uc_emu_stop", "iq")
+_cpu_loop_exit = external(LIBRARY, "cpu_loop_exit_x86_64", "vq")  # not declared in a header, but exported
+_rdmsr = external(LIBRARY, "helper_rdmsr_x86_64", "vq")
+_wrmsr = external(LIBRARY, "helper_wrmsr_x86_64", "vq")
+_cpuid = external(LIBRARY, "cpu_x86_cpuid_x86_64", "vqiiqqqq")
+_uc_ctl = external(LIBRARY, "uc_ctl", "iqqqq")
+_uc_reg_read = external(LIBRARY, "uc_reg_read", "iqiq")
 
 _WRITE = 1 << 30  # UC_CTL_IO_WRITE
 _CTL_FLUSH_TLB = UC_CTL_TLB_FLUSH | _WRITE
 _CTL_REMOVE_CACHE = UC_CTL_TB_REMOVE_CACHE | 2 << 26 | _WRITE
 _EFLAGS = UC_X86_REG_EFLAGS
 
-# CPUTLBDesc: large_page_addr at 0, large_page_mask at 8, window_begin_ns at 16; one for each TLB mode
-_DESC_SIZE = 696
 _ALL_ONES = -1
 
 
 _clock, _clock_cell_at = global_cell("emu_engine_clock")  # host address of the int64 that holds virtual time in ns
+_running, _running_cell_at = global_cell("emu_engine_running")  # host address of the record of the VM that runs
 
 # --- native plane -----------------------------------------------------------------------------------------------
 
@@ -120,6 +113,12 @@ def use_clock(vm):
     store64(_clock_cell_at(), vm.vtime_at)
 
 
+@inlined
+def running_vm() -> int:
+    """Host address of the record of the VM whose engine runs, 0 for none: for callbacks that get nothing else."""
+    return load64(_running_cell_at())
+
+
 @compiled
 def start(vm: Any, count: int) -> int:
     """Execute from the current RIP until something stops the engine; returns Unicorn's error code.
@@ -127,13 +126,22 @@ def start(vm: Any, count: int) -> int:
     Args:
         count: instructions to execute at most, 0 for no limit.  Any other value is slow: code is translated anew.
     """
-    return _uc_emu_start(vm.uc, load64(vm.env + cpustate.RIP), 0, 0, count)
+    store64(_running_cell_at(), vm.at)
+    error = _uc_emu_start(vm.uc, load64(vm.env + cpustate.RIP), 0, 0, count)
+    store64(_running_cell_at(), 0)
+    return error
 
 
 @inlined
 def stop(vm: Any) -> None:
-    """Make :func:`start` return before the next block."""
+    """Make :func:`start` return; from a block hook that ends with :func:`leave_engine`, before the block."""
     _uc_emu_stop(vm.uc)
+
+
+@inlined
+def leave_engine(vm: Any) -> None:
+    """Jump out of the callback and of the block that it is called from.  Does not return."""
+    _cpu_loop_exit(vm.cpu_at)
 
 
 @compiled
@@ -166,6 +174,25 @@ def abandon_instruction(vm: Any) -> None:
     _cpu_loop_exit(vm.cpu_at)
 
 
+@compiled
+def original_rdmsr(env: int) -> None:
+    """RDMSR as the engine does it."""
+    _rdmsr(env)
+
+
+@compiled
+def original_wrmsr(env: int) -> None:
+    """WRMSR as the engine does it."""
+    _wrmsr(env)
+
+
+@compiled
+def original_cpuid(env: int, results_at: int) -> None:
+    """CPUID as the engine does it: EAX, EBX, ECX, EDX as four u32 at ``results_at``."""
+    leaf, subleaf = load32(env + cpustate.RAX), load32(env + cpustate.RCX)
+    _cpuid(env, leaf, subleaf, results_at, results_at + 4, results_at + 8, results_at + 12)
+
+
 @inlined
 def fault_address(vm: Any) -> int:
     """The exact gva of the access whose TLB fill was refused."""
@@ -180,7 +207,7 @@ def note_large_page(vm: Any, gva: int, shift: int) -> None:
     The range is widened as QEMU's tlb_add_large_page does.
     """
     for index in range(TLB_MODES):
-        at = vm.tlb_at + index * _DESC_SIZE
+        at = vm.tlb_at + index * DESCRIPTOR_SIZE
         mask = -(1 << shift)
         start_gva = load64(at)
         if start_gva == _ALL_ONES:
@@ -196,7 +223,6 @@ def note_large_page(vm: Any, gva: int, shift: int) -> None:
 # --- the engine's clock -----------------------------------------------------------------------------------------
 
 _TIME_ZERO = np.zeros(1, np.int64)  # told while no VM's time is
-_PROBE_NS = 0x1234_5678_9000 // 1000 * 1000  # an unlikely time of whole microseconds, to know the descriptors by
 
 
 @callback("iqq")
@@ -214,173 +240,9 @@ def forget_clock(vtime_at: int) -> None:
         _clock[0] = address_of(_TIME_ZERO)
 
 
-class _LinkMap(ctypes.Structure):
-    _fields_ = [("address", ctypes.c_uint64), ("name", ctypes.c_char_p), ("dynamic", ctypes.c_uint64)]
+replace_import("gettimeofday", _gettimeofday)
 
-
-def _import_slot(handle: int, name: bytes) -> int:
-    """The address of the slot through which a loaded shared library calls the imported function ``name``.
-
-    ELF gABI: the dynamic section leads to the PLT relocations, their symbols to the names.
-
-    Raises:
-        EngineMismatch: the library imports no such function.
-    """
-    table: dict[int, int] = {}
-    at = _LinkMap.from_address(handle).dynamic
-    while tag := ctypes.c_uint64.from_address(at).value:
-        table[tag] = ctypes.c_uint64.from_address(at + 8).value
-        at += 16
-    strings, symbols, size, relocations = table[5], table[6], table[2], table[23]  # STRTAB SYMTAB PLTRELSZ JMPREL
-    entries = np.ctypeslib.as_array((ctypes.c_uint64 * (size // 8)).from_address(relocations)).reshape(-1, 3)
-    for offset, info, _ in entries.tolist():
-        name_offset = ctypes.c_uint32.from_address(symbols + 24 * (info >> 32)).value
-        if ctypes.string_at(strings + name_offset, len(name) + 1) == name + b"\0":
-            return _LinkMap.from_address(handle).address + offset
-    raise EngineMismatch(f"Unicorn does not import {name.decode()}: emu needs Unicorn 2.1.4 for Linux")
-
-
-def _replace_clock() -> None:
-    """Make the engine library's calls of gettimeofday reach :func:`_gettimeofday`."""
-    slot = _import_slot(uclib._handle, b"gettimeofday")
-    page = slot & -mmap.PAGESIZE
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    if protect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE):
-        raise EngineMismatch(f"cannot give Unicorn a virtual clock: {os.strerror(ctypes.get_errno())}")
-    ctypes.c_uint64.from_address(slot).value = _gettimeofday.address_of
-
-
-# --- finding the engine's parts ---------------------------------------------------------------------------------
-
-_REGISTERS = (UC_X86_REG_RAX, UC_X86_REG_RCX, UC_X86_REG_RDX, UC_X86_REG_RBX,
-              UC_X86_REG_RSP, UC_X86_REG_RBP, UC_X86_REG_RSI, UC_X86_REG_RDI,
-              *range(UC_X86_REG_R8, UC_X86_REG_R8 + 8))  # fmt: skip
-_SCRATCH_ENGINES = 8  # tried at most, to know the CPU state from what lies near it
-_SEARCH_UC, _SEARCH_CPU, _SEARCH_TLB = 8192, 65536, 4096  # bytes looked through
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the parts lie in this process's Unicorn: offsets in bytes, found once, checked for every engine."""
-
-    cpu: int  # of the CPU pointer in the engine
-    env: int  # of the CPU state from the CPU
-    tlb: int  # of the first TLB descriptor from the CPU state
-    fault_address: int  # of the faulting address in the engine
-
-
-def _find_layout() -> _Layout:
-    """Plant known values in a scratch engine and find them in its memory.
-
-    Memory is read through /proc/self/mem, where a wrong guess is an error and not a crash.
-
-    Raises:
-        EngineMismatch: a value was not found where this version of emu can use it.
-    """
-    uc = _new_uc()
-    memory = os.open("/proc/self/mem", os.O_RDONLY)
-
-    def peek(address: int, size: int) -> bytes:
-        try:
-            return os.pread(memory, size, address)
-        except (OSError, OverflowError):
-            return b""
-
-    def missing(what: str) -> EngineMismatch:
-        return EngineMismatch(f"{what} not found in Unicorn's engine: emu needs Unicorn 2.1.4 for Linux")
-
-    try:
-        places = _cpu_places(uc, peek)
-        for _ in range(_SCRATCH_ENGINES):
-            if len(places) > 1:  # some other part of this engine happens to lie near the CPU state
-                places &= _cpu_places(_new_uc(), peek)
-        if not places:
-            raise missing("the CPU state")
-        # an object outside the CPU that lies below it is always farther away than the CPU's own beginning
-        env, cpu = min((env, cpu) for cpu, env in places)
-        handle = uc._uch.value
-        pointer = load_u64(handle + cpu)
-        below = peek(pointer + env - _SEARCH_TLB, _SEARCH_TLB)
-        descriptor = struct.pack("<qqq", -1, -1, _PROBE_NS)
-        tlb = below.find(descriptor) - _SEARCH_TLB
-        for index in range(TLB_MODES):
-            if below[_SEARCH_TLB + tlb + index * _DESC_SIZE :][: len(descriptor)] != descriptor:
-                raise missing("a TLB descriptor")
-        _check_cpu_state(uc, pointer + env)
-        return _Layout(cpu, env, tlb, _find_fault_address(uc, lambda: peek(handle, _SEARCH_UC)))
-    finally:
-        os.close(memory)
-
-
-def _cpu_places(uc: Uc, peek: Callable[[int, int], bytes]) -> set[tuple[int, int]]:
-    """Where the CPU state may be: offset of a pointer in the engine, and of the CPU state from where that leads."""
-    planted = [(0x9E37_79B9_7F4A_7C15 * (i + 1)) & ((1 << 64) - 1) for i in range(16)]
-    for register, value in zip(_REGISTERS, planted, strict=True):
-        uc.reg_write(register, value)
-    pattern = struct.pack("<16Q", *planted)
-    engine = peek(uc._uch.value, _SEARCH_UC)
-    places = set()
-    for index, (pointer,) in enumerate(struct.iter_unpack("<Q", engine[: len(engine) & ~7])):
-        env = peek(pointer, _SEARCH_CPU).find(pattern) if pointer & 7 == 0 and pointer > mmap.PAGESIZE else -1
-        if env >= 0:
-            places.add((8 * index, env))
-    return places
-
-
-def _find_fault_address(uc: Uc, engine: Callable[[], bytes]) -> int:
-    uc.mem_map(0, mmap.PAGESIZE)
-    uc.mem_write(0, b"\x8a\x00")  # mov al, [rax]
-
-    def fill(uc: Uc, gva: int, access: int, entry: Any, data: Any) -> bool:
-        entry.paddr, entry.perms = 0, UC_PROT_ALL
-        return gva == 0
-
-    uc.hook_add(UC_HOOK_TLB_FILL, fill)
-    found: set[int] | None = None
-    for gva in (0x1234_5678_90AB_C123, 0x2345_6789_01BC_D456):
-        uc.reg_write(UC_X86_REG_RAX, gva)
-        try:
-            uc.emu_start(0, 2)
-        except UcError:
-            pass  # the refused fill is the point
-        words = {8 * i for i, (word,) in enumerate(struct.iter_unpack("<Q", engine())) if word == gva}
-        found = words if found is None else found & words
-    if found is None or len(found) != 1:
-        raise EngineMismatch("the fault address not found in Unicorn's engine: emu needs Unicorn 2.1.4 for Linux")
-    return found.pop()
-
-
-def _check_cpu_state(uc: Uc, env: int) -> None:
-    """Write the model-specific registers through Unicorn's interface and find them at cpustate's offsets."""
-    planted = {
-        0x174: cpustate.SYSENTER_CS, 0x175: cpustate.SYSENTER_ESP, 0x176: cpustate.SYSENTER_EIP,
-        0xC000_0081: cpustate.STAR, 0xC000_0082: cpustate.LSTAR, 0xC000_0084: cpustate.FMASK,
-        0xC000_0102: cpustate.KERNEL_GS_BASE, 0xC000_0100: cpustate.FS + cpustate.BASE,
-        0xC000_0101: cpustate.GS + cpustate.BASE,
-    }  # fmt: skip
-    for msr, offset in planted.items():
-        value = msr & 0xFFF
-        uc.reg_write(UC_X86_REG_MSR, (msr, value))
-        if load_u64(env + offset) != value:
-            raise EngineMismatch(f"MSR {msr:#x} is not where it was: emu needs Unicorn 2.1.4 for Linux")
-        uc.reg_write(UC_X86_REG_MSR, (msr, 0))
-    for register, offset in ((UC_X86_REG_CR3, cpustate.CR3), (UC_X86_REG_CR2, cpustate.CR2)):
-        uc.reg_write(register, 0x5A000)
-        if load_u64(env + offset) != 0x5A000:
-            raise EngineMismatch("a control register is not where it was: emu needs Unicorn 2.1.4 for Linux")
-        uc.reg_write(register, 0)
-    if load_u64(env + cpustate.CR0) != uc.reg_read(UC_X86_REG_CR0) or load_u64(env + cpustate.EFER) & 0x500 != 0x500:
-        raise EngineMismatch("CR0 or EFER is not where it was: emu needs Unicorn 2.1.4 for Linux")
-
-
-def _new_uc() -> Uc:
-    uc = Uc(UC_ARCH_X86, UC_MODE_64)
-    uc.ctl_set_cpu_model(UC_CPU_X86_EPYC)  # has NX, SMEP, SMAP and 1 GiB pages; 40 physical address bits
-    uc.ctl_set_tlb_mode(UC_TLB_VIRTUAL)
-    return uc
-
-
-_layout: _Layout | None = None
+_layout: Layout | None = None
 
 
 class Engine:
@@ -399,12 +261,12 @@ class Engine:
         if _layout is None:
             if sys.platform != "linux" or struct.calcsize("P") != 8:
                 raise EngineMismatch("emu runs on 64-bit Linux only")
-            _probe_clock = np.array([_PROBE_NS])
+            _probe_clock = np.array([PROBE_NS])
             _clock[0] = address_of(_probe_clock)
-            _replace_clock()
-            _layout = _find_layout()
+            replace_functions()
+            _layout = find_layout()
         _clock[0] = address_of(_TIME_ZERO)
-        self._uc = _new_uc()
+        self._uc = new_uc()
         self._uc.ctl_exits_enabled(True)
         self._uc.mem_map_ptr(0, size, UC_PROT_ALL, ram_at)
         for base, permissions in ((TRAP_BASE, UC_PROT_READ | UC_PROT_EXEC), (WATCH_BASE, UC_PROT_NONE)):
@@ -416,8 +278,9 @@ class Engine:
         self.env = self.cpu_at + _layout.env
         self.tlb_at = self.env + _layout.tlb
         self.fault_address_at = self.uc + _layout.fault_address
-        self._uc.reg_write(UC_X86_REG_RAX, _PROBE_NS)
-        if load_u64(self.env + cpustate.RAX) != _PROBE_NS:
+        self.check_exit_at = helper_address("check_exit_request")
+        self._uc.reg_write(UC_X86_REG_RAX, PROBE_NS)
+        if load_u64(self.env + cpustate.RAX) != PROBE_NS:
             raise EngineMismatch("the CPU state is not where it was: emu needs Unicorn 2.1.4 for Linux")
         self._uc.reg_write(UC_X86_REG_RAX, 0)
         self._size = size
@@ -445,9 +308,16 @@ class Engine:
         self.hook(UC_HOOK_MEM_READ_PROT, load, data, WATCH_BASE, last)
         self.hook(UC_HOOK_MEM_WRITE_PROT, store, data, WATCH_BASE, last)
 
+    def hook_mmio(self, load: Any, store: Any, data: int) -> None:
+        """Call ``load`` and ``store`` for every access through the machine addresses of device registers."""
+        callbacks = [ctypes.c_void_p(at) for at in (load.address_of, data, store.address_of, data)]
+        error = uclib.uc_mmio_map(ctypes.c_void_p(self.uc), ctypes.c_uint64(MMIO_BASE), MMIO_SIZE, *callbacks)
+        if error:
+            raise EngineMismatch(f"Unicorn refused the device registers: {UcError(error)}")
+        self._keep += (load, store)
+
     def hook_instruction(self, instruction: int, function: Any, data: int) -> None:
         self.hook(UC_HOOK_INSN, function, data, instruction=instruction)
-
 
 
 def error_text(code: int) -> str:

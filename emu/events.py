@@ -268,7 +268,7 @@ class DmmFault(Event):
     mfn: int
 
     def sentence(self) -> str:
-        how = {0: "demand-zero", 1: "demand-load", 2: "rights", 3: "restore"}[self.cause]
+        how = {1: "demand-zero", 2: "rights", 3: "restore", 4: "demand-load"}[self.cause]
         return f"DMM fault ({how}): gfn {self.gfn:#x} wanted {_rights(self.intent)}, now in mfn {self.mfn:#x}"
 
 

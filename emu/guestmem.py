@@ -17,7 +17,19 @@ from typing import Any
 from emu import cpustate
 from emu.addr import PAGE_MASK
 from emu.mmu.fill import load_bytes, store_to_frame
-from emu.mmu.walk import FAULT, MODE_4LEVEL, NEED, NON_CANONICAL, OK, READ, WRITE, host_address, is_canonical, walk
+from emu.mmu.walk import (
+    FAULT,
+    MODE_4LEVEL,
+    NEED,
+    NON_CANONICAL,
+    OK,
+    READ,
+    WRITE,
+    host_address,
+    is_canonical,
+    p2m_entry,
+    walk,
+)
 from emu.native import inlined, load32, load64, outlined, store64
 from emu.state import state_at
 from emu.vectors import VECTOR_GP, VECTOR_PF
@@ -61,10 +73,7 @@ def _translate_system(vm_at, gva, access):
     if status != OK:
         return status
     gfn = vm.walk_gpa >> 12
-    if gfn >= vm.p2m_size:
-        vm.sys_mfn = vm.void_mfn
-        return OK
-    entry = load64(vm.p2m_at + gfn * 8)
+    entry = p2m_entry(vm, gfn)
     right = 1 << access
     if not entry & right:
         vm.need_gfn = gfn

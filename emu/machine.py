@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from emu.addr import PAGE_SHIFT, PAGE_SIZE, format_size
+from emu.devices.disk import Disk
 from emu.dmm.m2p import M2P
 from emu.errors import BadInput
 from emu.ram import MachineMemory
@@ -59,24 +62,29 @@ class Machine:
         tables = shadow_tables_for(ram) if mmu == "shadow" else 0
         return pool + (tables + 1) * PAGE_SIZE
 
-    def create_vm(self, name: str, ram: int, pool: int | None = None, mmu: str = "shadow") -> VirtualMachine:
+    def create_vm(
+        self, name: str, ram: int, pool: int | None = None, mmu: str = "shadow",
+        disks: Sequence[Disk] = (), virtio_disk: Disk | None = None,
+    ) -> VirtualMachine:
         """A VM without a guest.
 
         Args:
             ram: bytes of pseudo-physical memory.
             pool: bytes of machine memory that it may use at first; as much as ``ram`` by default.
             mmu: paging architecture, one of MMU_NAMES.
+            disks: up to two, of the IDE channel.
+            virtio_disk: the one of the virtio block device.
 
         Raises:
             BadInput: a size or name that cannot be used.
             OutOfMachineFrames: the machine has not enough free frames.
         """
         pool = ram if pool is None else pool
-        self.check_sizes(ram, pool, mmu)
+        self.check_sizes(ram, min(pool, ram), mmu)
         free = self.memory.free
         tables = shadow_tables_for(ram) if mmu == "shadow" else 0
         if (pool >> PAGE_SHIFT) + tables > free:
             raise BadInput("--pool", f"{format_size(pool)} is more than the machine has free ({free} frames)")
-        vm = VirtualMachine(self, name, len(self.vms), ram, pool >> PAGE_SHIFT, mmu, tables)
+        vm = VirtualMachine(self, name, len(self.vms), ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk)
         self.vms.append(vm)
         return vm

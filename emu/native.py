@@ -29,6 +29,8 @@ from numba import config, types
 JIT = not config.DISABLE_JIT
 
 _CACHES_KEPT = 8  # versions of the source whose machine code stays on disk
+_not_cached = 0  # functions that had to be compiled in this process
+_cache_is_temporary = False
 
 
 def _native_sources() -> list[Path]:
@@ -66,11 +68,19 @@ def _cache_directory() -> str:
         for path in old:
             shutil.rmtree(path, ignore_errors=True)
     except OSError:  # no home, or not writable
+        global _cache_is_temporary
+        _cache_is_temporary = True
         return tempfile.mkdtemp(prefix="emu-")
     return str(directory)
 
 
 config.CACHE_DIR = config.CACHE_DIR or _cache_directory()
+
+
+def compilation() -> tuple[int, bool]:
+    """How many functions had to be compiled in this process, and whether their machine code is kept for the next."""
+    return _not_cached, not _cache_is_temporary
+
 
 _C_TYPES = {"b": ctypes.c_bool, "i": ctypes.c_int, "q": ctypes.c_int64, "v": None}
 _NUMBA_TYPES = {"b": types.boolean, "i": types.int32, "q": types.int64, "v": types.void}
@@ -95,8 +105,11 @@ if JIT:
     from numba.extending import intrinsic
 
     def _load_overload(self: Any, signature: Any, target_context: Any) -> Any:
+        global _not_cached
         with self._guard_against_spurious_io_errors():
-            return self._load_overload(signature, target_context)
+            found = self._load_overload(signature, target_context)
+            _not_cached += found is None
+            return found
 
     # Numba's own first imports all that it may need for compiling (0.16 s), before it looks whether it must compile.
     Cache.load_overload = _load_overload

@@ -56,13 +56,13 @@ class Backing:
 
     Attributes:
         gfn: guest frame number.
-        type: page type; None beyond the guest's RAM.
+        type: page type.
         mfn: its machine frame; None while it has none.
         rights: what the DMM grants at this moment.
     """
 
     gfn: int
-    type: PageType | None
+    type: PageType
     mfn: int | None
     rights: Intent
 
@@ -110,9 +110,9 @@ def translate(vm: VirtualMachine, gva: int) -> int | None:
 
 
 def peek(vm: VirtualMachine, gpa: int, size: int) -> bytes | None:
-    """Guest memory within one page; None when the page is not resident.  Beyond RAM it reads as all ones."""
+    """Guest memory within one page; None when the page is not resident.  Without memory it reads as all ones."""
     gfn, offset = gpa >> PAGE_SHIFT, gpa & PAGE_MASK
-    if gfn >= len(vm.p2m):
+    if not vm.dmm.is_memory(gfn):
         return b"\xff" * size
     if vm.p2m.type(gfn) not in RESIDENT:
         return None
@@ -135,7 +135,7 @@ def peek_virtual(vm: VirtualMachine, gva: int, size: int) -> bytes:
 def backing(vm: VirtualMachine, gfn: int) -> Backing:
     """What stands behind ``gfn``."""
     if gfn >= len(vm.p2m):
-        return Backing(gfn, None, None, Intent(0))
+        return Backing(gfn, PageType.HOLE, None, Intent(0))
     kind = vm.p2m.type(gfn)
     return Backing(gfn, kind, vm.p2m.mfn(gfn) if kind in RESIDENT else None, vm.p2m.rights(gfn))
 
@@ -279,9 +279,9 @@ def render(walk: Walk) -> str:
 
 def describe_backing(page: Backing) -> str:
     """A P2M entry in words."""
-    if page.type is None:
-        return f"gfn {page.gfn:#x}: beyond the guest's RAM, reads as all ones"
     meaning = {
+        PageType.HOLE: "no memory, reads as all ones",
+        PageType.MMIO: "MMIO, registers of devices",
         PageType.EMPTY: "EMPTY, never touched: zero-filled on the first touch",
         PageType.IMAGE: "IMAGE, never touched: loaded from the guest's image on the first touch",
         PageType.EVICTED: "EVICTED, a policy keeps its contents",

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from emu.clock import BLOCK_ACCESS_NS, DEVICE_ACCESS_NS
 from emu.cpustate import BASE, CR0, CR0_PE, EFLAGS, FLAG_VM, FLAGS, LIMIT, TR
 from emu.engine import abandon_instruction
 from emu.guestmem import load_system
+from emu.layout import IDE_PORT
 from emu.mmu.walk import NEED, OK
-from emu.native import call_host, callback, inlined, load32, load64
+from emu.native import call_host, callback, inlined, load16, load32, load64, store16, store32, store64
 from emu.segments import cpl
 from emu.state import state_at
 
 DENIED = 5  # result of a permission check, and in ``vm.miss_kind``: #GP(0)
 _TSS_32 = 9  # descriptor type of a 32- or 64-bit TSS, bit 1 is "busy"
+_PIO_END, _PIO_MODE, _PIO_DATA = 8, 16, 24  # offsets in emu.devices.pio's layout
+_PIO_READING, _PIO_WRITING = 1, 2
 _IO_MAP_BASE = 0x66  # u16 in the TSS: offset of the I/O permission bit map
 
 
@@ -44,6 +48,22 @@ def _io_permission(vm: Any, port: int, size: int) -> int:
     return DENIED if vm.sys_value >> (port & 7) & ((1 << size) - 1) else OK
 
 
+@inlined
+def _block_position(vm: Any, port: int, size: int, mode: int) -> int:
+    """Where in the open block of a disk's data register (emu.devices.pio) the access goes, and move on; or -1.
+
+    The last access of a block is the device's.
+    """
+    if port != IDE_PORT or size == 1 or load64(vm.pio_at + _PIO_MODE) != mode:
+        return -1
+    position = load64(vm.pio_at)
+    if position + size >= load64(vm.pio_at + _PIO_END):
+        return -1
+    store64(vm.pio_at, position + size)
+    vm.vtime += BLOCK_ACCESS_NS
+    return vm.pio_at + _PIO_DATA + position
+
+
 @callback("iqiiq")
 def on_in(uc, port, size, vm_at):
     """Unicorn's UC_HOOK_INSN for IN and INS."""
@@ -52,6 +72,10 @@ def on_in(uc, port, size, vm_at):
     if status != OK:
         vm.miss_kind = status
         abandon_instruction(vm)
+    at = _block_position(vm, port, size, _PIO_READING)
+    if at >= 0:
+        return load16(at) if size == 2 else load32(at)
+    vm.vtime += DEVICE_ACCESS_NS
     return call_host(vm.port_in_at, port, size, 0)
 
 
@@ -63,4 +87,12 @@ def on_out(uc, port, size, value, vm_at):
     if status != OK:
         vm.miss_kind = status
         abandon_instruction(vm)
+    at = _block_position(vm, port, size, _PIO_WRITING)
+    if at >= 0:
+        if size == 2:
+            store16(at, value & 0xFFFF)
+        else:
+            store32(at, value & 0xFFFF_FFFF)
+        return
+    vm.vtime += DEVICE_ACCESS_NS
     call_host(vm.port_out_at, port, size, value & 0xFFFF_FFFF)

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from emu.addr import format_size, parse_size
-from emu.boot.detect import detect, make_guest
+from emu import layout
+from emu.addr import PAGE_SIZE, format_size, parse_size
+from emu.boot.bios import rom_guest
+from emu.boot.detect import DISK_KINDS, detect, make_guest
 from emu.boot.guest import Guest
+from emu.devices.disk import Disk
 from emu.dmm import catalog
 from emu.dmm.dmm import OutOfFrames
 from emu.errors import BadInput
@@ -27,6 +30,8 @@ from emu.machine import Machine
 from emu.vm import Stop, VirtualMachine
 
 DEFAULT_RAM = 64 << 20  # bytes
+
+VIRTIO_SUFFIX = ",virtio"  # of a disk's file name
 
 STATUS_SUCCESS = 0
 STATUS_BAD_INPUT = 2
@@ -44,6 +49,9 @@ def boot_vm(
     policies: Sequence[str] = (),
     append: str = "",
     load: int | None = None,
+    initrd: str | None = None,
+    disks: Sequence[str | Path] = (),
+    bios: str | Path | None = None,
     serial_input: bytes = b"",
     audit: bool = False,
     name: str = "vm0",
@@ -59,6 +67,10 @@ def boot_vm(
         policies: as ``--policy`` takes them; demand paging by default.
         append: the guest's command line.
         load: gpa of a flat binary.
+        initrd: a Linux kernel's initial RAM disk, or a multiboot kernel's modules (:func:`emu.boot.detect.make_guest`).
+        disks: raw disk images; they are never changed.  Up to two are IDE drives; one, whose name is followed by
+            ",virtio", is a virtio block device.  A guest that is a disk image goes before them.
+        bios: a ROM image to start in; the guest, which must be a disk image then, is the first disk.
         serial_input: bytes that wait at the serial port until the guest looks for them.
         audit: check every invariant after every change of the mapping.
         name: the VM's name, which its events carry.
@@ -69,14 +81,23 @@ def boot_vm(
     """
     choices = catalog.choose(policies)
     found = None if isinstance(guest, Guest) else detect(guest, load)
+    if bios is not None and (found is None or found.kind not in DISK_KINDS):
+        raise BadInput("--bios", "the guest must be a disk image, which the BIOS then boots")
     if ram is None:
         ram = found.ram if found and found.ram else DEFAULT_RAM
     ram = _size("--ram", ram)
-    pool = ram if pool is None else _size("--pool", pool)
-    Machine.check_sizes(ram, pool, mmu)
+    wanted = ram if pool is None else _size("--pool", pool)
+    Machine.check_sizes(ram, wanted, mmu)
     if not isinstance(guest, Guest):
         assert found is not None
-        guest = make_guest(found, ram, append=append, load=load)
+        if found.kind in DISK_KINDS:
+            disks = [found.path, *disks]
+        if bios is not None:
+            guest = rom_guest(Path(bios), ram)
+        else:
+            guest = make_guest(found, ram, append=append, load=load, initrd=initrd)
+    above_ram = len(guest.image.gfns_outside(layout.ram_ranges(ram))) * PAGE_SIZE  # a ROM has frames, too
+    pool = wanted + above_ram if pool is None else wanted
     if machine is None:
         size = Machine.size_for(ram, pool, mmu)
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -84,7 +105,11 @@ def boot_vm(
             reason = f"{format_size(pool)} and what maps it do not fit into the {host >> 20}M of this host"
             raise BadInput("--pool", reason)
         machine = Machine(size)
-    vm = machine.create_vm(name, ram, pool, mmu)
+    ide = [Disk(path) for path in disks if not str(path).endswith(VIRTIO_SUFFIX)]
+    virtio = [Disk(str(path).removesuffix(VIRTIO_SUFFIX)) for path in disks if str(path).endswith(VIRTIO_SUFFIX)]
+    if len(virtio) > 1:
+        raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
+    vm = machine.create_vm(name, ram, pool, mmu, ide, virtio[0] if virtio else None)
     vm.boot(guest)
     if audit:
         vm.audit_every_change()
@@ -117,6 +142,8 @@ class Ending(Enum):
     MAX_TIME = "max-time"  # the limit in virtual time was reached
     TIMEOUT = "timeout"  # the limit in wall time was reached
     OUT_OF_FRAMES = "out-of-frames"  # a page needed a frame, and the pool had none
+    POWER_OFF = "power-off"  # the guest switched the machine off
+    RESET = "reset"  # the guest reset the machine
     STOPPED = "stopped"  # somebody called VirtualMachine.request_stop
 
 
@@ -166,6 +193,10 @@ def outcome_of(vm: VirtualMachine, stop: Stop) -> Outcome:
         value = vm.exit_value or 0
         # a process has eight bits of status; QEMU's isa-debug-exit loses the others too
         return Outcome(Ending.EXIT, (value << 1 | 1) & 0xFF, f"the guest wrote {value} to the exit port")
+    if stop == Stop.POWER_OFF:
+        return Outcome(Ending.POWER_OFF, STATUS_SUCCESS, "the guest switched the machine off")
+    if stop == Stop.RESET:
+        return Outcome(Ending.RESET, STATUS_SUCCESS, "the guest reset the machine")
     if stop == Stop.CRASH:
         return Outcome(Ending.CRASH, STATUS_CRASH, "the guest crashed: triple fault")
     if stop == Stop.HALTED:

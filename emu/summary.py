@@ -33,7 +33,7 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
         "wall_s": round(wall, 6),
         "mmu": vm.paging.name,
         "policies": [policy.name for policy in vm.dmm.policies],
-        "ram_bytes": len(vm.p2m) << 12,
+        "ram_bytes": vm.ram,
         "pool_frames": vm.pool.size,
         "pool_bytes": vm.pool.size << 12,
         "frames_used": vm.pool.used,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emu import breakpoints, clock, engine, portio, runloop, stepping
-from emu.addr import PAGE_SHIFT
+from emu import breakpoints, clock, engine, layout, mmio, msr, portio, runloop, stepping
+from emu.addr import MMIO_SIZE, PAGE_SHIFT
 from emu.alone import NOWHERE
 from emu.boot.flat import CODE_16, DATA_16
 from emu.boot.guest import Guest
 from emu.cpustate import CR0_ET, CpuState, set_hflags_mode
+from emu.devices.disk import Disk
 from emu.devices.platform import Platform
 from emu.dmm.audit import audit
 from emu.dmm.dmm import DMM, NoProgress
@@ -34,8 +36,13 @@ from emu.state import State
 if TYPE_CHECKING:
     from emu.machine import Machine
 
-SLICE_NS = 20_000_000  # longest stay in the native plane, in virtual time, so that signals of the host are seen
+# How long the native plane is not left, in virtual time, so that signals and threads of the host are served.  It adapts
+# to how long that takes, which nothing in the guest can tell.
+FIRST_SLICE_NS, LONGEST_SLICE_NS, SHORTEST_SLICE_NS = 500_000, 50_000_000, 20_000
+SLICE_SECONDS = 0.05
 _REASONS = tuple(Reason)
+NMI_VECTOR = 2
+A20 = 1 << 20  # address line 20, which a PC can hold low
 MOST_WAITS = 10_000  # for the DMM without a single instruction in between
 
 
@@ -47,6 +54,8 @@ class Stop(Enum):
     """Why :meth:`VirtualMachine.run` returned."""
 
     EXIT = auto()  # the guest wrote to the exit port: ``exit_value``
+    POWER_OFF = auto()  # the guest switched the machine off
+    RESET = auto()  # the guest reset the machine
     CRASH = auto()  # triple fault
     HALTED = auto()  # HLT, and nothing can ever wake the guest
     DEADLINE = auto()  # the virtual time asked for has come
@@ -74,6 +83,7 @@ class VirtualMachine:
 
     Attributes:
         name: the VM's name.
+        ram: bytes of its memory.
         guest: what :meth:`boot` placed in it, None before that.
         cpu: registers (:class:`emu.cpustate.CpuState`).
         dmm, p2m, pool: its memory.
@@ -85,16 +95,19 @@ class VirtualMachine:
 
     def __init__(
         self, machine: Machine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
+        disks: Sequence[Disk] = (), virtio_disk: Disk | None = None,
     ) -> None:  # fmt: skip
         self.name = name
+        self.ram = ram
         self.machine = machine
         memory = machine.memory
-        self.native = State()
+        self.native = native = State()
         self.native_at = ctypes.addressof(self.native)
         self._scratch = np.zeros(16, np.int64)
         self.engine = engine.Engine(memory.at, memory.frames << PAGE_SHIFT)
         self.cpu = CpuState(self.engine.env)
-        self.p2m = P2M(ram >> PAGE_SHIFT)
+        memory_gfns = [range(r.start >> PAGE_SHIFT, r.stop >> PAGE_SHIFT) for r in layout.ram_ranges(ram)]
+        self.p2m = P2M(max(MMIO_SIZE >> PAGE_SHIFT, memory_gfns[-1].stop), memory_gfns)
         self._fill_native()
         self.events = EventLog(name, self.native, self.native_at)
         self.paging: Paging
@@ -104,12 +117,25 @@ class VirtualMachine:
             self.paging = Paging(self.native, self.native_at, memory)
         self.pool = Pool(memory, pool)
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
-        self.platform = Platform(lambda: self.now, self._set_intr, self._guest_exits)
+        self.platform = Platform(
+            ram, self.dmm, lambda: self.now, disks, virtio_disk,
+            set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20, on_exit=self._guest_exits,
+            on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
+        )  # fmt: skip
+        for gfns in self.platform.mmio.gfns():
+            self.dmm.set_mmio(gfns)
+        native.apic_enabled = 1
+        native.pio_at = self.platform.ide.buffer.address
+        self._apic_mapped = True
         self.guest: Guest | None = None
         self.exit_value: int | None = None
+        self._ended: Stop | None = None
+        self._nmi = False
         self.exits = Exits()
         self._raised: BaseException | None = None
+        self._thunks: list[Any] = []  # Python functions that native code calls
         self._stop_requested = False
+        self._slice_ns = FIRST_SLICE_NS
         self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
         self._waited_at = -1
         self._hook()
@@ -123,6 +149,8 @@ class VirtualMachine:
         native.cpu_at = self.engine.cpu_at
         native.env = self.engine.env
         native.fault_address_at = self.engine.fault_address_at
+        native.check_exit_at = self.engine.check_exit_at
+        native.on_block_at = clock.on_block.address_of
         native.tlb_at = self.engine.tlb_at
         native.vtime_at = self.native_at + State.vtime.offset
         native.scratch_at = address_of(self._scratch)
@@ -134,6 +162,7 @@ class VirtualMachine:
         native.p2m_at = address_of(self.p2m.entries)
         native.p2m_size = len(self.p2m)
         native.deadline = clock.NEVER
+        native.a20_mask = -1
         native.window_mfn = -1
         native.root_mfn = -1
         native.cr3 = -1
@@ -155,14 +184,21 @@ class VirtualMachine:
         e.hook(engine.HOOK_INVALID_INSTRUCTION, delivery.on_invalid_instruction, at)
         e.hook_instruction(engine.SYSCALL, delivery.on_syscall, at)
         e.hook_instruction(engine.SYSENTER, delivery.on_sysenter, at)
+        e.hook_instruction(engine.CPUID, msr.on_cpuid, at)
         e.hook_instruction(engine.RDTSC, clock.on_rdtsc, at)
         e.hook_instruction(engine.RDTSCP, clock.on_rdtscp, at)
-        self._port_in = host_function(self._guarded(self._read_port))
-        self._port_out = host_function(self._guarded(self._write_port))
-        self.native.port_in_at = self._port_in.address_of
-        self.native.port_out_at = self._port_out.address_of
+        functions = {
+            "port_in_at": self._read_port, "port_out_at": self._write_port,
+            "mmio_load_at": self._load_mmio, "mmio_store_at": self._store_mmio,
+            "msr_load_at": self._load_msr, "msr_store_at": self._store_msr,
+        }  # fmt: skip
+        for field, function in functions.items():
+            thunk = host_function(self._guarded(function))
+            self._thunks.append(thunk)
+            setattr(self.native, field, thunk.address_of)
         e.hook_instruction(engine.IN, portio.on_in, at)
         e.hook_instruction(engine.OUT, portio.on_out, at)
+        e.hook_mmio(mmio.on_mmio_load, mmio.on_mmio_store, at)
 
     def _reset_cpu(self) -> None:
         """Real mode with everything at zero, as after reset but for the entry point, which the boot protocol sets."""
@@ -185,6 +221,8 @@ class VirtualMachine:
             if gfn < len(self.p2m):
                 self.p2m.set(gfn, PageType.IMAGE)
         self.guest = guest
+        if guest.after_bios:
+            self.platform.leave_as_bios()
         guest.start(self.cpu)
         set_hflags_mode(self.engine.env)
 
@@ -220,6 +258,11 @@ class VirtualMachine:
         """Make :meth:`run` return before the guest's next block of code.  May be called from listeners and devices."""
         self._stop_requested = True
         self._attention()
+
+    def forget_end(self) -> None:
+        """Let a guest that has ended by the exit port, a power-off or a reset go on behind that."""
+        self._ended = None
+        self.exit_value = None
 
     def run(self, until: int | None = None) -> Stop:
         """Run the guest until it ends, somebody requests a stop, or virtual time reaches ``until`` (ns).
@@ -261,18 +304,26 @@ class VirtualMachine:
             if stepping.is_over(native):
                 return Stop.STEP
             if not within_block:
-                if self.exit_value is not None:
-                    return Stop.EXIT
+                if self._ended is not None:
+                    return self._ended
+                if self._nmi:
+                    self._deliver_nmi()
                 if self._stop_requested:
                     self._stop_requested = False
                     return Stop.REQUESTED
                 if native.vtime >= limit:
                     return Stop.DEADLINE
             device_deadline = self._next_deadline()
-            native.deadline = min(limit, device_deadline, native.vtime + SLICE_NS)
-            native.stop = int(self.exit_value is not None or self._stop_requested)
+            deadline = min(limit, device_deadline)
+            slice_end = native.vtime + self._slice_ns
+            native.deadline = min(deadline, slice_end)
+            native.stop = int(self._ended is not None or self._stop_requested or self._nmi)
+            began = monotonic()
             reason = _REASONS[runloop.run(self.native_at)]
-            self.exits.count(reason)
+            if reason == Reason.STOP and slice_end <= native.vtime < deadline:
+                self._adapt_slice(monotonic() - began)
+            else:
+                self.exits.count(reason)
             self.events.drain()
             self._reraise()
             if reason == Reason.NEED:
@@ -280,7 +331,7 @@ class VirtualMachine:
             elif reason == Reason.INTERRUPT:
                 self._interrupt()
             elif reason == Reason.HALT:
-                if self.exit_value is None and not self._sleep(limit):
+                if self._ended is None and not self._sleep(limit):
                     return Stop.HALTED
             elif reason == Reason.SHUTDOWN:
                 return Stop.CRASH
@@ -290,10 +341,22 @@ class VirtualMachine:
             if native.vtime >= device_deadline and not within_block:
                 self._tick()
 
+    def _adapt_slice(self, seconds: float) -> None:
+        """A slice took so long."""
+        if seconds > SLICE_SECONDS:
+            self._slice_ns = max(int(self._slice_ns * SLICE_SECONDS / seconds), SHORTEST_SLICE_NS)
+        elif seconds < SLICE_SECONDS / 2:
+            self._slice_ns = min(2 * self._slice_ns, LONGEST_SLICE_NS)
+
     def _interrupt(self) -> None:
         vector = self.platform.acknowledge()
         if runloop.inject(self.native_at, vector) == runloop.NEED_DMM:
             self._resolve()  # the vector is taken from the controller: it stays pending until the page is there
+
+    def _deliver_nmi(self) -> None:
+        self._nmi = False
+        if runloop.inject(self.native_at, NMI_VECTOR) == runloop.NEED_DMM:
+            self._resolve()
 
     def _resolve(self) -> None:
         """The guest waits for the DMM."""
@@ -309,9 +372,9 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """HLT: jump to the next deadline.  False when nothing can wake the guest."""
         native = self.native
-        if not self.cpu.interrupts_enabled:
+        if not self.cpu.interrupts_enabled and not self._nmi:
             return False
-        while not native.intr_line and self.exit_value is None:
+        while not native.intr_line and not self._nmi and self._ended is None:
             wake = self._next_deadline()
             if min(wake, limit) == clock.NEVER:
                 return False
@@ -353,28 +416,75 @@ class VirtualMachine:
             self.native.limit = 0
 
     def _guest_exits(self, value: int) -> None:
-        if self.exit_value is None:
+        if self._ended is None:
             self.exit_value = value
+        self._guest_ends(Stop.EXIT)
+
+    def _guest_ends(self, how: Stop) -> None:
+        if self._ended is None:
+            self._ended = how
         self._attention()
+
+    def _raise_nmi(self) -> None:
+        self._nmi = True
+        self._attention()
+
+    def _set_a20(self, level: bool) -> None:
+        mask = -1 if level else ~A20
+        if mask != self.native.a20_mask:
+            self.native.a20_mask = mask
+            self.paging.forget_translations()
 
     # --- called by the engine ---
 
     def _read_port(self, port: int, size: int, _: int) -> int:
         value = self.platform.bus.read(port, size)
-        self._after_port_access()
+        self._after_device_access()
         return value
 
     def _write_port(self, port: int, size: int, value: int) -> int:
-        if self.exit_value is None:
+        if self._ended is None:
             self.platform.bus.write(port, size, value)
-            self._after_port_access()
+            self._after_device_access()
         return 0
 
-    def _after_port_access(self) -> None:
+    def _load_mmio(self, gpa: int, size: int, _: int) -> int:
+        value = self.platform.mmio.read(gpa, size)
+        self._after_device_access()
+        return value if value < 1 << 63 else value - (1 << 64)
+
+    def _store_mmio(self, gpa: int, size: int, value: int) -> int:
+        self.platform.mmio.write(gpa, size, value & ((1 << 8 * size) - 1))
+        self._after_device_access()
+        return 0
+
+    def _load_msr(self, index: int, _: int, __: int) -> int:
+        """Leaves the value in ``msr_value``; 1 when the register does not exist."""
+        value = self.platform.read_msr(index)
+        if value is None:
+            return 1
+        self.native.msr_value = value if value < 1 << 63 else value - (1 << 64)
+        self._after_device_access()
+        return 0
+
+    def _store_msr(self, index: int, value: int, _: int) -> int:
+        """1 when the register does not exist or does not take the value."""
+        accepted = self.platform.write_msr(index, value & ((1 << 64) - 1))
+        lapic = self.platform.lapic
+        self.native.apic_enabled = int(lapic.enabled)
+        if (lapic.mapped is not None) != self._apic_mapped:
+            self._apic_mapped = not self._apic_mapped
+            gfn = layout.LOCAL_APIC >> PAGE_SHIFT
+            self.dmm.set_mmio(range(gfn, gfn + 1), self._apic_mapped)
+        self._after_device_access()
+        return int(not accepted)
+
+    def _after_device_access(self) -> None:
         """The access may have moved a device's deadline forward."""
         deadline = self.platform.deadline()
         if deadline < self.native.deadline:
             self.native.deadline = deadline
+            self.native.limit = 0
 
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """An exception must not pass through the engine: it stops the engine and is raised again outside."""

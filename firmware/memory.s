@@ -12,6 +12,9 @@
 # Every write adds a random number to a word. Two sums are kept in registers: of the numbers, and of the numbers each
 # multiplied by its word's index with bit 0 set. At the end both are computed again from memory. The first finds a lost
 # or doubled write, the second also pages that changed places.
+#
+# It ends with 0 when all is well, 1 when a parameter is wrong, 2 when there is no room for so many pages, 3 or 4 when
+# the first or the second sum is wrong.
 
 .code16
     jmp start
@@ -167,36 +170,35 @@ verify:
     succeed
 
 read_parameters:
-    # Frames for the arena and its tables: those above 1 MiB, not more than the address space has room for.
+    call check_command_line
+    # Frames for the arena and its tables: those above 1 MiB. Each 1024 pages need a table.
     mov eax, [BOOT_RAM_SIZE]
     mov edx, [BOOT_RAM_SIZE + 4]
     shrd eax, edx, 12
     sub eax, ARENA_TABLES >> 12
+    ja .Lframes_left
+    xor eax, eax
+.Lframes_left:
     mov esi, eax
+    add eax, 1024
+    xor edx, edx
+    mov ecx, 1025
+    div ecx
+    sub esi, eax                    # ESI: pages that there is room for
+    cmp esi, MAX_PAGES
+    jbe .Lroom_known
+    mov esi, MAX_PAGES
+.Lroom_known:
     parameter "pages", 256
     test eax, eax
     jnz .Lpages_given
-    xor edx, edx
     mov eax, esi
-    mov ecx, 1025                   # one table for each 1024 pages
-    div ecx
-    mov edx, esi
-    sub edx, eax
-    lea eax, [edx - 1]
-    cmp eax, MAX_PAGES
-    jbe .Lpages_given
-    mov eax, MAX_PAGES
 .Lpages_given:
     mov [pages], eax
-    check 1                         # too many pages for the address space
-    cmp eax, MAX_PAGES
-    ja failed
-    check 2                         # too many pages for RAM
-    lea edx, [eax + 1023]
-    shr edx, 10
-    add edx, eax
-    cmp edx, esi
-    ja failed
+    dec eax                         # 0 pages, when there is no room at all, are too many as well
+    cmp eax, esi
+    jae too_many_pages
+    inc eax
     shl eax, 10
     mov [words], eax
     parameter "rounds", 2
@@ -211,6 +213,8 @@ read_parameters:
     mov [seed], eax
     parameter "mode", 2
     mov [mode], eax
+    cmp eax, 2
+    ja wrong_mode
     print "memory: pages="
     print_decimal [pages]
     print " rounds="
@@ -223,6 +227,107 @@ read_parameters:
     print_decimal [mode]
     print "\n"
     ret
+
+# Every word of the command line must be one of the parameters, with a number that fits in 32 bits.
+check_command_line:
+    mov esi, BOOT_COMMAND_LINE
+.Lcheck_word:
+    mov al, [esi]
+    test al, al
+    jz .Lcheck_done
+    inc esi
+    cmp al, ' '
+    je .Lcheck_word
+    dec esi
+    mov [word], esi
+    mov edi, offset names
+.Lcheck_name:                       # the word against the name at EDI
+    mov esi, [word]
+.Lcheck_letter:
+    mov al, [edi]
+    test al, al
+    jz .Lcheck_number               # all of the name, with its =
+    cmp al, [esi]
+    jne .Lcheck_next_name
+    inc esi
+    inc edi
+    jmp .Lcheck_letter
+.Lcheck_next_name:
+    inc edi
+    cmp byte ptr [edi - 1], 0
+    jne .Lcheck_next_name
+    cmp byte ptr [edi], 0
+    jne .Lcheck_name
+    call print_word
+    print "no such parameter; there are pages, rounds, steps, seed and mode, each as name=number\n"
+    jmp wrong_parameter
+.Lcheck_number:
+    xor eax, eax
+    movzx ecx, byte ptr [esi]
+.Lcheck_digit:                      # at least one
+    sub ecx, '0'
+    cmp ecx, 9
+    ja .Lcheck_not_a_number
+    mov edx, 10
+    mul edx
+    jc .Lcheck_not_a_number
+    add eax, ecx
+    jc .Lcheck_not_a_number
+    inc esi
+    movzx ecx, byte ptr [esi]
+    cmp ecx, ' '
+    je .Lcheck_word
+    test ecx, ecx
+    jnz .Lcheck_digit
+.Lcheck_done:
+    ret
+.Lcheck_not_a_number:
+    call print_word
+    print "expected a decimal number below 4294967296\n"
+    jmp wrong_parameter
+
+# Print "memory: ", the word that is wrong, and ": ".
+print_word:
+    print "memory: "
+    mov esi, [word]
+.Lprint_word_next:
+    mov al, [esi]
+    test al, al
+    jz .Lprint_word_done
+    cmp al, ' '
+    je .Lprint_word_done
+    out PORT_CONSOLE, al
+    inc esi
+    jmp .Lprint_word_next
+.Lprint_word_done:
+    print ": "
+    ret
+
+wrong_mode:
+    print "memory: mode="
+    print_decimal eax
+    print ": expected 0, 1 or 2\n"
+wrong_parameter:
+    mov eax, 1
+    jmp exit
+
+too_many_pages:
+    print "memory: pages="
+    print_decimal [pages]
+    print ": RAM and address space have room for "
+    print_decimal esi
+    print " (more with a larger --ram)\n"
+    mov eax, 2
+    jmp exit
+
+names: .asciz "pages="
+    .asciz "rounds="
+    .asciz "steps="
+    .asciz "seed="
+    .asciz "mode="
+    .byte 0
+.balign 4
+word: .long 0                       # the word of the command line that is looked at
 
 build_tables:
     mov edi, DIRECTORY

@@ -8,7 +8,7 @@ import pytest
 from capstone import CS_ARCH_X86, CS_MODE_16, CS_MODE_32, CS_MODE_64, Cs
 
 from emu.assembler import AssemblyError, assemble, assemble_image
-from emu.errors import EmuError
+from emu.errors import BadInput, EmuError
 
 MODES = {16: CS_MODE_16, 32: CS_MODE_32, 64: CS_MODE_64}
 
@@ -178,6 +178,34 @@ def test_includes(tmp_path: Path) -> None:
         (".code64\nljmp 8:0x9000", 2, "64-bit"),
         (".code32\nlgdt [ebx]", 2, "label"),
         ("nop\n.byte 300", 2, "range"),
+        ("nop\n.space 3000000000", 2, "larger than 16M"),
+        ("nop\n.space 99999999999", 2, "larger than 16M"),
+        ("nop\n.fill 3000000000, 8, 1", 2, "larger than 16M"),
+        ("nop\n.align 1073741824", 2, "power of two"),
+        ("nop\n.rept 65536\n.space 65536\n.endr", 3, "larger than 16M"),
+        ("nop\n.org 3000000000", 2, "larger than 16M"),
+        ("nop\nstart: .org start + 3000000000", 2, "larger than 16M"),
+        ("nop\n.space -1", 2, "0 or more"),
+        ("nop\n.skip 0 - 1", 2, "0 or more"),
+        ("nop\n.fill -1", 2, "0 or more"),
+        ("nop\n.fill 2, 9, 1", 2, "1 to 8"),
+        ("nop\n.fill 2, 0", 2, "1 to 8"),
+        ("nop\n.align 3", 2, "power of two"),
+        ("nop\n.balign -4", 2, "power of two"),
+        ("nop\n.p2align 99", 2, "exponent"),
+        ("nop\n.p2align -1", 2, "exponent"),
+        ("nop\n.space", 2, "constant"),
+        ("nop\n.space 4,", 2, "constant"),
+        ("a: nop\nb: .space b - a", 2, "constant"),  # Keystone would drop it silently
+        ("start: nop\n.fill 510 - (. - start), 1, 0", 2, "constant"),  # Keystone would never return
+        ("nop\n.balignw 4, 0x9090", 2, "use .balign"),
+        (".rept 65536\n.rept 65536\nnop\n.endr\n.endr", 3, "too long"),
+        (".rept 65536\n" + "nop\n" * 100 + ".endr", 1, "too long"),
+        ("nop\n.ascii \"" + "x" * 70000 + "\"", 2, "too long"),
+        ("nop\n.long 1 << 99999999999", 2, "range"),
+        (".equ n, 3\n.rept 60\n.equ n, n * n\n.endr\n.long n", 5, "range"),
+        ('nop\n.incbin "gone"', 2, "no such file"),
+        ('nop\n.incbin "/dev/zero"', 2, "no such file"),
     ],
 )
 def test_an_error_names_its_line(tmp_path: Path, source: str, line: int, reason: str) -> None:
@@ -192,9 +220,30 @@ def test_an_error_names_its_line(tmp_path: Path, source: str, line: int, reason:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(AssemblyError, match="cannot be read"):
-        assemble(tmp_path / "gone.s")
+    gone = tmp_path / "gone.s"
+    with pytest.raises(BadInput) as caught:
+        assemble(gone)
+    assert str(caught.value) == f"{gone}: cannot be read: No such file or directory"
     binary = tmp_path / "binary.s"
-    binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(AssemblyError, match="not UTF-8"):
+    binary.write_bytes(b"nop\xff\xfe\x00")
+    with pytest.raises(BadInput) as caught:
         assemble(binary)
+    assert str(caught.value) == f"{binary}: not UTF-8 text: byte 0xff at offset 3"
+    with pytest.raises(BadInput, match="binary.s: not UTF-8"):
+        assemble(write(tmp_path, '.include "binary.s"'))
+
+
+def test_sizes(tmp_path: Path) -> None:
+    source = "start: .space 2, 0xFF\n.skip 1\n.zero 2\n.fill 2, 2, 7\n.align 4, 0xCC\n.p2align 3, 0\n"
+    source += ".org start + 18, 0xEE\n.byte 1\n.equ AT, 0x8014\n.org AT\n.byte 2\n"
+    wanted = "ffff 00 0000 07000700 cccccc 00000000 eeee 01 00 02"
+    assert assemble(write(tmp_path, source)) == bytes.fromhex(wanted)
+    assert len(assemble(write(tmp_path, ".space 16 << 20"))) == 16 << 20
+    with pytest.raises(BadInput, match="larger than 16M"):
+        assemble(write(tmp_path, ".space 16 << 20\nnop"))
+
+
+def test_the_bytes_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "picture.bin").write_bytes(b"\0\1\2")
+    assert assemble(write(tmp_path, 'x: .incbin "picture.bin"; .byte 3\n')) == b"\0\1\2\3"

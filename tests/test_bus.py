@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu import layout
-from emu.bus import PORTS, PortBus, PortConflict
+from emu.bus import PORTS, AddressConflict, PortBus
 from emu.devices.device import Device
 from emu.errors import BadInput, EmuError
 
@@ -103,9 +103,9 @@ def test_a_device_may_own_several_ranges() -> None:
 def test_overlap_is_refused_and_changes_nothing() -> None:
     bus, first, second = PortBus(), Recorder(), Recorder()
     bus.register(0x100, 4, first)
-    with pytest.raises(PortConflict) as caught:
+    with pytest.raises(AddressConflict) as caught:
         bus.register(0xFE, 3, second)
-    assert (caught.value.port, caught.value.owner, caught.value.newcomer) == (0x100, first, second)
+    assert (caught.value.address, caught.value.owner, caught.value.newcomer) == (0x100, first, second)
     assert isinstance(caught.value, EmuError)
     assert "0x100" in str(caught.value)
     assert bus.read(0xFE, 1) == 0xFF
@@ -124,7 +124,7 @@ def test_every_port_belongs_to_the_first_who_asked(ranges: list[tuple[int, int]]
     for number, (base, length) in enumerate(ranges):
         ports = range(base, base + length)
         if any(port in owners for port in ports):
-            with pytest.raises(PortConflict):
+            with pytest.raises(AddressConflict):
                 bus.register(base, length, Recorder(fill=number))
         else:
             bus.register(base, length, Recorder(fill=number))
@@ -137,5 +137,5 @@ def test_the_machine_s_port_ranges_do_not_overlap() -> None:
     ranges = {name: base for name, base in vars(layout).items() if name.endswith("_PORT")}
     assert "PIC_MASTER_PORT" in ranges
     for name, base in ranges.items():
-        length = layout.COM_PORTS if name.startswith("COM") else getattr(layout, name + "S")
+        length = layout.COM_PORTS if name.startswith("COM") else getattr(layout, name + "S", 1)
         bus.register(base, length, Recorder())

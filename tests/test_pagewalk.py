@@ -41,7 +41,7 @@ def path(walk: Walk) -> list[tuple[str, int, int]]:
 def test_without_paging() -> None:
     walk = explain(machine(), 0x12_3456_7890)
     assert (walk.mode, walk.gva, walk.gpa, walk.guest) == ("no paging", 0x3456_7890, 0x3456_7890, ())
-    assert walk.backing is not None and walk.backing.type is None
+    assert walk.backing is not None and walk.backing.type == PageType.HOLE
 
 
 def test_32_bit_paging() -> None:
@@ -143,7 +143,7 @@ def test_rights_and_types_in_words() -> None:
     vm = machine()
     assert "EMPTY, never touched" in render(explain(vm, 0x10_0000))
     assert "IMAGE, never touched" in render(explain(vm, 0x8000))
-    assert "beyond the guest's RAM" in render(explain(vm, RAM))
+    assert "no memory, reads as all ones" in render(explain(vm, RAM))
     vm.dmm.populate(0x100)
     vm.dmm.protect(0x100, Intent.READ)
     assert "the DMM grants r--" in render(explain(vm, 0x10_0000))

@@ -74,7 +74,7 @@ def test_the_message_of_a_guest_that_does_not_print(vm) -> None:
     assert failure.value.outcome.status == 1
     message = str(failure.value)
     assert "hello: waited for 'login:' for at most 2 ms, but the guest wrote 0 to the exit port" in message
-    assert "virtual time 1.26 us" in message
+    assert "virtual time 61.26 us" in message
     assert "| loaded a GDT" in message
 
 

@@ -77,11 +77,11 @@ def measure(case: Case, rounds: int = ROUNDS) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for people."""
-    lines = [f"{'':32}{'emu':>12}{'peer':>12}  {'unit':<6}{'ratio':>7}  peer"]
+    """The rows for people; names come last, as long as they like."""
+    lines = [f"{'emu':>10}{'peer':>10}  {'unit':<6}{'ratio':>7}  what, against which peer"]
     for row in rows:
         peer = "-" if row.peer is None else f"{row.peer:.3g}"
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        name = f"{row.group} {row.name}"
-        lines.append(f"{name:<32}{row.ours:>12.3g}{peer:>12}  {row.unit:<6}{ratio:>7}  {row.peer_name}")
+        against = f", against {row.peer_name}" if row.peer_name else ""
+        lines.append(f"{row.ours:>10.3g}{peer:>10}  {row.unit:<6}{ratio:>7}  {row.group}: {row.name}{against}")
     return "\n".join(lines)

@@ -95,5 +95,5 @@ def restart(vm: VirtualMachine, count: int, rip: int = CODE, user: bool = False)
     for name, value in start_registers(rip, user).items():
         setattr(cpu, name, value)
     cpu.rcx = cpu.r15 = count
-    vm.exit_value = None
+    vm.forget_end()
     vm.run()

@@ -37,6 +37,9 @@ class Kind(Enum):
     DISK = "disk image"
 
 
+DISK_KINDS = (Kind.BOOT_SECTOR, Kind.DISK)  # what a BIOS boots
+
+
 @dataclass(frozen=True)
 class Found:
     """A guest whose kind is known.
@@ -79,7 +82,9 @@ def detect(guest: str | Path, load: int | None = None) -> Found:
     return Found(path.name, kind, path)
 
 
-def make_guest(found: Found, ram: int, *, append: str = "", load: int | None = None) -> Guest:
+def make_guest(
+    found: Found, ram: int, *, append: str = "", load: int | None = None, initrd: str | None = None
+) -> Guest:
     """The guest, ready for :meth:`emu.vm.VirtualMachine.boot`.
 
     Args:
@@ -87,13 +92,21 @@ def make_guest(found: Found, ram: int, *, append: str = "", load: int | None = N
         ram: bytes of guest memory.
         append: its command line.
         load: gpa of a flat binary.
+        initrd: file with a Linux kernel's initial RAM disk; or a multiboot kernel's modules, "FILE arguments,FILE".
 
     Raises:
         BadInput: the guest does not assemble, does not fit, or is of a kind without support.
     """
+    from emu.boot.bios import bios_guest
     from emu.boot.flat import LOAD_ADDRESS, flat_guest
-    from emu.boot.sector import sector_guest
+    from emu.boot.linux import linux_guest
+    from emu.boot.loader import split_modules
+    from emu.boot.multiboot import multiboot_guest
+    from emu.boot.multiboot2 import multiboot2_guest
 
+    if initrd is not None and found.kind not in (Kind.LINUX, Kind.MULTIBOOT, Kind.MULTIBOOT2):
+        raise BadInput("--initrd", f"{found.name} takes none: it is no Linux or multiboot kernel")
+    modules = split_modules(initrd) if initrd is not None else []
     address = LOAD_ADDRESS if load is None else load
     if found.kind == Kind.FIRMWARE:
         from emu import firmware
@@ -106,8 +119,14 @@ def make_guest(found: Found, ram: int, *, append: str = "", load: int | None = N
     if found.kind == Kind.FLAT:
         source = FileSource(found.path, 0, found.path.stat().st_size)
         return flat_guest(found.name, source, ram, append, address)
-    if found.kind == Kind.BOOT_SECTOR:
-        return sector_guest(found.name, found.path.read_bytes(), ram)
+    if found.kind in DISK_KINDS:
+        return bios_guest(found.name, ram)
+    if found.kind == Kind.MULTIBOOT:
+        return multiboot_guest(found.path, ram, append, modules)
+    if found.kind == Kind.MULTIBOOT2:
+        return multiboot2_guest(found.path, ram, append, modules)
+    if found.kind == Kind.LINUX:
+        return linux_guest(found.path, ram, append, Path(initrd) if initrd is not None else None)
     raise BadInput(str(found.path), f"this is a {found.kind.value}, and emu cannot boot those yet")
 
 

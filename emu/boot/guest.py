@@ -18,9 +18,11 @@ class Guest:
         image: contents of its memory before the first instruction, for a given RAM size.
         start: sets the first CPU state; it gets the CPU in the state after reset.
         kind: the boot protocol, for people.
+        after_bios: it expects the interrupt controllers and the timer as a BIOS leaves them.
     """
 
     name: str
     kind: str
     image: GuestImage
     start: Callable[[CpuState], None]
+    after_bios: bool = False

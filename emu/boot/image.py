@@ -98,6 +98,10 @@ class GuestImage:
             found.update(range(segment.gpa >> PAGE_SHIFT, (segment.end - 1 >> PAGE_SHIFT) + 1))
         return iter(sorted(found))
 
+    def gfns_outside(self, memory: list[range]) -> list[int]:
+        """The gfns that have contents and are not in the ranges of gpas ``memory``."""
+        return [gfn for gfn in self.gfns() if not any(gfn << PAGE_SHIFT in part for part in memory)]
+
     def page(self, gfn: int) -> bytes:
         """The PAGE_SIZE bytes of ``gfn``."""
         begin = gfn << PAGE_SHIFT

@@ -47,6 +47,15 @@ def address(text: str) -> int:
     return value
 
 
+def text(value: str) -> str:
+    """An option's value as text that can be encoded; bytes of the command line that are no UTF-8 cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("not UTF-8 text") from None
+    return value
+
+
 def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     """GUEST and the options that :func:`boot_from` reads."""
     policies = "; ".join(f"{name}: {entry.about}" for name, entry in catalog.POLICIES.items())
@@ -58,10 +67,26 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy", action="append", default=[], metavar="NAME[:key=value,…]",
         help=f"a memory policy, repeatable (default {catalog.DEFAULT}). {policies}",
     )  # fmt: skip
-    parser.add_argument("--append", default="", metavar="TEXT", help="the guest's command line")
+    parser.add_argument("--append", type=text, default="", metavar="TEXT", help="the guest's command line")
+    parser.add_argument(
+        "--initrd", metavar="FILE",
+        help="a Linux kernel's initial RAM disk, or a multiboot kernel's modules as 'FILE arguments,FILE'",
+    )  # fmt: skip
+    parser.add_argument(
+        "--disk", action="append", default=[], metavar="FILE[,virtio]",
+        help="a raw disk image, repeatable, never changed: an IDE drive, or with ,virtio a virtio block device",
+    )  # fmt: skip
+    parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it boots")
     parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")
     parser.add_argument("--input", metavar="FILE", help="what comes in at the guest's serial port")
     parser.add_argument("--audit", action="store_true", help="check every invariant after every change of the mapping")
+
+
+def input_files(options: argparse.Namespace) -> list[str]:
+    """The files that the options of :func:`add_guest_arguments` name."""
+    named = [options.guest, *(path for path in (options.input, options.initrd) if path is not None)]
+    modules = [module.split(" ")[0] for module in (options.initrd or "").split(",")]
+    return [*named, *filter(None, modules), *(disk.rpartition(",virtio")[0] or disk for disk in options.disk)]
 
 
 def boot_from(options: argparse.Namespace) -> VirtualMachine:
@@ -72,10 +97,13 @@ def boot_from(options: argparse.Namespace) -> VirtualMachine:
     """
     if options.mmu == "direct":
         raise BadInput("--mmu", "direct (paravirtual) paging is not there yet; use shadow or nested")
-    serial_input = read_file(options.input) if options.input is not None else b""
+    if options.guest == "":
+        raise BadInput("GUEST", "expected a name that `emu guests` lists, or a file")
+    serial_input = read_file("--input", options.input) if options.input is not None else b""
     from emu.session import boot_vm
 
     return boot_vm(
         options.guest, ram=options.ram, pool=options.pool, mmu=options.mmu, policies=options.policy,
-        append=options.append, load=options.load, serial_input=serial_input, audit=options.audit,
+        append=options.append, load=options.load, initrd=options.initrd, disks=options.disk, bios=options.bios,
+        serial_input=serial_input, audit=options.audit,
     )  # fmt: skip

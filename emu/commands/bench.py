@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> int:
         try:
             options.json.touch()
         except OSError as error:
-            raise BadInput(str(options.json), error.strerror or str(error)) from None
+            raise BadInput("--json", f"{options.json} cannot be written: {error.strerror or error}") from None
 
     from emu.bench.harness import measure, table
 

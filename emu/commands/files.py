@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -10,16 +12,20 @@ from pathlib import Path
 from emu.errors import BadInput
 
 
-def read_file(path: str) -> bytes:
+def read_file(option: str, path: str) -> bytes:
     """The contents of an input file.
+
+    Args:
+        option: the option that named it.
 
     Raises:
         BadInput: it cannot be read.
     """
+    _check_name(option, path)
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise BadInput(path, f"cannot be read: {_reason(error)}") from None
+        raise BadInput(option, f"{path} cannot be read: {_reason(error)}") from None
 
 
 class OutputFile:
@@ -29,21 +35,36 @@ class OutputFile:
         option: the option that named it.
         name: its path; ``-`` is standard output.
         inputs: names that must not be overwritten.
+        outputs: what else is written; no file twice.
 
     Raises:
         BadInput: from every method, when the file cannot be written.
     """
 
-    def __init__(self, option: str, name: str, inputs: Iterable[str] = ()) -> None:
+    def __init__(
+        self, option: str, name: str, inputs: Iterable[str] = (), outputs: Iterable[OutputFile] = ()
+    ) -> None:
         self._option = option
         self._name = name
+        _check_name(option, name)
         path = Path(name)
         try:
             if any(path.exists() and Path(other).exists() and path.samefile(other) for other in inputs):
                 raise BadInput(option, f"{name} is an input of this run and would be overwritten")
+            for other in outputs:
+                if other.writes_to(name):
+                    raise BadInput(option, f"{name} is written by {other._option} already")
             self._file = sys.stdout.buffer if name == "-" else path.open("wb")
         except (OSError, ValueError) as error:
             raise self._bad(error) from None
+
+    def writes_to(self, name: str) -> bool:
+        """Whether a file of this name is the same one.  What is no regular file, such as /dev/null, is never."""
+        if "-" in (name, self._name):
+            return name == self._name
+        path = Path(name)
+        mine = os.fstat(self._file.fileno())
+        return path.exists() and stat.S_ISREG(mine.st_mode) and os.path.samestat(mine, path.stat())
 
     def write(self, data: bytes) -> None:
         try:
@@ -69,13 +90,20 @@ class OutputFile:
         return BadInput(self._option, f"{self._name} cannot be written: {_reason(error)}")
 
 
-def open_output(files: ExitStack, option: str, name: str | None, inputs: Iterable[str]) -> OutputFile | None:
+def open_output(
+    files: ExitStack, option: str, name: str | None, inputs: Iterable[str], outputs: Iterable[OutputFile | None] = ()
+) -> OutputFile | None:
     """An :class:`OutputFile` that ``files`` closes; None without a name."""
     if name is None:
         return None
-    file = OutputFile(option, name, inputs)
+    file = OutputFile(option, name, inputs, [other for other in outputs if other is not None])
     files.callback(file.close)
     return file
+
+
+def _check_name(option: str, name: str) -> None:
+    if not name:
+        raise BadInput(option, "expected the name of a file")
 
 
 def _reason(error: Exception) -> str:

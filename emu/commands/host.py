@@ -12,20 +12,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from emu.vm import VirtualMachine
 
-SLOW_START_S = 3  # of a first start, when the native plane is compiled
+SLOW_START_S = 3.0  # what takes longer is worth a word
+_LOOKS_S = 0.5  # between two looks whether something is compiled
+COMPILING_ONCE = "compiling the native plane; this takes a while once, and later starts take a second"
+COMPILING_AGAIN = "compiling the native plane; this takes a while every time, for its cache cannot be written"
 
 
 @contextmanager
 def explain_slow_start() -> Iterator[None]:
-    """Say so when what happens inside takes long."""
-    text = "emu: compiling the native plane; this takes a while once, and later starts take a second"
-    timer = threading.Timer(SLOW_START_S, lambda: print(text, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
+    """Say so when what happens inside takes long because the native plane is compiled."""
+    done = threading.Event()
+
+    def watch() -> None:
+        waited = done.wait(SLOW_START_S)
+        while not waited:
+            compilation = getattr(sys.modules.get("emu.native"), "compilation", None)  # None: not imported yet
+            compiled, kept = compilation() if compilation else (0, True)
+            if compiled:
+                print(f"emu: {COMPILING_ONCE if kept else COMPILING_AGAIN}", file=sys.stderr, flush=True)
+                return
+            waited = done.wait(_LOOKS_S)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
+        thread.join()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Run a guest until it ends.  What it prints goes to standard output, everything else to standard error.
 
 exit status:
-  0            the console printed the --until text
+  0            the console printed the --until text, or Ctrl-] left --interactive
   (v << 1) | 1 the guest wrote v to port 0xF4, as with QEMU's isa-debug-exit: its success, v = 0, is status 1
   2            bad usage, or an input that cannot be used
   124          a limit was reached: --max-time, --timeout, the frames of the pool; or the guest halted for ever
@@ -16,11 +16,13 @@ import argparse
 import sys
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from emu.commands.arguments import NS_PER_SECOND, add_guest_arguments, boot_from, seconds
+from emu.commands.arguments import NS_PER_SECOND, add_guest_arguments, boot_from, input_files, seconds, text
 from emu.commands.files import OutputFile, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
+from emu.commands.screen import Screen, progress
+from emu.console import Typist, parse_typing
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,7 +34,15 @@ USAGE = "GUEST [options]"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_guest_arguments(parser)
-    parser.add_argument("--until", metavar="TEXT", help="end with status 0 as soon as the console prints this")
+    parser.add_argument(
+        "--type", action="append", default=[], metavar="TEXT@PROMPT",
+        help="type TEXT at the serial port when the console prints PROMPT, repeatable, one after the other; "
+             r"\n, \r, \t, \e, \\ and \xNN stand for bytes. As in --type 'root\n@login: '",
+    )  # fmt: skip
+    parser.add_argument(
+        "--interactive", action="store_true", help="the terminal is the guest's serial port; Ctrl-] leaves"
+    )
+    parser.add_argument("--until", type=text, metavar="TEXT", help="success as soon as the console prints this")
     parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")
     parser.add_argument(
@@ -45,21 +55,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     if options.until == "":
         raise BadInput("--until", "expected some text")
+    if options.interactive and not sys.stdin.isatty():
+        raise BadInput("--interactive", "standard input is no terminal; --input or --type feed a guest without one")
+    typings = [parse_typing(text) for text in options.type]
     begin = time.perf_counter()
     with explain_slow_start():
         vm = boot_from(options)
-    inputs = [path for path in (options.guest, options.input) if path is not None]
     with ExitStack() as files:
+        inputs = input_files(options)
         events_file = open_output(files, "--events", options.events, inputs)
-        summary_file = open_output(files, "--summary", options.summary, inputs)
-        console = sys.stderr.buffer if options.events == "-" else sys.stdout.buffer
-        vm.platform.listen(_Console(console))
-        status, outcome = _run(vm, options, events_file)
+        summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
+        if options.events == "-":
+            screen = Screen(sys.stderr.buffer, "standard error")
+        else:
+            screen = Screen(sys.stdout.buffer)
+        typist = Typist(vm, typings)
+        vm.platform.listen(screen)
+        status, outcome = _run(vm, options, screen, events_file)
         wall = time.perf_counter() - begin
         if outcome.ending.value == "crash":
             from emu.crash import report
 
             print(report(vm), file=sys.stderr)
+        if typist.left:
+            print(f"emu: --type: the console never printed {_text(typist.left[0].prompt)}", file=sys.stderr)
         print(f"emu: {_closing_line(vm, outcome, status, wall)}", file=sys.stderr)
         if summary_file is not None:
             from emu.summary import format_summary, summarise
@@ -68,7 +87,9 @@ def main(options: argparse.Namespace) -> int:
     return status
 
 
-def _run(vm: VirtualMachine, options: argparse.Namespace, events_file: OutputFile | None) -> tuple[int, Outcome]:
+def _run(
+    vm: VirtualMachine, options: argparse.Namespace, screen: Screen, events_file: OutputFile | None
+) -> tuple[int, Outcome]:
     from emu.session import Ending, run_vm
 
     writer = None
@@ -80,13 +101,30 @@ def _run(vm: VirtualMachine, options: argparse.Namespace, events_file: OutputFil
     max_time = None if options.max_time is None else round(options.max_time * NS_PER_SECOND)
     with stop_on_signals(vm) as signals:
         try:
-            outcome = run_vm(vm, until=options.until, max_time=max_time, timeout=options.timeout)
+            if options.interactive:
+                outcome = _run_interactively(vm, options, screen, max_time, signals)
+            else:
+                with progress(vm, screen):
+                    outcome = run_vm(vm, until=options.until, max_time=max_time, timeout=options.timeout)
         finally:
+            screen.leave()
             if writer is not None:
                 vm.events.unlisten(writer)
     if outcome.ending == Ending.STOPPED and signals:
         return 128 + signals[0], outcome
     return outcome.status, outcome
+
+
+def _run_interactively(
+    vm: VirtualMachine, options: argparse.Namespace, screen: Screen, max_time: int | None, signals: list[int]
+) -> Outcome:
+    from emu.interactive import RawTerminal, run_interactively
+
+    print("emu: this terminal is the guest's serial port now; Ctrl-] leaves", file=sys.stderr)
+    with RawTerminal(sys.stdin.fileno()) as terminal:
+        return run_interactively(
+            vm, terminal, until=options.until, max_time=max_time, timeout=options.timeout, stopped=lambda: signals
+        )
 
 
 def _closing_line(vm: VirtualMachine, outcome: Outcome, status: int, wall: float) -> str:
@@ -97,12 +135,5 @@ def _closing_line(vm: VirtualMachine, outcome: Outcome, status: int, wall: float
     return f"{name}: {outcome.sentence}; status {status}, {format_time(vm.now)} virtual, {wall:.2f} s wall, {frames}"
 
 
-class _Console:
-    """Passes on what the guest prints, at once."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def __call__(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
+def _text(data: bytes) -> str:
+    return repr(data.decode("utf-8", "backslashreplace"))

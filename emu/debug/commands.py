@@ -160,6 +160,8 @@ class Commands:
         return "\n".join([
             *lines,
             "An empty line: the last command again. Numbers: decimal, or hexadecimal with 0x. A GVA can be a register.",
+            "An access beyond the rights that `protect` left is a DMM fault, where the policies `demand` and `static`",
+            "grant what it needs again.",
             f"Kinds of events: {', '.join(BY_NAME)}.",
         ])  # fmt: skip
 
@@ -170,8 +172,7 @@ class Commands:
 
     def _remap(self, arguments: list[str]) -> str:
         gfn = self._gfn("remap", arguments)
-        self._stepper.remap(gfn)
-        return text.event_line(self._stepper.history[-1])
+        return "\n".join(self._happened(lambda: self._stepper.remap(gfn)))
 
     def _protect(self, arguments: list[str]) -> str:
         gfn = self._gfn("protect", arguments)
@@ -181,13 +182,19 @@ class Commands:
         rights = Intent(0)
         for letter in letters:
             rights |= _RIGHTS[letter]
-        self._stepper.protect(gfn, rights)
-        return "\n".join(text.about_gfn(self._stepper.vm, gfn))
+        happened = self._happened(lambda: self._stepper.protect(gfn, rights))
+        return "\n".join([*happened, *text.about_gfn(self._stepper.vm, gfn)])
 
     def _evict(self, arguments: list[str]) -> str:
         gfn = self._gfn("evict", arguments)
-        self._stepper.evict(gfn)
-        return text.event_line(self._stepper.history[-1])
+        return "\n".join(self._happened(lambda: self._stepper.evict(gfn)))
+
+    def _happened(self, change: Callable[[], object]) -> list[str]:
+        """Make a change by hand; the events that it made."""
+        history = self._stepper.history
+        before = history[-1].sequence if history else -1
+        change()
+        return [text.event_line(event) for event in history if event.sequence > before]
 
     # --- arguments ---
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 HISTORY = 1000  # events that are remembered
-_FINAL = {Ending.EXIT, Ending.CRASH, Ending.HALTED}
+_FINAL = {Ending.EXIT, Ending.POWER_OFF, Ending.RESET, Ending.CRASH, Ending.HALTED}
 
 
 @dataclass(frozen=True)

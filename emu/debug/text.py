@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Mark = Callable[[str], str]
 """Makes a piece of text stand out."""
 
-_EVENTS_SHOWN = 8  # at a pause, of those that the step did not wait for
+_EVENTS_SHOWN = 20  # at a pause; of those before them only how many there were
 _FLAGS = ((0, "CF"), (2, "PF"), (4, "AF"), (6, "ZF"), (7, "SF"), (8, "TF"), (9, "IF"), (10, "DF"), (11, "OF"),
           (14, "NT"), (17, "VM"), (18, "AC"))  # fmt: skip
 
@@ -49,14 +49,18 @@ def pause(vm: VirtualMachine, found: Pause, mark: Mark = plain_mark) -> str:
 
 
 def _what_happened(found: Pause) -> list[str]:
-    others = dict(found.counts)
-    for event in found.wanted:
-        others[event.NAME] -= 1
-    kinds = ", ".join(f"{count} {kind}" for kind, count in others.items() if count)
-    if not found.wanted and sum(others.values()) <= _EVENTS_SHOWN:
-        return [event_line(event) for event in found.events]
+    """All events since the last pause, in order; of very many the last ones, and those that were waited for."""
+    events = found.events
+    first = max(0, len(events) - _EVENTS_SHOWN)
+    if found.wanted:
+        first = min(first, events.index(found.wanted[0]))
+    shown = events[first:]
+    earlier = dict(found.counts)
+    for event in shown:
+        earlier[event.NAME] -= 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in earlier.items() if count)
     summary = [f"on the way: {kinds}"] if kinds else []
-    return summary + [event_line(event) for event in found.wanted]
+    return summary + [event_line(event) for event in shown]
 
 
 def event_line(event: Event) -> str:

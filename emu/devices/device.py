@@ -1,9 +1,9 @@
 """What every device is made of: registers at offsets, virtual time, saved state.
 
 A device is handed what it needs in its constructor and nothing more: an `IrqLine` to raise interrupts, a `Sink` for the
-bytes that leave the machine, a `Clock` to tell the virtual time. The machine calls it in four ways: the guest accesses
-a register (`read`, `write`), virtual time reaches the device's `deadline` (`tick`), a snapshot is taken (`state`,
-`load_state`).
+bytes that leave the machine, a `Clock` to tell the virtual time, `GuestMemory` to transfer by itself. The machine calls
+it in four ways: the guest accesses a register (`read`, `write`), virtual time reaches the device's `deadline` (`tick`),
+a snapshot is taken (`state`, `load_state`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ class IrqLine(Protocol):
     def set(self, level: bool) -> None: ...
 
 
+class GuestMemory(Protocol):
+    """Pseudo-physical memory, for devices that read and write it by themselves."""
+
+    def read(self, gpa: int, size: int) -> bytes: ...
+
+    def write(self, gpa: int, data: bytes) -> None: ...
+
+
 class Device:
     """Base of all devices. A subclass gives `read` and `write`, and what else of this it needs.
 
@@ -35,11 +43,11 @@ class Device:
     STATE: ClassVar[tuple[str, ...]] = ()
 
     def read(self, offset: int, size: int) -> int:
-        """Value of the `size` bytes (1, 2 or 4; at most `max_access`) at `offset` from the device's first port."""
+        """Value of the `size` bytes (1, 2 or 4; at most `max_access`) at `offset` from the device's first address."""
         raise NotImplementedError
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write `value`, already cut to `size` bytes, at `offset` from the device's first port."""
+        """Write `value`, already cut to `size` bytes, at `offset` from the device's first address."""
         raise NotImplementedError
 
     def deadline(self) -> int | None:

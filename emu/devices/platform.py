@@ -1,54 +1,206 @@
-"""The set of devices of a VM and how they are wired."""
+"""The set of devices of a VM and how they are wired: the one file that knows them all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 
 from emu import layout
-from emu.bus import PortBus
+from emu.bus import MmioBus, PortBus
 from emu.clock import NEVER
+from emu.devices import fw_cfg, rtc
+from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
 from emu.devices.console import DebugConsole
-from emu.devices.device import Device
+from emu.devices.device import Device, GuestMemory, IrqLine
+from emu.devices.disk import Disk
 from emu.devices.exit import ExitPort
+from emu.devices.fw_cfg import FwCfg
+from emu.devices.hpet import Hpet
+from emu.devices.i8042 import I8042
+from emu.devices.ide import IdeChannel
+from emu.devices.ioapic import IoApic
+from emu.devices.lapic import LocalApic
+from emu.devices.pci import PM_BASE, PM_ENABLE, POWER_PLACE, i440fx
 from emu.devices.pic import PicPair
 from emu.devices.pit import Pit, SystemControlPort
+from emu.devices.port92 import A20Gate, Port92
+from emu.devices.post import PostCodes
+from emu.devices.rtc import Rtc
 from emu.devices.uart import Uart16550
+from emu.devices.virtio import VirtioDevice
+from emu.devices.virtio_blk import VirtioBlock
+from emu.devices.virtio_console import VirtioConsole
+from emu.devices.virtio_mmio import EmptySlot, VirtioMmio
+from emu.devices.virtio_rng import VirtioRng
+from emu.devices.wires import NoWire, SwitchedWire, Wires
+from emu.errors import BadInput
 
 
 class Platform:
-    """A minimal PC: interrupt controllers, timer, serial port, debug console and exit port.
+    """A PC: what QEMU's ``pc`` machine has, without a display adapter.
 
     Args:
+        ram: bytes of guest memory, for those who tell the guest.
+        memory: guest memory, for devices that transfer by themselves.
         clock: virtual time in ns.
+        disks: up to two, of the primary IDE channel; virtio_disk: of the virtio block device.
         set_intr: gets the level of the CPU's interrupt line.
+        raise_nmi: called for a non-maskable interrupt.
+        set_a20: gets the level of address line 20.
         on_exit: gets the value written to the exit port.
+        on_power_off, on_reset: the guest switches the machine off, or resets it.
 
     Attributes:
-        bus: the I/O ports.
+        bus, mmio: I/O ports, and device registers in memory.
         uart: the first serial port; its output is part of the console.
+        keyboard: keyboard and mouse.
+        lapic: the CPU's local APIC.
+        fw_cfg: what QEMU tells its firmware.
         console: everything that the guest printed so far, bytes.
     """
 
     def __init__(
-        self, clock: Callable[[], int], set_intr: Callable[[bool], None], on_exit: Callable[[int], None]
+        self,
+        ram: int,
+        memory: GuestMemory,
+        clock: Callable[[], int],
+        disks: Sequence[Disk],
+        virtio_disk: Disk | None,
+        *,
+        set_intr: Callable[[bool], None],
+        raise_nmi: Callable[[], None],
+        set_a20: Callable[[bool], None],
+        on_exit: Callable[[int], None],
+        on_power_off: Callable[[], None],
+        on_reset: Callable[[], None],
     ) -> None:
         self.bus = PortBus()
+        self.mmio = MmioBus()
         self.console = bytearray()
         self._sinks: list[Callable[[bytes], None]] = []
-        self._pic = PicPair(set_intr)
-        pit = Pit(self._pic.line(layout.IRQ_PIT), clock)
-        self.uart = Uart16550(self._pic.line(layout.IRQ_COM1), self._print, clock)
-        control = SystemControlPort(pit, clock)
-        bus = self.bus
-        bus.register(layout.PIC_MASTER_PORT, layout.PIC_MASTER_PORTS, self._pic.master)
-        bus.register(layout.PIC_SLAVE_PORT, layout.PIC_SLAVE_PORTS, self._pic.slave)
-        bus.register(layout.ELCR_PORT, layout.ELCR_PORTS, self._pic.elcr)
-        bus.register(layout.PIT_PORT, layout.PIT_PORTS, pit)
-        bus.register(layout.SYSTEM_CONTROL_PORT, layout.SYSTEM_CONTROL_PORTS, control)
-        bus.register(layout.COM1_PORT, layout.COM_PORTS, self.uart)
-        bus.register(layout.DEBUG_CONSOLE_PORT, layout.DEBUG_CONSOLE_PORTS, DebugConsole(self._print))
-        bus.register(layout.EXIT_PORT, layout.EXIT_PORTS, ExitPort(on_exit))
-        self._timed: list[Device] = [pit, self.uart]
+        self._clock = clock
+        self._memory = memory
+        self._add_interrupt_controllers(set_intr, raise_nmi)
+        self._add_timers(clock)
+        self.uart = Uart16550(self.wire(layout.IRQ_COM1), self._print, clock)
+        a20 = A20Gate(set_a20)
+        self.keyboard = I8042(
+            self.wire(layout.IRQ_KEYBOARD), self.wire(layout.IRQ_MOUSE), clock, a20.set_i8042, on_reset
+        )
+        self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
+        self.fw_cfg = FwCfg(memory)
+        self._add_disks(disks)
+        self._add_virtio(memory, virtio_disk)
+        pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset)
+        self._power_function = pci.functions[POWER_PLACE]
+        self._power_function.written = self._place_power_ports
+        ports: list[tuple[int, int, Device]] = [
+            (layout.COM1_PORT, layout.COM_PORTS, self.uart),
+            (layout.KEYBOARD_DATA_PORT, 1, self.keyboard.data),
+            (layout.KEYBOARD_COMMAND_PORT, 1, self.keyboard.command),
+            (layout.SYSTEM_CONTROL_PORT_A, 1, Port92(a20.set_port92, on_reset)),
+            (layout.POST_PORT, 1, PostCodes()),
+            (layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, self._power),
+            (layout.SMI_PORT, layout.SMI_PORTS, SmiCommandPorts(self._power)),
+            (layout.FW_CFG_PORT, layout.FW_CFG_PORTS, self.fw_cfg),
+            (layout.PCI_PORT, layout.PCI_PORTS, pci),
+            (layout.DEBUG_CONSOLE_PORT, layout.DEBUG_CONSOLE_PORTS, DebugConsole(self._print)),
+            (layout.EXIT_PORT, layout.EXIT_PORTS, ExitPort(on_exit)),
+        ]
+        for base, length, device in ports:
+            self.bus.register(base, length, device)
+        self._tell_memory_size(ram)
+        self._timed: list[Device] = [
+            self._pit, self._rtc, self.uart, self.keyboard, self._hpet, self.lapic, self._power,
+        ]  # fmt: skip
+
+    def _place_power_ports(self, offset: int, size: int) -> None:
+        """The guest has written into the PCI function that says where the ports of power management are."""
+        base = int.from_bytes(self._power_function.config[PM_BASE : PM_BASE + 2], "little") & ~0x3F
+        self.bus.unregister(self._power)
+        decoded = self._power_function.config[PM_ENABLE] & 1
+        if decoded and base and self.bus.is_free(base, layout.ACPI_PM_PORTS):  # where something else is, that answers
+            self.bus.register(base, layout.ACPI_PM_PORTS, self._power)
+
+    def _add_interrupt_controllers(self, set_intr: Callable[[bool], None], raise_nmi: Callable[[], None]) -> None:
+        self.lapic = LocalApic(
+            set_intr, raise_nmi, lambda: self._pic.acknowledge(), lambda vector: self._ioapic.eoi(vector), self._clock
+        )
+        self._pic = PicPair(self.lapic.lint0.set)
+        self._ioapic = IoApic(self.lapic.message)
+        self.bus.register(layout.PIC_MASTER_PORT, layout.PIC_MASTER_PORTS, self._pic.master)
+        self.bus.register(layout.PIC_SLAVE_PORT, layout.PIC_SLAVE_PORTS, self._pic.slave)
+        self.bus.register(layout.ELCR_PORT, layout.ELCR_PORTS, self._pic.elcr)
+        self.mmio.register(layout.IO_APIC, layout.IO_APIC_SIZE, self._ioapic)
+        self.mmio.register(layout.LOCAL_APIC, layout.LOCAL_APIC_SIZE, self.lapic)
+
+    def _add_timers(self, clock: Callable[[], int]) -> None:
+        """The PIT and the RTC, and the HPET, which can take their interrupts over."""
+        pit_wire = SwitchedWire(self.wire(layout.IRQ_PIT))
+        rtc_wire = SwitchedWire(self.wire(layout.IRQ_RTC))
+
+        def on_legacy(hpet_replaces: bool) -> None:
+            pit_wire.connect(not hpet_replaces)
+            rtc_wire.connect(not hpet_replaces)
+
+        self._pit = Pit(pit_wire, clock)
+        self._rtc = Rtc(rtc_wire, clock)
+        self._hpet = Hpet(self.wire, clock, on_legacy)
+        self.bus.register(layout.PIT_PORT, layout.PIT_PORTS, self._pit)
+        self.bus.register(
+            layout.SYSTEM_CONTROL_PORT, layout.SYSTEM_CONTROL_PORTS, SystemControlPort(self._pit, clock)
+        )
+        self.bus.register(layout.RTC_PORT, layout.RTC_PORTS, self._rtc)
+        self.mmio.register(layout.HPET, layout.HPET_SIZE, self._hpet)
+
+    def _add_disks(self, disks: Sequence[Disk]) -> None:
+        if len(disks) > 2:
+            raise BadInput("--disk", f"{len(disks)} disks, the IDE channel takes two")
+        first, second, *_ = (*disks, None, None)
+        self.ide = IdeChannel(self.wire(layout.IRQ_IDE), (first, second))
+        empty = IdeChannel(self.wire(layout.IRQ_IDE2), (None, None), serial=3)
+        self.bus.register(layout.IDE_PORT, layout.IDE_PORTS, self.ide)
+        self.bus.register(layout.IDE_CONTROL_PORT, 1, self.ide.control)
+        self.bus.register(layout.IDE2_PORT, layout.IDE2_PORTS, empty)
+        self.bus.register(layout.IDE2_CONTROL_PORT, 1, empty.control)
+        for number, disk in enumerate(disks):
+            self._rtc.set_disk(number, *disk.geometry)
+
+    def _add_virtio(self, memory: GuestMemory, disk: Disk | None) -> None:
+        self.virtio_console = VirtioConsole(memory, self._print)
+        block = None if disk is None else VirtioBlock(memory, disk)
+        devices: tuple[VirtioDevice | None, ...] = (VirtioRng(memory), self.virtio_console, block)
+        for (gpa, size, irq), device in zip(layout.virtio_slots(), devices, strict=True):
+            slot = VirtioMmio(self.wire(irq), device) if device else EmptySlot()
+            self.mmio.register(gpa, size, slot)
+
+    def _tell_memory_size(self, ram: int) -> None:
+        low, *high = layout.ram_ranges(ram)
+        self._rtc.set_memory(len(low), sum(map(len, high)))
+        self._rtc.set_cell(rtc.EQUIPMENT, 0x06)  # FPU, PS/2 mouse
+        self._rtc.set_boot_order("cad")
+        self.fw_cfg.set(fw_cfg.RAM_SIZE, struct.pack("<Q", ram))
+        for key in (fw_cfg.NB_CPUS, fw_cfg.MAX_CPUS):
+            self.fw_cfg.set(key, struct.pack("<H", 1))
+        # SeaBIOS: let INT 10h and 16h use the serial port, as there is no video BIOS
+        self.fw_cfg.add_file("etc/sercon-port", struct.pack("<Q", layout.COM1_PORT))
+
+    def wire(self, irq: int) -> IrqLine:
+        """The wire of interrupt 0 to 23: to the 8259s below 16, and to the I/O APIC, where ISA's 0 is input 2."""
+        if irq == 2:
+            return NoWire()  # the 8259s are connected by it, and the PIT has its I/O APIC input
+        apic = self._ioapic.line(2 if irq == 0 else irq)
+        return Wires(self._pic.line(irq), apic) if irq < 16 else apic
+
+    def leave_as_bios(self) -> None:
+        """Program interrupt controllers and timer as QEMU's BIOS does before it starts a kernel."""
+        master, slave = layout.PIC_MASTER_PORT, layout.PIC_SLAVE_PORT
+        for port, value in (
+            (master, 0x11), (master + 1, 0x08), (master + 1, 0x04), (master + 1, 0x01), (master + 1, 0xB8),
+            (slave, 0x11), (slave + 1, 0x70), (slave + 1, 0x02), (slave + 1, 0x01), (slave + 1, 0x8E),
+            (layout.PIT_PORT + 3, 0x34), (layout.PIT_PORT, 0), (layout.PIT_PORT, 0),
+        ):  # fmt: skip
+            self.bus.write(port, 1, value)
 
     def listen(self, sink: Callable[[bytes], None]) -> None:
         """Call ``sink`` with what the guest prints from now on."""
@@ -60,7 +212,15 @@ class Platform:
 
     def acknowledge(self) -> int:
         """The CPU accepts an interrupt: its vector."""
-        return self._pic.acknowledge()
+        return self.lapic.acknowledge()
+
+    def read_msr(self, index: int) -> int | None:
+        """A model-specific register that belongs to a device; None when there is none."""
+        return self.lapic.read_msr(index)
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Whether the register exists and takes the value."""
+        return self.lapic.write_msr(index, value)
 
     def deadline(self) -> int:
         """Virtual time in ns at which a device wants :meth:`tick`; NEVER when none does."""
@@ -80,3 +240,4 @@ class Platform:
         self.console += data
         for sink in tuple(self._sinks):
             sink(data)
+

@@ -89,10 +89,11 @@ def _check_p2m(vm: VirtualMachine) -> tuple[Array, Array]:
 
     def refuse(wrong: Array, what: str) -> None:
         if wrong.any():
-            gfn = int(np.argmax(wrong))
+            gfn = int(described[np.argmax(wrong)])
             raise AuditFailure(vm.name, "P2M", f"gfn {gfn:#x}, entry {int(vm.p2m.entries[gfn]):#x}: {what}")
 
-    entries = vm.p2m.entries
+    described = vm.p2m.known()
+    entries = vm.p2m.entries[described]
     kind = entries >> 4 & 15
     refuse(kind > max(PageType), "no such page type")
     refuse(entries & 0xF08 != 0, "unknown bits")
@@ -100,8 +101,7 @@ def _check_p2m(vm: VirtualMachine) -> tuple[Array, Array]:
     refuse(~resident & (entries & 7 != 0), "rights on a page that is not resident")
     refuse(~resident & (entries >> PAGE_SHIFT != 0), "a frame behind a page that is not resident")
     refuse(resident & ((entries < 0) | (entries >> PAGE_SHIFT >= vm.machine.memory.frames)), "no such frame")
-    gfns = np.flatnonzero(resident)
-    return gfns, entries[gfns] >> PAGE_SHIFT
+    return described[resident], entries[resident] >> PAGE_SHIFT
 
 
 def _check_m2p(vm: VirtualMachine, state: Array, owner: Array, gfns: Array, mfns: Array) -> None:
@@ -134,7 +134,8 @@ def _check_m2p(vm: VirtualMachine, state: Array, owner: Array, gfns: Array, mfns
 
 def _check_keepers(vm: VirtualMachine) -> None:
     """Some policy keeps the contents of every evicted page, and of no other."""
-    evicted = set(np.flatnonzero(vm.p2m.entries >> 4 & 15 == PageType.EVICTED).tolist())
+    described = vm.p2m.known()
+    evicted = set(described[vm.p2m.entries[described] >> 4 & 15 == PageType.EVICTED].tolist())
     kept = vm.dmm.kept_gfns()
     if evicted != kept:
         gfn = min(evicted ^ kept)

@@ -33,5 +33,6 @@ class StaticMapping(DemandPaging):
 
     def attach(self, dmm) -> None:  # type: ignore[no-untyped-def]
         super().attach(dmm)
-        for gfn in range(len(dmm.p2m)):
-            dmm.populate(gfn)
+        for gfns in dmm.p2m.memory:
+            for gfn in gfns:
+                dmm.populate(gfn)

@@ -15,7 +15,7 @@ import numpy as np
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.m2p import M2P
-from emu.dmm.p2m import ALL_RIGHTS, P2M, Intent, PageType
+from emu.dmm.p2m import ALL_RIGHTS, NO_MEMORY, P2M, Intent, PageType
 from emu.dmm.policy import ZERO_PAGE, Policy, PolicyFault
 from emu.dmm.pool import Pool
 from emu.errors import EmuError
@@ -311,6 +311,23 @@ class DMM:
         self.log.record(events.PoolResize, before, self.pool.size)
         self._changed()
 
+    # --- what stands behind a gfn beside memory ---
+
+    def is_memory(self, gfn: int) -> bool:
+        """Whether ``gfn`` has contents, resident or not."""
+        return 0 <= gfn < len(self.p2m) and self.p2m.type(gfn) not in NO_MEMORY
+
+    def set_mmio(self, gfns: range, mapped: bool = True) -> None:
+        """Let every access to ``gfns``, which must be holes, reach the devices; or make them holes again.
+
+        Raises:
+            ValueError: one of them is something else.
+        """
+        for gfn in gfns:
+            self.p2m.set(gfn, PageType.MMIO if mapped else PageType.HOLE)
+        self.paging.forget_translations()
+        self._changed()
+
     # --- contents, for devices and tools ---
 
     def read(self, gpa: int, size: int) -> bytes:
@@ -319,7 +336,7 @@ class DMM:
         while size > 0:
             gfn, offset = divmod(gpa, PAGE_SIZE)
             length = min(size, PAGE_SIZE - offset)
-            mfn = self.populate(gfn) if 0 <= gfn < len(self.p2m) else self.memory.void_mfn
+            mfn = self.populate(gfn) if self.is_memory(gfn) else self.memory.void_mfn
             pieces.append(self.memory.pages[mfn, offset : offset + length].tobytes())
             gpa, size = gpa + length, size - length
         return b"".join(pieces)
@@ -330,7 +347,7 @@ class DMM:
         while done < len(data):
             gfn, offset = divmod(gpa + done, PAGE_SIZE)
             length = min(len(data) - done, PAGE_SIZE - offset)
-            if 0 <= gfn < len(self.p2m):
+            if self.is_memory(gfn):
                 self._check_not_asking(gfn)
                 mfn = self.populate(gfn)
                 if not self.p2m.grants(gfn, Intent.WRITE):
@@ -352,8 +369,8 @@ class DMM:
     # --- checks ---
 
     def _check(self, gfn: int) -> None:
-        if not 0 <= gfn < len(self.p2m):
-            raise ValueError(f"gfn {gfn:#x} is beyond the {len(self.p2m):#x} pages of {self.vm}")
+        if not self.is_memory(gfn):
+            raise ValueError(f"gfn {gfn:#x} is no memory of {self.vm}")
 
     def _check_not_asking(self, gfn: int) -> None:
         if gfn in self._asking:

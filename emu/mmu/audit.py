@@ -20,7 +20,7 @@ from emu.errors import EmuError
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
 from emu.mmu.shadow import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
-from emu.mmu.walk import MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE
+from emu.mmu.walk import HOLE, MMIO, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE
 from emu.ram import FRAME_TABLE
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 
 _RIGHT_READ, _RIGHT_WRITE, _RIGHT_EXECUTE = 1, 2, 4  # Intent
 _RESIDENT = 2  # PageType.RAM
+_NO_MEMORY = (HOLE, MMIO)
 _FORMATS = {MODE_NONE: (), MODE_32: (FORMAT_32, FORMAT_ROOT_32), MODE_PAE: (FORMAT_64,), MODE_4LEVEL: (FORMAT_64,)}
 _MARKS = pte.LARGE | pte.HUGE
 _KNOWN = pte.FRAME | pte.P | pte.W | pte.U | pte.A | pte.D | pte.TRAP | _MARKS | pte.NX  # bits of a shadow entry
@@ -215,10 +216,11 @@ def _present_entries(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> 
 
 
 def _p2m_entries(vm: VirtualMachine, gfns: Array) -> Array:
-    """The P2M entries of ``gfns``; beyond the P2M the void frame stands behind all of them, with all rights."""
+    """The P2M entries of ``gfns``; the void frame, with all rights, stands behind those without memory."""
     hole = vm.machine.memory.void_mfn << 12 | _RESIDENT << 4 | _RIGHT_READ | _RIGHT_WRITE | _RIGHT_EXECUTE
     inside = gfns < len(vm.p2m)
-    return np.where(inside, vm.p2m.entries[np.where(inside, gfns, 0)], hole)
+    entries = vm.p2m.entries[np.where(inside, gfns, 0)]
+    return np.where(inside & ~np.isin(entries >> 4 & 15, _NO_MEMORY), entries, hole)
 
 
 def _check_rmap(paging: ShadowPaging, entries: _Entries) -> None:
@@ -329,7 +331,8 @@ def _target_gfns(entries: _Entries, guest: Array, large: Array) -> Array:
     target = np.where(form == FORMAT_ROOT_32, entries.gfn, target)
     target = np.where(large & (form == FORMAT_64), wide_frame & -span, target)
     big = ((guest & 0xFFC0_0000) | (guest & pte.PDE32_HIGH) << 19) >> 12
-    return np.where(large & (form == FORMAT_32), big + (index & 1) * 512, target)
+    target = np.where(large & (form == FORMAT_32), big + (index & 1) * 512, target)
+    return np.where(entries.level == 1, target & (int(entries.vm.native.a20_mask) >> 12), target)
 
 
 def _check_leaves(leaves: _Entries, guest: Array, gfn: Array) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu import cpustate, events
-from emu.addr import NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
+from emu.addr import MMIO_BASE, NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
 from emu.alone import REFUSED, REFUSED_FETCH, refuses
 from emu.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
 from emu.engine import (
@@ -42,6 +42,8 @@ from emu.mmu.walk import (
     READ,
     WRITE,
     is_canonical,
+    is_mmio,
+    p2m_entry,
     paging_mode,
     permitted,
     walk,
@@ -112,9 +114,8 @@ def _runs_from(vm_at, mfn, user):
     """1 when the running block lies in frame ``mfn``, at least in part; changes the results of the last walk."""
     vm = state_at(vm_at)
     for gva in (vm.block_gva, vm.block_gva + vm.block_size - 1):
-        if walk(vm, gva, FETCH, user != 0) == OK and vm.walk_gpa >> 12 < vm.p2m_size:
-            if load64(vm.p2m_at + (vm.walk_gpa >> 12) * 8) >> 12 == mfn:
-                return 1
+        if walk(vm, gva, FETCH, user != 0) == OK and p2m_entry(vm, vm.walk_gpa >> 12) >> 12 == mfn:
+            return 1
     return 0
 
 
@@ -184,6 +185,13 @@ def _note_large_page(vm: Any, gva: int, level: int) -> None:
     note_large_page(vm, gva & -(1 << shift), shift)
 
 
+@inlined
+def _grant_mmio(vm: Any, entry_at: int, gfn: int, writable: bool) -> None:
+    """Let the accesses through a TLB entry reach the devices; such pages have no shadow entries."""
+    store64(entry_at, MMIO_BASE + (gfn << 12))
+    store32(entry_at + 8, PROT_READ | (PROT_WRITE if writable and vm.walk_dirty != 0 else 0))
+
+
 @outlined("qqqqqq")
 def miss(vm_at, gva, access, user, entry_at):
     """Answer a TLB miss; see :mod:`emu.mmu.walk` for the results."""
@@ -216,21 +224,21 @@ def miss(vm_at, gva, access, user, entry_at):
     if status != OK:
         return status
     gfn = vm.walk_gpa >> 12
-    if gfn < vm.p2m_size:
-        entry = load64(vm.p2m_at + gfn * 8)
-        right = 1 << access
-        if not entry & right:
-            vm.need_gfn = gfn
-            vm.need_intent = right
-            return NEED
-    else:
-        entry = vm.void_mfn << 12 | 7
+    entry = p2m_entry(vm, gfn)
+    right = 1 << access
+    if not entry & right:
+        vm.need_gfn = gfn
+        vm.need_intent = right
+        return NEED
     if vm.walk_level > 1:
         _note_large_page(vm, gva, vm.walk_level)
+    user_page, nx = vm.walk_user, vm.walk_nx
+    if is_mmio(vm, gfn) and access != FETCH:
+        _grant_mmio(vm, entry_at, gfn, permitted(vm, WRITE, user, vm.walk_writable, user_page, nx))
+        return OK
     if not vm.nested:
         shadow.fill(vm.at, gva, entry)
     mfn = entry >> 12
-    user_page, nx = vm.walk_user, vm.walk_nx
     writable = vm.walk_dirty != 0 and entry & 2 != 0 and permitted(vm, WRITE, user, vm.walk_writable, user_page, nx)
     trapped = load8(vm.frame_flags_at + mfn) & FRAME_TABLE != 0
     executable = entry & 4 != 0 and permitted(vm, FETCH, user, 0, user_page, nx)

@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from emu import engine
 from emu.addr import NO_FRAME
 from emu.dmm.rmap import Rmap
-from emu.engine import flush_tlb
 from emu.mmu import shadow
 from emu.mmu.fill import drop_frame_code
 from emu.native import address_of, compiled
-from emu.ram import FRAME_CODE, MachineMemory
+from emu.ram import FRAME_CODE, FRAME_TABLE, MachineMemory
 from emu.state import state_at
 
 
 @compiled
-def _flush_tlb(vm_at: int) -> None:
-    flush_tlb(state_at(vm_at))
+def flush_tlb(vm_at: int) -> None:
+    """Drop every TLB entry of a VM's engine."""
+    engine.flush_tlb(state_at(vm_at))
 
 
 @compiled
@@ -47,16 +48,19 @@ class Paging:
     def forget(self, gfn: int, mfn: int) -> None:
         """``mfn`` is about to be taken from behind ``gfn``: nothing may lead to it any more."""
         self._forget_code(mfn)
-        _flush_tlb(self._vm_at)
+        flush_tlb(self._vm_at)
 
     def restrict(self, gfn: int, mfn: int) -> None:
         """Rights on ``gfn`` are about to be withdrawn: what was granted must be asked for again."""
-        _flush_tlb(self._vm_at)
+        flush_tlb(self._vm_at)
 
     def rewritten(self, gfn: int, mfn: int) -> None:
         """The contents of ``gfn`` were changed from outside the guest."""
         self._forget_code(mfn)
-        _flush_tlb(self._vm_at)
+
+    def forget_translations(self) -> None:
+        """What stands behind gfns without frames has changed."""
+        flush_tlb(self._vm_at)
 
     def close(self) -> None:
         """Give back what the architecture owns."""
@@ -107,8 +111,14 @@ class ShadowPaging(Paging):
         super().restrict(gfn, mfn)
 
     def rewritten(self, gfn: int, mfn: int) -> None:
-        shadow.forget_gfn(self._vm_at, gfn, mfn)
+        if self._memory.flags[mfn] & FRAME_TABLE:
+            shadow.forget_gfn(self._vm_at, gfn, mfn)
+            flush_tlb(self._vm_at)
         super().rewritten(gfn, mfn)
+
+    def forget_translations(self) -> None:
+        shadow.forget_everything(self._vm_at)
+        super().forget_translations()
 
     def close(self) -> None:
         self._memory.give_back(range(self.first + self.tables - 1, self.first - 1, -1))

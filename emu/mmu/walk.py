@@ -41,7 +41,8 @@ READ, WRITE, FETCH = 0, 1, 2  # access
 # what a walk or a TLB miss comes to
 OK, FAULT, NEED, NON_CANONICAL = 0, 1, 2, 3
 
-_P2M_RIGHT_READ, _P2M_RIGHT_WRITE = 1, 2  # Intent.READ, Intent.WRITE
+_P2M_RIGHT_READ, _P2M_RIGHT_WRITE, ALL_RIGHTS = 1, 2, 7  # Intent.READ, Intent.WRITE, every right
+HOLE, RAM, MMIO = 0, 2, 5  # PageType
 _ROOT_PAE = 0xFFFF_FFE0  # CR3 bits that locate the page-directory-pointer table
 _ROOT_32 = 0xFFFF_F000
 
@@ -66,16 +67,30 @@ def is_canonical(gva: int) -> bool:
 
 
 @inlined
+def p2m_entry(vm: Any, gfn: int) -> int:
+    """The P2M entry of ``gfn``; where there is no memory, one that grants everything on the void frame."""
+    entry = load64(vm.p2m_at + gfn * 8) if gfn < vm.p2m_size else 0
+    kind = entry >> 4 & 15
+    if kind == HOLE or kind == MMIO:
+        return vm.void_mfn << 12 | ALL_RIGHTS
+    return entry
+
+
+@inlined
+def is_mmio(vm: Any, gfn: int) -> bool:
+    """Whether accesses to ``gfn`` go to devices."""
+    return gfn < vm.p2m_size and load64(vm.p2m_at + gfn * 8) >> 4 & 15 == MMIO
+
+
+@inlined
 def host_address(vm: Any, gpa: int, right: int) -> int:
     """The host address of ``gpa``, or 0 with ``need_gfn`` and ``need_intent`` set when the DMM must be asked first.
 
-    A gpa beyond the P2M reads as all ones.
+    A gpa without memory reads as all ones.
     """
-    gfn = gpa >> 12
-    if gfn >= vm.p2m_size:
-        return vm.ram_at + (vm.void_mfn << 12) + (gpa & PAGE_MASK)
-    entry = load64(vm.p2m_at + gfn * 8)
+    entry = p2m_entry(vm, gpa >> 12)
     if not entry & right:
+        gfn = gpa >> 12
         vm.need_gfn = gfn
         vm.need_intent = right
         return 0
@@ -153,8 +168,8 @@ def set_bits(vm: Any, gpa: int, entry: int, wide: bool, bits: int) -> int:
     host = host_address(vm, gpa, _P2M_RIGHT_WRITE)
     if host == 0:
         return 0
-    if gpa >> 12 < vm.p2m_size:
-        mfn = (host - vm.ram_at) >> 12
+    mfn = (host - vm.ram_at) >> 12
+    if mfn != vm.void_mfn:
         if load8(vm.frame_flags_at + mfn) & FRAME_CODE:
             vm.marked_code = mfn + 1
         if wide:
@@ -169,7 +184,7 @@ def _walk(vm_at, gva, access, user):
     vm = state_at(vm_at)
     mode = vm.mode
     if mode == MODE_NONE:
-        vm.walk_gpa = gva
+        vm.walk_gpa = gva & vm.a20_mask
         vm.walk_writable = 1
         vm.walk_user = 1
         vm.walk_nx = 0
@@ -248,7 +263,7 @@ def _walk(vm_at, gva, access, user):
         frame = (entry & 0xFFC0_0000) | (entry & pte.PDE32_HIGH) << 19
     else:
         frame = entry & _ROOT_32
-    vm.walk_gpa = frame | offset
+    vm.walk_gpa = (frame | offset) & vm.a20_mask  # tables are read as if A20 were high
     vm.walk_writable = writable
     vm.walk_user = user_page
     vm.walk_nx = nx

@@ -61,10 +61,10 @@ def test_a_name_of_firmware_goes_before_a_file(tmp_path: Path, monkeypatch: pyte
 def test_kinds(tmp_path: Path, name: str, data: bytes, kind: Kind) -> None:
     found = detect(file(tmp_path, name, data))
     assert found.kind is kind
-    if kind in (Kind.FLAT, Kind.SOURCE, Kind.BOOT_SECTOR):
+    if kind in (Kind.FLAT, Kind.SOURCE, Kind.BOOT_SECTOR, Kind.DISK):
         assert make_guest(found, RAM).image.end > 0
     else:
-        with pytest.raises(BadInput, match="cannot boot those yet"):
+        with pytest.raises(BadInput):  # none of them is whole
             make_guest(found, RAM)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,23 @@ def test_commands() -> None:
     assert "protect" in (run("h") or "") and "table-write" in (run("?") or "")
     assert run("# a comment") == run("h")
     assert run("q") is None
+
+
+def test_no_event_between_two_stops_is_hidden() -> None:
+    commands = Commands(stepper())
+    numbers: list[int] = []
+    for line in ["e", "protect 8 r-", "e dmm-fault", "remap 8", "i 30", "e", "e exception"] + ["e"] * 20:
+        answer = commands.execute(line) or ""
+        on_the_way = re.search(r"^on the way: (.*)", answer, re.MULTILINE)
+        skipped = sum(int(part.split()[0]) for part in on_the_way[1].split(", ")) if on_the_way else 0
+        shown = [int(number) for number in re.findall(r"^#(\d+) at", answer, re.MULTILINE)]
+        assert shown == list(range(len(numbers) + skipped, len(numbers) + skipped + len(shown)))
+        numbers += range(len(numbers), len(numbers) + skipped + len(shown))
+    assert len(numbers) > 50
+
+
+def test_help_says_that_rights_come_back() -> None:
+    assert "`demand` and `static` grant" in (Commands(stepper("hello")).execute("help") or "")
 
 
 def test_the_crash_report_follows_a_crash() -> None:

@@ -98,7 +98,7 @@ class Stub:
             rights = _P if self.mode.name == "pae" and above == self.tables[0] else _BRANCH
             image.add(above * PAGE_SIZE, (below * PAGE_SIZE | rights).to_bytes(self.mode.entry, "little"))
         if self.tables:
-            for gfn in range(len(self.vm.p2m)):
+            for gfn in range(self.vm.ram // PAGE_SIZE):
                 for page in (gfn, ALIASES + gfn):
                     image.add(self.entry_gpa(page), self.leaf(gfn).to_bytes(self.mode.entry, "little"))
         return image

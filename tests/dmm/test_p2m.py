@@ -5,9 +5,11 @@ from itertools import product
 import pytest
 
 from emu.addr import NO_FRAME
-from emu.dmm.p2m import ALL_RIGHTS, LEGAL, P2M, RESIDENT, Intent, PageType
+from emu.dmm.p2m import ALL_RIGHTS, LEGAL, NO_MEMORY, P2M, RESIDENT, Intent, PageType
 
 PATHS = {
+    PageType.HOLE: [],
+    PageType.MMIO: [PageType.MMIO],
     PageType.EMPTY: [],
     PageType.IMAGE: [PageType.IMAGE],
     PageType.RAM: [PageType.RAM],
@@ -29,7 +31,7 @@ def test_every_page_is_empty_at_first() -> None:
 
 @pytest.mark.parametrize(("before", "after"), list(product(PageType, PageType)))
 def test_transitions(before: PageType, after: PageType) -> None:
-    p2m = P2M(2)
+    p2m = P2M(2, [] if before in NO_MEMORY else None)
     for step in PATHS[before]:
         put(p2m, 1, step)
     assert p2m.type(1) == before
@@ -40,7 +42,7 @@ def test_transitions(before: PageType, after: PageType) -> None:
         with pytest.raises(ValueError, match=f"{before.name} cannot become {after.name}"):
             put(p2m, 1, after)
         assert p2m.type(1) == before
-    assert p2m.type(0) == PageType.EMPTY
+    assert p2m.type(0) == (PageType.HOLE if before in NO_MEMORY else PageType.EMPTY)
 
 
 @pytest.mark.parametrize("bits", range(8))

@@ -59,7 +59,7 @@ def memory_digest(guest: GuestUnderTest) -> str:
     vm = guest.vm
     assert vm.guest is not None
     digest = hashlib.sha256()
-    for gfn in range(len(vm.p2m)):
+    for gfn in range(vm.ram >> 12):
         kind = vm.p2m.type(gfn)
         if kind == PageType.RAM:
             digest.update(vm.machine.memory.pages[vm.p2m.mfn(gfn)].tobytes())

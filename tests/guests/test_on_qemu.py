@@ -111,7 +111,8 @@ def test_memory_with_parameters(given: dict[str, int], ram_mib: int, pages: int)
 
 
 def test_memory_refuses_more_pages_than_ram() -> None:
-    assert run("memory", "pages=4000") == QemuRun("FAILED: check 2\n", 5)
+    message = "memory: pages=4000: RAM and address space have room for 3836 (more with a larger --ram)\n"
+    assert run("memory", "pages=4000") == QemuRun(message, 5)
 
 
 def test_tasks_with_many_switches() -> None:

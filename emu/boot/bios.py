@@ -1,0 +1,113 @@
+"""Starting as a PC does: the CPU at its reset vector, in a ROM.
+
+Our own BIOS is ``firmware/bios``, assembled when it is needed: 64 KiB below 1 MiB.  It learns the memory map from a
+table in it, as it has no other way to know what is above 4 GiB.  Any other ROM lies at the top of the first 4 GiB,
+where 32-bit CPUs begin, and the last 128 KiB of it also below 1 MiB, where the rest of a PC expects them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from emu import layout
+from emu.assembler import Image, assemble_image
+from emu.boot.e820 import memory_map
+from emu.boot.flat import CODE_16
+from emu.boot.guest import Guest
+from emu.boot.image import BytesSource, FileSource, GuestImage, Source
+from emu.cpustate import CpuState
+from emu.errors import BadInput
+from emu.firmware import firmware_directory
+
+ROM_SIZE = 0x1_0000  # bytes of our BIOS; the size of any ROM is a multiple of it
+MAX_ROM = 16 << 20  # bytes, up to which there are no device registers below 4 GiB
+LOW_ROM = 0x2_0000  # bytes of a ROM that lie below 1 MiB, too
+RESET_SELECTOR = 0xF000  # CS after reset; its base is not 16 times that, but:
+RESET_BASE = 0xFFFF_0000
+RESET_IP = 0xFFF0
+RESET_VECTOR = 16  # bytes from there to the end of the ROM
+MAX_RANGES = 64  # of a memory map in our BIOS
+
+
+def bios_guest(name: str, ram: int) -> Guest:
+    """A guest that boots from the first disk of the machine, through our BIOS.
+
+    Args:
+        name: for people.
+        ram: bytes of guest memory, for the memory map.
+    """
+    image = GuestImage()
+    image.add(layout.BIOS_AREA, bios_rom(ram))
+    return Guest(name, "disk, by the built-in BIOS", image, _at_reset(layout.BIOS_AREA))
+
+
+def bios_rom(ram: int) -> bytes:
+    """The ROM of our BIOS for a machine with ``ram`` bytes of memory: ROM_SIZE bytes, to be placed at 0xF0000."""
+    image = _assembled()
+    entries = memory_map(ram)
+    if len(entries) > MAX_RANGES:
+        raise ValueError(f"a memory map of {len(entries)} ranges")
+    rom = bytearray(image.data)
+    struct.pack_into("<H", rom, image.symbols["memory_map_count"], len(entries))
+    packed = b"".join(entry.pack() for entry in entries)
+    at = image.symbols["memory_map"]
+    rom[at : at + len(packed)] = packed
+    return bytes(rom)
+
+
+@cache
+def _assembled() -> Image:
+    image = assemble_image(firmware_directory() / "bios" / "bios.s", load=0)  # labels are offsets in segment F000
+    if len(image.data) != ROM_SIZE:
+        raise ValueError(f"the BIOS is {len(image.data):#x} bytes long")
+    return image
+
+
+def rom_guest(path: Path, ram: int) -> Guest:
+    """A guest that starts in the ROM image ``path``, as after the reset of a CPU since the 386.
+
+    Args:
+        ram: bytes of guest memory; ROMs ask the machine's devices for it.
+
+    Raises:
+        BadInput: there is no such file, it cannot be read, or it is no ROM: its size is not a multiple of 64 KiB, or
+            there is nothing at the reset vector.
+    """
+    source = _open_rom(path)
+    size = len(source)
+    image = GuestImage()
+    image.add(layout.HIGH_RAM - size, source)
+    low = min(size, LOW_ROM)
+    image.add(layout.EXTENDED_MEMORY - low, BytesSource(source.read(size - low, low)))
+    return Guest(path.name, "ROM image", image, _at_reset(RESET_BASE))
+
+
+def _open_rom(path: Path) -> Source:
+    name = str(path)
+    try:
+        if path.is_dir():
+            raise BadInput(name, "this is a directory, not a ROM image")
+        if path.exists() and not path.is_file():
+            raise BadInput(name, "this is no regular file")
+        size = path.stat().st_size
+        source = FileSource(path, 0, size)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise BadInput(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not size or size % ROM_SIZE:
+        raise BadInput(name, f"{size} bytes, but the size of a ROM image is a multiple of 64K")
+    if size > MAX_ROM:
+        raise BadInput(name, f"{size} bytes, but a ROM image has at most {MAX_ROM >> 20}M")
+    if source.read(size - RESET_VECTOR, 1) in (b"\x00", b"\xff"):  # no jump; erased or filled up
+        raise BadInput(name, "there is no code at the reset vector, 16 bytes before its end")
+    return source
+
+
+def _at_reset(base: int) -> Callable[[CpuState], None]:
+    def start(cpu: CpuState) -> None:
+        cpu.cs.set(RESET_SELECTOR, base, 0xFFFF, CODE_16)
+        cpu.rip = RESET_IP
+
+    return start

@@ -1,0 +1,38 @@
+"""Port 0x80: the progress codes of a power-on self test. Source: IBM PC/AT Technical Reference.
+
+A firmware writes a number here before each step of its work; a card with two digits shows where it stopped. Kernels
+write to the port as well, only because that takes about a microsecond on an ISA bus (Linux' io_delay), and always the
+same number: a repeated code is kept once.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from emu.devices.device import Device
+
+KEPT = 256  # codes that are remembered; the oldest goes first
+NOTHING_YET = 0xFF  # what the port reads before the first write
+
+
+class PostCodes(Device):
+    """The card in the slot.
+
+    Attributes:
+        codes: what was written, oldest first, without immediate repetitions; the last KEPT of them.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ("codes",)
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+
+    def read(self, offset: int, size: int) -> int:
+        return self.codes[-1] if self.codes else NOTHING_YET
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        if self.codes and self.codes[-1] == value:
+            return
+        self.codes.append(value)
+        if len(self.codes) > KEPT:
+            del self.codes[0]

@@ -1,0 +1,138 @@
+"""The virtio memory balloon. Source: VIRTIO 1.1, section 5.5; free page reporting: VIRTIO 1.2, 5.5.6.8.
+
+Queues, in this order, the last two only if the driver accepted their features:
+    inflate    u32 gfns that the guest does not need any more
+    deflate    u32 gfns that it wants back; it tells so before it touches them
+    statistics one buffer of (u16 tag, u64 value), which the device gives back when it wants newer ones
+    reporting  buffers that are free memory: their contents do not matter until the guest uses them again
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+
+from emu.addr import PAGE_SIZE
+from emu.devices.device import GuestMemory
+from emu.devices.virtio import CONFIG_INTERRUPT, Chain, VirtioDevice
+
+F_MUST_TELL_HOST = 1 << 0  # deflate is told before pages are used
+F_STATS = 1 << 1  # statistics queue
+F_REPORTING = 1 << 5  # reporting queue
+
+INFLATE, DEFLATE, STATISTICS, REPORTING = range(4)
+STATISTIC = struct.Struct("<HQ")
+ACTUAL = 4  # offset in the configuration: pages in the balloon, written by the driver
+
+
+class VirtioBalloon(VirtioDevice):
+    """The balloon. Only told what the guest says: gfns may be of no memory, and may come twice.
+
+    Args:
+        memory: the guest's memory.
+        inflate: gets gfns whose contents the guest gave up.
+        deflate: gets gfns that the guest is about to use again.
+        report: gets ranges (first gfn, count) of free pages.
+
+    Attributes:
+        actual: pages in the balloon, as the driver says.
+    """
+
+    DEVICE_ID: ClassVar[int] = 5
+    FEATURES: ClassVar[int] = F_MUST_TELL_HOST | F_STATS | F_REPORTING
+    QUEUES: ClassVar[tuple[int, ...]] = (128, 128, 128, 128)
+    STATE: ClassVar[tuple[str, ...]] = ("wanted", "actual", "held", "tags", "values")
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        inflate: Callable[[list[int]], None],
+        deflate: Callable[[list[int]], None],
+        report: Callable[[list[tuple[int, int]]], None],
+    ) -> None:
+        super().__init__(memory)
+        self._inflate = inflate
+        self._deflate = deflate
+        self._report = report
+        self.wanted = 0
+        self.actual = 0
+        self.held: int | None = None  # the chain of the statistics buffer
+        self.tags: list[int] = []
+        self.values: list[int] = []
+        self._asked = False  # only within `ask_for_statistics`
+
+    @property
+    def target(self) -> int:
+        """Pages that the guest is asked to have in the balloon."""
+        return self.wanted
+
+    @target.setter
+    def target(self, pages: int) -> None:
+        self.wanted = pages
+        if self.live:
+            self.on_signal(CONFIG_INTERRUPT)
+
+    @property
+    def statistics(self) -> dict[int, int]:
+        """The last statistics by tag: 0 and 1 swapped in and out, 4 free, 5 total, 6 available, all in bytes, …"""
+        return dict(zip(self.tags, self.values, strict=True))
+
+    def ask_for_statistics(self) -> None:
+        """Have the guest send new statistics; nothing happens when it has not sent the last ones yet."""
+        if self.held is not None:
+            self._asked = True
+            self.notify(STATISTICS)
+            self._asked = False
+
+    def process(self, index: int) -> bool:
+        return self._take_statistics() if self._role(index) == STATISTICS else super().process(index)
+
+    def handle(self, index: int, chain: Chain) -> int:
+        role = self._role(index)
+        if role == REPORTING:
+            ends = [(-(-gpa // PAGE_SIZE), (gpa + size) // PAGE_SIZE) for gpa, size in chain.writable]
+            self._report([(first, end - first) for first, end in ends if first < end])
+        elif role is not None:
+            data = self.memory.gather(chain.readable)
+            gfns: list[int] = np.frombuffer(data, "<u4", len(data) // 4).tolist()
+            (self._inflate if role == INFLATE else self._deflate)(gfns)
+        return 0
+
+    def config(self) -> bytes:
+        return struct.pack("<II", self.wanted, self.actual)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        if offset == ACTUAL and len(data) == 4:
+            self.actual = int.from_bytes(data, "little")
+
+    def reset(self) -> None:
+        self.actual = 0
+        self.held = None
+        self.tags, self.values = [], []
+
+    def _role(self, index: int) -> int | None:
+        """What a queue is for: queues of features that the driver did not accept leave no gap."""
+        roles = [INFLATE, DEFLATE]
+        roles += [STATISTICS] * bool(self.driver_features & F_STATS)
+        roles += [REPORTING] * bool(self.driver_features & F_REPORTING)
+        return roles[index] if index < len(roles) else None
+
+    def _take_statistics(self) -> bool:
+        used = False
+        for chain in self.chains(STATISTICS):
+            used |= self._give_back()  # a driver has but one buffer
+            self.held = chain.head
+            data = self.memory.gather(chain.readable)
+            found = list(STATISTIC.iter_unpack(data[: len(data) // STATISTIC.size * STATISTIC.size]))
+            self.tags, self.values = [tag for tag, _ in found], [value for _, value in found]
+        return (self._asked and self._give_back()) or used
+
+    def _give_back(self) -> bool:
+        if self.held is None:
+            return False
+        self.queues[STATISTICS].push(self.held, 0)
+        self.held = None
+        return True
