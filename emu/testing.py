@@ -84,18 +84,17 @@ class GuestUnderTest:
 
     Attributes:
         vm: the VM, for everything that is not here (:class:`emu.vm.VirtualMachine`).
-        events: what was collected so far, oldest first.
         outcome: how the last run ended; None before the first.
     """
 
     def __init__(self, vm: VirtualMachine, kinds: Iterable[type[Event]] = ()) -> None:
         self.vm = vm
-        self.events: list[Event] = []
         self.outcome: Outcome | None = None
         self._waited = 0  # console bytes that wait_for has consumed
-        kinds = tuple(kinds)
-        if kinds:
-            vm.events.listen(self.events.append, kinds)
+        self._kinds = tuple(kinds)
+        self._events: list[Event] = []
+        if self._kinds:
+            vm.events.listen(self._events.append, self._kinds)
 
     @property
     def console(self) -> str:
@@ -112,10 +111,32 @@ class GuestUnderTest:
         """The exit status that ``emu run`` would have now; None before the guest has run."""
         return None if self.outcome is None else self.outcome.status
 
+    @property
+    def events(self) -> list[Event]:
+        """The collected events so far, oldest first.
+
+        Raises:
+            BadInput: the guest was booted without ``events``, so there are none, whatever happens.
+        """
+        if not self._kinds:
+            raise BadInput("events", "none are collected: boot the guest with events=True, or with the kinds you want")
+        return self._events
+
     def events_of(self, *kinds: type[Event] | str) -> list[Event]:
-        """The collected events of these kinds: classes of :mod:`emu.events`, or names like "page-fault"."""
+        """The collected events of these kinds: classes of :mod:`emu.events`, or names like "page-fault".
+
+        Raises:
+            BadInput: there is no such kind, or the guest was booted without collecting it.
+        """
         wanted = tuple(_kind(kind) for kind in kinds)
-        return [event for event in self.events if isinstance(event, wanted)]
+        if not wanted:
+            raise BadInput("events_of", f"expected kinds of events; there are {', '.join(BY_NAME)}")
+        events = self.events
+        missing = [kind.NAME for kind in wanted if not issubclass(kind, self._kinds)]
+        if missing:
+            collected = ", ".join(kind.NAME for kind in self._kinds)
+            raise BadInput("events_of", f"{', '.join(missing)}: not collected; the guest was booted for {collected}")
+        return [event for event in events if isinstance(event, wanted)]
 
     def send(self, data: bytes | str) -> None:
         """Put bytes in at the serial port, one character time after the other."""

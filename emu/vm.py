@@ -42,6 +42,7 @@ FIRST_SLICE_NS, LONGEST_SLICE_NS, SHORTEST_SLICE_NS = 500_000, 50_000_000, 20_00
 SLICE_SECONDS = 0.05
 _REASONS = tuple(Reason)
 NMI_VECTOR = 2
+TSC_DEADLINE = 0x6E0  # IA32_TSC_DEADLINE
 A20 = 1 << 20  # address line 20, which a PC can hold low
 MOST_WAITS = 10_000  # for the DMM without a single instruction in between
 
@@ -463,13 +464,18 @@ class VirtualMachine:
         value = self.platform.read_msr(index)
         if value is None:
             return 1
+        if index == TSC_DEADLINE and value:
+            value += self.native.tsc_offset
         self.native.msr_value = value if value < 1 << 63 else value - (1 << 64)
         self._after_device_access()
         return 0
 
     def _store_msr(self, index: int, value: int, _: int) -> int:
         """1 when the register does not exist or does not take the value."""
-        accepted = self.platform.write_msr(index, value & ((1 << 64) - 1))
+        value &= (1 << 64) - 1
+        if index == TSC_DEADLINE and value:  # the device knows virtual time
+            value = max(value - self.native.tsc_offset, 1)
+        accepted = self.platform.write_msr(index, value)
         lapic = self.platform.lapic
         self.native.apic_enabled = int(lapic.enabled)
         if (lapic.mapped is not None) != self._apic_mapped:

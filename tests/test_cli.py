@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from emu.cli import COMMANDS, main
+from emu.commands import host
+from emu.commands.arguments import input_files
 
 Capture = pytest.CaptureFixture[str]
 
-SLOW_START = "emu: compiling the native plane; this takes a while once, and later starts take a second\n"
+SLOW_START = f"emu: {host.COMPILING_ONCE}\n"
 
 LOOP = ".code16\n mov al, 0x21\n out 0xE9, al\nhere:\n jmp here\n"
 HALT = ".code16\n cli\n hlt\n"
@@ -174,6 +179,57 @@ def test_an_input_is_never_overwritten(tmp_path: Path, capsys: Capture) -> None:
     assert Path(guest).read_text() == HALT
 
 
+@pytest.mark.parametrize("names", [("log", "log"), ("log", "./log"), ("log", "link"), ("-", "-")])
+def test_no_file_is_written_twice(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("log")
+    assert main(["run", "hello", "--events", names[0], "--summary", names[1]]) == 2
+    assert capsys.readouterr().err == f"emu: --summary: {names[1]} is written by --events already\n"
+
+
+def test_devices_may_be_written_twice() -> None:
+    assert main(["run", "hello", "--events", "/dev/null", "--summary", "/dev/null"]) == 1
+
+
+def test_all_inputs_are_known() -> None:
+    options = argparse.Namespace(guest="kernel", input="keys", initrd="a arguments,b", disk=["c", "d,virtio"], bios="e")
+    assert {"kernel", "keys", "a", "b", "c", "d", "e"} <= set(input_files(options))
+
+
+def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:
+    bad = tmp_path / "bad.s"
+    bad.write_bytes(b"nop\xff\n")
+    assert main(["run", str(bad)]) == 2
+    assert capsys.readouterr().err == f"emu: {bad}: not UTF-8 text: byte 0xff at offset 3\n"
+
+
+@pytest.mark.parametrize("line", [".space 3000000000", ".space 99999999999", ".fill 3000000000, 8, 1", ".space -1"])
+def test_a_source_that_makes_nonsense(tmp_path: Path, capsys: Capture, line: str) -> None:
+    guest = source(tmp_path, f".code16\n{line}\n")
+    assert main(["run", guest]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"emu: {guest}:2: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("append", "message", "value"),
+    [
+        ("pages=zz", "pages=zz: expected a decimal number", 1),
+        ("pages=-1", "pages=-1: expected a decimal number", 1),
+        ("rounds=1 pages=", "pages=: expected a decimal number", 1),
+        ("seed=4294967296", "seed=4294967296: expected a decimal number below 4294967296", 1),
+        ("page=5", "page=5: no such parameter; there are pages, rounds, steps, seed and mode", 1),
+        ("mode=3", "mode=3: expected 0, 1 or 2", 1),
+        ("pages=99999999", "pages=99999999: RAM and address space have room for 3836", 2),
+    ],
+)
+def test_the_memory_guest_says_what_is_wrong(capsys: Capture, append: str, message: str, value: int) -> None:
+    assert main(["run", "memory", "--append", append]) == value << 1 | 1
+    assert capsys.readouterr().out.startswith(f"memory: {message}")
+
+
 # --- bad usage --------------------------------------------------------------------------------------------------
 
 NO_SIZES = ["", "x", "1.5M", "-1", "64 M", "M", "1MM", "0x100000", "٣M"]
@@ -220,6 +276,19 @@ NO_SIZES = ["", "x", "1.5M", "-1", "64 M", "M", "1MM", "0x100000", "٣M"]
         ["run", "/dev/null", "--load", "-1"],
         ["run", "hello", "--input", "no-such-file"],
         ["run", "hello", "--input", "."],
+        ["run", ""],
+        ["run", "hello", "--input", ""],
+        ["run", "hello", "--events", ""],
+        ["run", "hello", "--until", "\udcff"],
+        ["run", "hello", "--append", "\udcff"],
+        ["run", "hello", "--type", "no prompt"],
+        ["run", "hello", "--type", r"a\q@b"],
+        ["run", "hello", "--interactive"],
+        ["image"],
+        ["image", "/dev/null"],
+        ["image", "no-such-file", "-o", "-"],
+        ["image", "/dev/null", "-o", "-"],
+        ["bench", "--json", "/no/such/file"],
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(capsys: Capture, arguments: list[str]) -> None:
@@ -237,6 +306,52 @@ def test_unknown_names_come_with_the_known_ones(capsys: Capture) -> None:
     assert "shadow, nested" in capsys.readouterr().err
     main(["rum"])
     assert ", ".join(COMMANDS) in capsys.readouterr().err
+
+
+# --- typing -----------------------------------------------------------------------------------------------------
+
+
+def test_typing(tmp_path: Path, capsys: Capture) -> None:
+    guest = source(tmp_path, ECHO.replace("next:", "mov al, '>'\n out 0xE9, al\nnext:"))
+    assert main(["run", guest, "--type", r"a\x62\n@>", "--type", r".@b\n", "--max-time", "1"]) == 0x21
+    assert capsys.readouterr().out == ">ab\n."
+
+
+def test_a_prompt_that_never_comes_is_told(capsys: Capture) -> None:
+    assert main(["run", "hello", "--type", r"root\n@login: "]) == 1
+    assert "emu: --type: the console never printed 'login: '\n" in capsys.readouterr().err
+
+
+# --- what a slow start says -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("compilation", "told"),
+    [((0, True), ""), ((3, True), host.COMPILING_ONCE), ((3, False), host.COMPILING_AGAIN)],
+)
+def test_a_slow_start_says_only_what_is_true(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, compilation: tuple[int, bool], told: str
+) -> None:
+    import emu.native
+
+    monkeypatch.setattr(emu.native, "compilation", lambda: compilation)
+    monkeypatch.setattr(host, "SLOW_START_S", 0.01)
+    monkeypatch.setattr(host, "_LOOKS_S", 0.01)
+    with host.explain_slow_start():
+        time.sleep(0.3)
+    assert capsys.readouterr().err == (f"emu: {told}\n" if told else "")
+
+
+def test_what_is_compiled_is_counted(tmp_path: Path) -> None:
+    program = "from emu.native import compilation, compiled\nfrom other import f\nf(1)\nprint(*compilation())"
+    (tmp_path / "other.py").write_text("from emu.native import compiled\n@compiled\ndef f(x):\n    return x + 1\n")
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent.parent}:{tmp_path}"}
+    told = []
+    for cache in (tmp_path / "cache", tmp_path / "cache", "/dev/null"):
+        environment["XDG_CACHE_HOME"] = str(cache)
+        command = [sys.executable, "-c", program]
+        told.append(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120).stdout)
+    assert told == ["1 True\n", "0 True\n", "1 False\n"]
 
 
 # --- faults of emu ----------------------------------------------------------------------------------------------
@@ -265,6 +380,31 @@ def test_guests(capsys: Capture) -> None:
     out = capsys.readouterr().out
     for name, guest in firmware.guests().items():
         assert name in out and guest.summary in out
+
+
+    assert "apt-get download" in out and all(name in out for name in ("busybox-static", "memtest86+", "seabios"))
+
+
+def test_image(tmp_path: Path, capsys: Capture) -> None:
+    busybox, init, output = tmp_path / "busybox", tmp_path / "init", tmp_path / "initrd.gz"
+    busybox.write_bytes(b"\x7fELF, or so")
+    init.write_text("#!/bin/sh\necho my own init\n")
+    assert main(["image", str(busybox), "-o", str(output), "--init", str(init)]) == 0
+    assert b"echo my own init" in gzip.decompress(output.read_bytes())
+    for same in (busybox, init):
+        assert main(["image", str(busybox), "-o", str(same), "--init", str(init)]) == 2
+        assert "would be overwritten" in capsys.readouterr().err
+    init.write_bytes(b"\xff")
+    assert main(["image", str(busybox), "-o", str(output), "--init", str(init)]) == 2
+    assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_benchmarks_keep_their_columns() -> None:
+    from emu.bench.harness import Row, table
+
+    rows = [Row("g", "x" * length, 1.5, 3.0, "peer", "ns", 2.0) for length in (1, 100)]
+    lines = table([*rows, Row("g", "alone", 12345678.0, None, "", "s CPU", None)]).splitlines()
+    assert len({line.index("g: ") for line in lines[1:]}) == 1
 
 
 def test_help(capsys: Capture) -> None:
@@ -319,6 +459,37 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
     err = process.communicate(timeout=120)[1]
     assert process.returncode == 141, err
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "arguments",
+    ["run hello", "run hello --summary -", "run --help", "guests", "--help", "--version", "step hello"],
+)
+def test_standard_output_that_is_full(arguments: str) -> None:
+    with open("/dev/full", "w") as full:
+        process = emu(*arguments.split(), stdout=full)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert err == "emu: standard output: cannot be written: No space left on device\n"
+
+
+def test_the_first_line_is_enough() -> None:
+    reading, writing = os.pipe()
+    process = emu("run", "paging32", "--events", "-", stdout=writing)
+    os.close(writing)
+    assert os.read(reading, 10).startswith(b'{"seq":0')
+    os.close(reading)
+    assert "Traceback" not in process.communicate(timeout=120)[1]
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = ["sh", "-c", f"exec {sys.executable} -m emu run hello {closed}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
 
 
 def test_help_and_the_list_of_guests_import_no_engine() -> None:

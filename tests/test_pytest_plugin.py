@@ -60,6 +60,21 @@ def test_events_of_some_kinds_only(vm) -> None:
     assert guest.events and all(isinstance(event, ExceptionDelivery) for event in guest.events)
 
 
+def test_events_that_are_not_collected_are_not_none(vm) -> None:
+    nothing = vm("hello")
+    nothing.run()
+    for ask in (lambda: nothing.events_of("page-fault"), lambda: nothing.events):
+        with pytest.raises(BadInput, match="boot the guest with events=True"):
+            ask()
+    exceptions = vm("hello", events=["exception"])
+    exceptions.run()
+    assert exceptions.events_of(ExceptionDelivery) == [] == exceptions.events
+    with pytest.raises(BadInput, match="dmm-fault: not collected; the guest was booted for exception"):
+        exceptions.events_of("exception", "dmm-fault")
+    with pytest.raises(BadInput, match="expected kinds of events"):
+        exceptions.events_of()
+
+
 def test_several_guests(vm) -> None:
     first, second = vm("hello"), vm("hello", mmu="nested")
     first.run()

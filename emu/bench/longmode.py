@@ -5,16 +5,20 @@ Memory map (gpa = gva for the first 8 MiB)::
     0x01000  PML4, PDPT, PD, and the page tables of 4 MiB from DATA
     0x0A000  GDT   0x0B000 TSS   0x0C000 IDT   0x0D000 kernel stack top
     0x100000 code  (2 MiB page, user accessible)
-    0x400000 data  (4 KiB pages, user accessible); DATA + 4 MiB and above is not mapped
+    0x400000 data  (4 KiB pages, user accessible); the 2 MiB from DATA + 4 MiB on are not mapped
+    0xA00000 device registers, from 0xFEC00000 on
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 
+from emu import layout
 from emu.boot.guest import Guest
 from emu.boot.image import GuestImage
 from emu.cpustate import CpuState
@@ -23,6 +27,7 @@ from emu.vm import VirtualMachine
 
 RAM = 32 << 20
 CODE, DATA, DATA_PAGES, UNMAPPED = 0x100000, 0x400000, 1024, 0x800000
+DEVICE_WINDOW = 0xA00000  # gva of the 2 MiB from the I/O APIC's registers on
 PML4, GDT, TSS, IDT, STACK = 0x1000, 0xA000, 0xB000, 0xC000, 0xE000
 USER_STACK = DATA + DATA_PAGES * 4096 - 64
 KERNEL_CODE, KERNEL_DATA, USER_DATA, USER_CODE = 0x08, 0x10, 0x23, 0x2B
@@ -47,7 +52,8 @@ def pieces(code: bytes, handlers: dict[int, int] | None = None) -> dict[int, byt
         PML4: struct.pack("<Q", PML4 + 0x1000 | PRESENT_WRITE_USER),
         PML4 + 0x1000: struct.pack("<Q", PML4 + 0x2000 | PRESENT_WRITE_USER),
         PML4 + 0x2000: struct.pack(
-            "<4Q", 0x87, 0x200087, PML4 + 0x3000 | PRESENT_WRITE_USER, PML4 + 0x4000 | PRESENT_WRITE_USER
+            "<6Q", 0x87, 0x200087, PML4 + 0x3000 | PRESENT_WRITE_USER, PML4 + 0x4000 | PRESENT_WRITE_USER,
+            0, layout.IO_APIC | 0x87,
         ),
         PML4 + 0x3000: struct.pack(
             f"<{DATA_PAGES}Q", *(DATA + (i << 12) | PRESENT_WRITE_USER for i in range(DATA_PAGES))
@@ -67,7 +73,10 @@ def start_registers(rip: int, user: bool) -> dict[str, int]:
     return {"rip": rip, "rdi": DATA, "rsp": USER_STACK if user else STACK}
 
 
-def long_mode_vm(code: bytes, mmu: str, handlers: dict[int, int] | None = None, user: bool = False) -> VirtualMachine:
+def long_mode_vm(
+    code: bytes, mmu: str, handlers: dict[int, int] | None = None, user: bool = False,
+    disks: Sequence[str | Path] = (),
+) -> VirtualMachine:  # fmt: skip
     """A VM that is about to execute ``code`` in 64-bit mode, at CPL 3 with IOPL 3 or at CPL 0."""
     image = GuestImage()
     for gpa, data in pieces(code, handlers).items():
@@ -86,7 +95,7 @@ def long_mode_vm(code: bytes, mmu: str, handlers: dict[int, int] | None = None, 
         for name, value in start_registers(CODE, user).items():
             setattr(cpu, name, value)
 
-    return boot_vm(Guest("bench", "benchmark", image, start), ram=RAM, mmu=mmu)
+    return boot_vm(Guest("bench", "benchmark", image, start), ram=RAM, mmu=mmu, disks=disks)
 
 
 def restart(vm: VirtualMachine, count: int, rip: int = CODE, user: bool = False) -> None:

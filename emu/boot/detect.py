@@ -10,7 +10,6 @@ from pathlib import Path
 
 from emu.boot.guest import Guest
 from emu.boot.image import FileSource
-from emu.boot.sector import SECTOR_SIZE, is_boot_sector
 from emu.errors import BadInput
 
 MULTIBOOT_MAGIC = 0x1BADB002  # Multiboot Specification 0.6.96, 3.1.1: dword-aligned in the first 8192 bytes
@@ -21,6 +20,8 @@ ELF_MAGIC = b"\x7fELF"
 ELF_HEADER_SIZE = 52  # bytes; the header of a 32-bit file, the shorter one
 LINUX_MAGIC = b"HdrS"  # Linux, Documentation/arch/x86/boot.rst: "header" at 0x202
 LINUX_MAGIC_AT = 0x202
+SECTOR_SIZE = 512  # bytes of a boot sector
+BOOT_SIGNATURE = b"\x55\xaa"  # the last two of them
 HEAD_SIZE = MULTIBOOT2_SEARCH  # bytes of a file that tell its kind
 
 
@@ -172,6 +173,11 @@ def _kind_of(text: str, path: Path, head: bytes) -> Kind:
     if path.suffix == ".bin":
         return Kind.FLAT
     raise BadInput(text, "this is no guest that emu knows; --load ADDRESS runs any file as a flat binary")
+
+
+def is_boot_sector(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` begins with a boot sector."""
+    return head[SECTOR_SIZE - 2 : SECTOR_SIZE] == BOOT_SIGNATURE
 
 
 def _has_multiboot_header(head: bytes) -> bool:

@@ -15,7 +15,6 @@ from emu.errors import BadInput
 BOOT_INFO = 0x7000  # gpa: u64 RAM size in bytes, then the command line, NUL-terminated
 COMMAND_LINE_MAX = 254  # characters
 LOAD_ADDRESS = 0x8000  # default gpa of the image and of its first instruction
-BOOT_SECTOR = 0x7C00  # gpa of a boot sector
 STACK_TOP = 0x7C00  # first SP, segment 0
 LIMIT_REAL_MODE = 1 << 20  # the entry point must be reachable in real mode
 

@@ -89,7 +89,7 @@ def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = No
     with path.open("rb") as file:
         header = SetupHeader(name, file.read(4096))
     kernel_size = size - header.setup_size
-    if kernel_size < header.paragraphs * 16 or kernel_size <= 0:
+    if kernel_size <= (header.paragraphs - 1) * 16 or kernel_size <= 0:  # the last paragraph may be cut short
         wanted = header.setup_size + header.paragraphs * 16
         raise BadInput(str(path), f"the kernel is truncated: {size} of {wanted} bytes")
     low_end = layout.ram_ranges(ram)[0].stop

@@ -84,7 +84,7 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def input_files(options: argparse.Namespace) -> list[str]:
     """The files that the options of :func:`add_guest_arguments` name."""
-    named = [options.guest, *(path for path in (options.input, options.initrd) if path is not None)]
+    named = [options.guest, *(path for path in (options.input, options.initrd, options.bios) if path is not None)]
     modules = [module.split(" ")[0] for module in (options.initrd or "").split(",")]
     return [*named, *filter(None, modules), *(disk.rpartition(",virtio")[0] or disk for disk in options.disk)]
 

@@ -15,7 +15,7 @@ unpacks it:
 
 Linux to a shell:
   emu image busybox -o initrd.gz
-  emu run vmlinuz --initrd initrd.gz --ram 128M --append "console=ttyS0 nolapic noapic acpi=off" --interactive"""
+  emu run vmlinuz --initrd initrd.gz --ram 128M --append "console=ttyS0" --interactive"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """Run a guest until it ends.  What it prints goes to standard output, everything else to standard error.
 
 exit status:
-  0            the console printed the --until text, or Ctrl-] left --interactive
+  0            the guest switched the machine off or reset it, the console printed the --until text, or Ctrl-] left
+               --interactive
   (v << 1) | 1 the guest wrote v to port 0xF4, as with QEMU's isa-debug-exit: its success, v = 0, is status 1
   2            bad usage, or an input that cannot be used
   124          a limit was reached: --max-time, --timeout, the frames of the pool; or the guest halted for ever

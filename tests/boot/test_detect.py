@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emu.boot.detect import Kind, detect, make_guest
-from emu.boot.sector import SECTOR_SIZE, SIGNATURE
+from emu.boot.detect import BOOT_SIGNATURE, SECTOR_SIZE, Kind, detect, make_guest
 from emu.errors import BadInput
 
 RAM = 1 << 20
@@ -22,7 +21,7 @@ def file(tmp_path: Path, name: str, data: bytes) -> str:
 
 
 def sector(code: bytes = b"\xf4") -> bytes:
-    return code.ljust(SECTOR_SIZE - 2, b"\0") + SIGNATURE
+    return code.ljust(SECTOR_SIZE - 2, b"\0") + BOOT_SIGNATURE
 
 
 def multiboot_header(magic: int, *fields: int) -> bytes:
@@ -31,7 +30,7 @@ def multiboot_header(magic: int, *fields: int) -> bytes:
 
 def bzimage() -> bytes:
     image = bytearray(4096)
-    image[510:512] = SIGNATURE
+    image[510:512] = BOOT_SIGNATURE
     image[0x202:0x206] = b"HdrS"
     return bytes(image)
 

@@ -1,4 +1,4 @@
-"""Flat binaries and boot sectors: what memory and CPU look like before the first instruction."""
+"""Flat binaries: what memory and CPU look like before the first instruction."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import struct
 
 import pytest
 
-from emu.boot.flat import BOOT_INFO, BOOT_SECTOR, COMMAND_LINE_MAX, LOAD_ADDRESS, STACK_TOP, flat_guest
+from emu.boot.flat import BOOT_INFO, COMMAND_LINE_MAX, LOAD_ADDRESS, STACK_TOP, flat_guest
 from emu.boot.guest import Guest
-from emu.boot.sector import FIRST_HARD_DISK, sector_guest
 from emu.errors import BadInput
 from emu.machine import Machine
 from emu.vm import VirtualMachine
@@ -65,10 +64,3 @@ def test_what_does_not_fit(data: bytes, load: int, append: str, complaint: str) 
 def test_the_longest_command_line_fits() -> None:
     info = flat_guest("g", b"\xf4", RAM, "x" * COMMAND_LINE_MAX).image.page(BOOT_INFO >> 12)
     assert info[8:].split(b"\0")[0] == b"x" * COMMAND_LINE_MAX
-
-
-def test_boot_sector() -> None:
-    vm = booted(sector_guest("disk", b"\xf4" * 512, RAM))
-    assert vm.cpu.pc == BOOT_SECTOR
-    assert vm.cpu.rdx == FIRST_HARD_DISK
-    assert vm.guest is not None and vm.guest.kind == "boot sector"

@@ -1,0 +1,92 @@
+"""Group ``devices``: accesses to device registers by a guest, and how fast disks move."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from emu import layout
+from emu.bench.harness import Case, Round, timed
+from emu.bench.longmode import DATA, DEVICE_WINDOW, assemble, long_mode_vm, restart
+from emu.devices import virtio_mmio
+from emu.vm import VirtualMachine
+
+_ACCESSES = 20_000
+_COMMANDS, _SECTORS = 8, 256  # reads, and sectors of each
+_REQUESTS, _REQUEST_SIZE, _PAGE = 100, 128 << 10, 4096  # virtio reads, and bytes of each, in pages
+_MEGABYTE = 1e6
+
+OUT = "l: mov dx, 0x80; out dx, al; dec ecx; jnz l; hlt"
+LOAD = f"mov rsi, {DEVICE_WINDOW + layout.HPET - layout.IO_APIC + 0xF0}; l: mov eax, [rsi]; dec ecx; jnz l; hlt"
+
+
+def _outputs() -> str:
+    """READ SECTORS of 256 sectors from LBA 0."""
+    registers = zip(range(0x1F2, 0x1F8), (0, 0, 0, 0, 0xE0, 0x20), strict=True)
+    return "".join(f"mov dx, {port}; mov al, {value}; out dx, al;" for port, value in registers)
+
+
+IDE_READ = (
+    f"l: {_outputs()} mov ebx, {_SECTORS};"
+    f"s: mov dx, 0x1F7; in al, dx; test al, 8; jz s; mov rdi, {DATA}; push rcx; mov ecx, 128; mov dx, 0x1F0;"
+    "rep insd; pop rcx; dec ebx; jnz s; dec ecx; jnz l; hlt"
+)
+
+
+def _accesses(source: str) -> Round:
+    vm = long_mode_vm(assemble(source), "nested")
+    restart(vm, 1)
+    return lambda: timed(lambda: restart(vm, _ACCESSES), _ACCESSES)
+
+
+def _ide(image: Path) -> Round:
+    vm = long_mode_vm(assemble(IDE_READ), "nested", disks=[image])
+    restart(vm, 1)
+    moved = _COMMANDS * _SECTORS * 512
+    return lambda: 1 / timed(lambda: restart(vm, _COMMANDS), moved)
+
+
+def _store(vm: VirtualMachine, offset: int, value: int) -> None:
+    vm.platform.mmio.write(layout.virtio_slots()[-1][0] + offset, 4, value)
+
+
+def _virtio(image: Path) -> Round:
+    """One request for ever again, as a driver would lay it out; what is timed is the notification's work."""
+    vm = long_mode_vm(assemble("hlt"), "nested", disks=[f"{image},virtio"])
+    ring, driver, device, header, status = DATA, DATA + 0x1000, DATA + 0x2000, DATA + 0x3000, DATA + 0x3800
+    pages = _REQUEST_SIZE // _PAGE
+    chain = [(header, 16, 1), *((DATA + 0x10000 + i * _PAGE, _PAGE, 3) for i in range(pages)), (status, 1, 2)]
+    for number, (gpa, size, flags) in enumerate(chain):
+        vm.dmm.write(ring + 16 * number, struct.pack("<QIHH", gpa, size, flags, number + 1))
+    vm.dmm.write(header, struct.pack("<IIQ", 0, 0, 0))
+    for offset, value in (
+        (virtio_mmio.STATUS, 0), (virtio_mmio.STATUS, 3), (virtio_mmio.DRIVER_FEATURES_SELECT, 1),
+        (virtio_mmio.DRIVER_FEATURES, 1), (virtio_mmio.STATUS, 11), (virtio_mmio.QUEUE_SIZE, 64), (0x80, ring),
+        (0x90, driver), (0xA0, device), (virtio_mmio.QUEUE_READY, 1), (virtio_mmio.STATUS, 15),
+    ):  # fmt: skip
+        _store(vm, offset, value)
+    index = 0
+
+    def requests() -> None:
+        nonlocal index
+        for _ in range(_REQUESTS):
+            index = index + 1 & 0xFFFF
+            vm.dmm.write(driver + 2, struct.pack("<H", index))
+            _store(vm, virtio_mmio.QUEUE_NOTIFY, 0)
+        if vm.dmm.read(status, 1) != b"\0" or vm.dmm.read(device + 2, 2) != struct.pack("<H", index):
+            raise AssertionError("the requests were not carried out")
+
+    return lambda: 1 / timed(requests, _REQUESTS * _REQUEST_SIZE)
+
+
+def cases() -> Iterator[Case]:
+    """Register accesses in us, disks in MB/s."""
+    yield Case("devices", "OUT to a device", _accesses(OUT), scale=1e6, unit="us")
+    yield Case("devices", "load from a device register", _accesses(LOAD), scale=1e6, unit="us")
+    with tempfile.TemporaryDirectory() as directory:
+        image = Path(directory) / "disk.img"
+        image.write_bytes(bytes(range(256)) * 4096)
+        yield Case("devices", "IDE disk, PIO reads", _ide(image), scale=1 / _MEGABYTE, unit="MB/s")
+        yield Case("devices", "virtio disk, 128K reads", _virtio(image), scale=1 / _MEGABYTE, unit="MB/s")

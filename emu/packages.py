@@ -1,0 +1,84 @@
+"""Public guests from Debian packages: fetched without installing them, unpacked once, kept in the user's cache.
+
+Only for benchmarks and tests; `emu guests` tells people how to do the same by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from emu.errors import EmuError
+
+_KERNEL = re.compile(r"Depends: (linux-image-\S+-cloud-amd64)")
+_TIMEOUT = 300  # s, for one command
+
+
+class NoPackage(EmuError):
+    """A package cannot be had here; the message tells why."""
+
+
+def kernel() -> Path:
+    """Debian's newest cloud kernel for amd64, a bzImage."""
+    dependencies = _run(["apt-cache", "depends", "linux-image-cloud-amd64"])
+    found = _KERNEL.search(dependencies)
+    if not found:
+        raise NoPackage("no package linux-image-cloud-amd64; `apt-get update` may help")
+    return _only(_unpacked(found[1]), "boot/vmlinuz-*")
+
+
+def busybox() -> Path:
+    """A static BusyBox."""
+    return _only(_unpacked("busybox-static"), "bin/busybox")
+
+
+def memtest() -> Path:
+    """memtest86+ for 64-bit CPUs, a bzImage."""
+    return _only(_unpacked("memtest86+"), "boot/memtest86+x64.bin")
+
+
+def seabios() -> Path:
+    """SeaBIOS for QEMU, 256 KiB."""
+    return _only(_unpacked("seabios"), "usr/share/seabios/bios-256k.bin")
+
+
+def _only(directory: Path, pattern: str) -> Path:
+    found = sorted(directory.glob(pattern))
+    if not found:
+        raise NoPackage(f"the package has no {pattern}")
+    return found[-1]
+
+
+def _unpacked(package: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emu-packages"
+    directory = cache / package
+    if not directory.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            _run(["apt-get", "download", package], work)
+            files = sorted(Path(work).glob("*.deb"))
+            if not files:
+                raise NoPackage(f"apt-get downloaded no {package}")
+            unpacked = Path(work) / "unpacked"
+            _run(["dpkg", "-x", str(files[0]), str(unpacked)])
+            shutil.move(unpacked, directory)
+    return directory
+
+
+def _run(command: list[str], directory: str | None = None) -> str:
+    try:
+        done = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, check=True, timeout=_TIMEOUT
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise NoPackage(f"there is no {command[0]} here: no Debian") from None
+    except subprocess.TimeoutExpired:
+        raise NoPackage(f"{' '.join(command)} did not end within {_TIMEOUT} s") from None
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr or error.stdout).strip().splitlines()
+        raise NoPackage(f"{' '.join(command)}: {reason[-1] if reason else error}") from None
+    return done.stdout
