@@ -1,4 +1,4 @@
-"""RDMSR, WRMSR and CPUID: what the engine does not know of this machine.
+"""RDMSR, WRMSR, CPUID and RDRAND: what the engine does not know of this machine.
 
 The engine keeps the registers of the CPU itself (EFER, STAR, FS.base, MTRRs, ...).  The time-stamp counter is virtual
 time, and the local APIC's registers belong to a device: these are answered here.
@@ -7,10 +7,10 @@ time, and the local APIC's registers belong to a device: these are answered here
 from __future__ import annotations
 
 from emu.clock import time_stamp
-from emu.cpustate import RAX, RBX, RCX, RDX
+from emu.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX
 from emu.engine import abandon_instruction, original_cpuid, original_rdmsr, original_wrmsr, running_vm
 from emu.enginelib import replace_helper
-from emu.native import call_host, callback, inlined, load32, outlined, store64
+from emu.native import call_host, callback, inlined, load32, outlined, signed, store64
 from emu.portio import DENIED
 from emu.state import state_at
 
@@ -19,6 +19,9 @@ _APIC_BASE = 0x1B
 _TSC_ADJUST = 0x3B
 _TSC_DEADLINE = 0x6E0
 _X2APIC_FIRST, _X2APIC_LAST = 0x800, 0x8FF
+
+# Sebastiano Vigna's SplitMix64, as int64
+_GOLDEN, _MIX_1, _MIX_2 = (signed(v) for v in (0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB))
 
 HYPERVISOR_LEAF = 0x4000_0000
 _TIMING_LEAF = 0x4000_0010  # EAX: TSC in kHz, EBX: APIC bus in kHz, as VMware and KVM have it
@@ -84,8 +87,21 @@ def on_wrmsr(env):
         original_wrmsr(env)
 
 
+@callback("qq")
+def on_rdrand(env):
+    """The engine's helper for RDRAND, which would ask the host: a fixed sequence (SplitMix64), always successful."""
+    vm = state_at(running_vm())
+    vm.random += _GOLDEN
+    value = vm.random
+    value = (value ^ (value >> 30 & (1 << 34) - 1)) * _MIX_1
+    value = (value ^ (value >> 27 & (1 << 37) - 1)) * _MIX_2
+    store64(env + CC_SRC, FLAG_CF)
+    return value ^ (value >> 31 & (1 << 33) - 1)
+
+
 replace_helper("rdmsr", on_rdmsr)
 replace_helper("wrmsr", on_wrmsr)
+replace_helper("rdrand", on_rdrand)
 
 
 @inlined

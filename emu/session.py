@@ -86,6 +86,7 @@ def boot_vm(
     if ram is None:
         ram = found.ram if found and found.ram else DEFAULT_RAM
     ram = _size("--ram", ram)
+    pool_is_ram = pool is None
     wanted = ram if pool is None else _size("--pool", pool)
     Machine.check_sizes(ram, wanted, mmu)
     if not isinstance(guest, Guest):
@@ -102,8 +103,8 @@ def boot_vm(
         size = Machine.size_for(ram, pool, mmu)
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if size > host:
-            reason = f"{format_size(pool)} and what maps it do not fit into the {host >> 20}M of this host"
-            raise BadInput("--pool", reason)
+            reason = f"{format_size(wanted)} and what maps it do not fit into the {host >> 20}M of this host"
+            raise BadInput("--ram" if pool_is_ram else "--pool", reason)
         machine = Machine(size)
     ide = [Disk(path) for path in disks if not str(path).endswith(VIRTIO_SUFFIX)]
     virtio = [Disk(str(path).removesuffix(VIRTIO_SUFFIX)) for path in disks if str(path).endswith(VIRTIO_SUFFIX)]

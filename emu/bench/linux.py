@@ -1,4 +1,4 @@
-"""Group ``linux``: Debian's cloud kernel from its first instruction to power-off, against QEMU's TCG with the same guest."""
+"""Group ``linux``: Debian's cloud kernel to its end, against QEMU's TCG with the same guest."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Measure emu, side by side with a peer in one run.
 
-Prints a table of medians: engine (loops), mmu (TLB misses, delivery), dmm (what the mapping's changes cost),
-devices (registers and disks), start (a whole run), linux (Debian's kernel to its end, fetched by apt-get).  Ratios above 1 are in our favour.  Machines are noisy: look at ratios first.
+Prints a table of medians: engine (loops), mmu (TLB misses, delivery), dmm (what the mapping's changes cost), devices
+(registers and disks), start (a whole run), linux (Debian's kernel to its end, fetched by apt-get).  Ratios above 1 are
+in our favour.  Machines are noisy: look at ratios first.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class Uart16550(Device):
     def offer(self, data: bytes) -> None:
         """Have `data` ready for the guest: it arrives without delay, but not before the guest looks for input."""
         self.offered += data
+        self._update()
 
     def deadline(self) -> int | None:
         arrival, timeout = self.next_arrival, self.timeout_at
@@ -269,6 +270,7 @@ class Uart16550(Device):
         return IIR_NONE
 
     def _update(self) -> None:
-        if self.ier & IER_RDA:  # waiting for the interrupt is looking, too
-            self._take_offered()
         self._line.set(self._cause() != IIR_NONE)
+        if self.ier & IER_RDA and self.offered:  # waiting for the interrupt is looking, too
+            self._take_offered()
+            self._line.set(self._cause() != IIR_NONE)  # low in between, for a controller that wants an edge
