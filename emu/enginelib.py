@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,7 @@ def replace_functions() -> None:
     if not _done:
         for name, function in _IMPORTS.items():
             _patch(_import_slot(uclib._handle, name.encode()), function.address_of)
-        for name, function in _HELPERS.items():
-            _replace_helper(name, function)
+        _replace_helpers()
     _done = True
 
 
@@ -90,41 +90,49 @@ def _patch(slot: int, value: int) -> None:
     ctypes.c_uint64.from_address(slot).value = value
 
 
-def _replace_helper(name: str, function: Any) -> None:
+def _replace_helpers() -> None:
     """Carry out :func:`replace_helper`.
 
-    The translator takes a helper's address from the library's global
-    offset table and looks it up in a table of (address, name, ...): both are changed.
+    The translator takes a helper's address from the library's global offset table, and looks it up in a table of
+    (address, name, ...): both are changed.
 
     Raises:
         EngineMismatch: the library has no such helper where it is looked for.
     """
-    wanted = struct.pack("<Q", helper_address(name))
-    slots = []
-    listed = False
-    for begin, end in _library_data():
-        data = ctypes.string_at(begin, end - begin)
-        at = data.find(wanted)
-        while at >= 0:
-            slots.append(begin + at)
-            text = struct.unpack_from("<Q", data, at + 8)[0] if at + 16 <= len(data) else 0
-            listed |= any(low <= text < high for low, high in _library_data("r--p")) and (
-                ctypes.string_at(text, len(name) + 1) == name.encode() + b"\0"
-            )
-            at = data.find(wanted, at + 8)
-    if not listed or len(slots) < 2:
-        raise EngineMismatch(f"the helper {name} not found in Unicorn's tables: emu needs Unicorn 2.1.4 for Linux")
-    for slot in slots:
-        _patch(slot, function.address_of)
+    data = [(begin, ctypes.string_at(begin, end - begin)) for begin, end in _library_data()]
+    for name, function in _HELPERS.items():
+        wanted = struct.pack("<Q", helper_address(name))
+        slots = [(begin + at, text) for begin, piece in data for at, text in _occurrences(piece, wanted)]
+        named = [slot for slot, text in slots if _string_at(data, text, len(name) + 1) == name.encode() + b"\0"]
+        if len(named) != 1 or len(slots) < 2:
+            raise EngineMismatch(f"the helper {name} not found in Unicorn's tables: emu needs Unicorn 2.1.4 for Linux")
+        for slot, _ in slots:
+            _patch(slot, function.address_of)
 
 
-def _library_data(*kinds: str) -> list[tuple[int, int]]:
-    """Where the engine library's data lies: (begin, end) of its mappings, of the ``kinds`` of access given."""
+def _occurrences(data: bytes, pointer: bytes) -> Iterator[tuple[int, int]]:
+    """Where ``pointer`` lies in ``data``, and the pointer behind it."""
+    at = data.find(pointer)
+    while at >= 0:
+        yield at, int.from_bytes(data[at + 8 : at + 16], "little")
+        at = data.find(pointer, at + 8)
+
+
+def _string_at(data: list[tuple[int, bytes]], address: int, size: int) -> bytes:
+    for begin, piece in data:
+        if begin <= address < begin + len(piece):
+            return piece[address - begin : address - begin + size]
+    return b""
+
+
+def _library_data() -> list[tuple[int, int]]:
+    """Where the library's data lies: (begin, end) of its mappings without code."""
+    library = os.path.realpath(LIBRARY)
     found = []
     with open("/proc/self/maps") as maps:
         for line in maps:
             place, access, *_, path = line.split()
-            if path == os.path.realpath(LIBRARY) and access in (kinds or ("r--p", "rw-p")):
+            if access in ("r--p", "rw-p") and path == library:
                 begin, end = place.split("-")
                 found.append((int(begin, 16), int(end, 16)))
     return found

@@ -111,16 +111,19 @@ if JIT:
             _not_cached += found is None
             return found
 
-    # Numba's own first imports all that it may need for compiling (0.16 s), before it looks whether it must compile.
+    # Numba's own first sets up its run-time system and imports all that it may need for compiling (0.25 s), before it
+    # looks whether it must compile.  So machine code must not refer to the run-time system: ``_nrt=False`` below.
     Cache.load_overload = _load_overload
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile ``function`` on first call; the machine code is cached on disk."""
-        return njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+        return njit(cache=True, error_model="numpy", no_cfunc_wrapper=True, _nrt=False)(function)
 
     def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile ``function`` for use from other native functions, once for all constants passed to it."""
-        dispatcher = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+        dispatcher = njit(
+            error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False
+        )(function)
         template = dispatcher.get_call_template
 
         def call_template(arguments: Any, keywords: Any) -> Any:
@@ -154,7 +157,7 @@ if JIT:
 
         def wrap(function: Callable[..., Any]) -> Any:
             with _inlined_into_wrapper():
-                decorate = cfunc(result(*arguments), cache=True, error_model="numpy", forceinline=True)
+                decorate = cfunc(result(*arguments), cache=True, error_model="numpy", forceinline=True, _nrt=False)
                 compiled_function = decorate(function)
             compiled_function.address_of = compiled_function.address
             return compiled_function

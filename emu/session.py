@@ -19,7 +19,6 @@ from pathlib import Path
 
 from emu import layout
 from emu.addr import PAGE_SIZE, format_size, parse_size
-from emu.boot.bios import rom_guest
 from emu.boot.detect import DISK_KINDS, detect, make_guest
 from emu.boot.guest import Guest
 from emu.devices.disk import Disk
@@ -94,6 +93,8 @@ def boot_vm(
         if found.kind in DISK_KINDS:
             disks = [found.path, *disks]
         if bios is not None:
+            from emu.boot.bios import rom_guest
+
             guest = rom_guest(Path(bios), ram)
         else:
             guest = make_guest(found, ram, append=append, load=load, initrd=initrd)

@@ -98,37 +98,42 @@ def make_guest(
     Raises:
         BadInput: the guest does not assemble, does not fit, or is of a kind without support.
     """
-    from emu.boot.bios import bios_guest
+    # each kind imports what it needs, so that no guest waits for the loaders of the others
+    if initrd is not None and found.kind not in (Kind.LINUX, Kind.MULTIBOOT, Kind.MULTIBOOT2):
+        raise BadInput("--initrd", f"{found.name} takes none: it is no Linux or multiboot kernel")
+    if load is not None and found.kind not in (Kind.FLAT, Kind.SOURCE):
+        raise BadInput("--load", f"{found.name} is not a flat binary: it has an address of its own")
+    if found.kind == Kind.LINUX:
+        from emu.boot.linux import linux_guest
+
+        return linux_guest(found.path, ram, append, Path(initrd) if initrd is not None else None)
+    if found.kind in (Kind.MULTIBOOT, Kind.MULTIBOOT2):
+        return _multiboot_guest(found, ram, append, initrd)
+    if found.kind in DISK_KINDS:
+        from emu.boot.bios import bios_guest
+
+        return bios_guest(found.name, ram)
     from emu.boot.flat import LOAD_ADDRESS, flat_guest
-    from emu.boot.linux import linux_guest
+
+    address = LOAD_ADDRESS if load is None else load
+    if found.kind == Kind.FLAT:
+        source = FileSource(found.path, 0, found.path.stat().st_size)
+        return flat_guest(found.name, source, ram, append, address)
+    if found.kind == Kind.FIRMWARE:
+        from emu import firmware
+
+        address = firmware.guests()[found.name].load
+    return flat_guest(found.name, _assemble(found.path, address), ram, append, address)
+
+
+def _multiboot_guest(found: Found, ram: int, append: str, initrd: str | None) -> Guest:
     from emu.boot.loader import split_modules
     from emu.boot.multiboot import multiboot_guest
     from emu.boot.multiboot2 import multiboot2_guest
 
-    if initrd is not None and found.kind not in (Kind.LINUX, Kind.MULTIBOOT, Kind.MULTIBOOT2):
-        raise BadInput("--initrd", f"{found.name} takes none: it is no Linux or multiboot kernel")
     modules = split_modules(initrd) if initrd is not None else []
-    address = LOAD_ADDRESS if load is None else load
-    if found.kind == Kind.FIRMWARE:
-        from emu import firmware
-
-        if load is not None:
-            raise BadInput("--load", f"{found.name} is not a flat binary: it has an address of its own")
-        address = firmware.guests()[found.name].load
-    if found.kind in (Kind.FIRMWARE, Kind.SOURCE):
-        return flat_guest(found.name, _assemble(found.path, address), ram, append, address)
-    if found.kind == Kind.FLAT:
-        source = FileSource(found.path, 0, found.path.stat().st_size)
-        return flat_guest(found.name, source, ram, append, address)
-    if found.kind in DISK_KINDS:
-        return bios_guest(found.name, ram)
-    if found.kind == Kind.MULTIBOOT:
-        return multiboot_guest(found.path, ram, append, modules)
-    if found.kind == Kind.MULTIBOOT2:
-        return multiboot2_guest(found.path, ram, append, modules)
-    if found.kind == Kind.LINUX:
-        return linux_guest(found.path, ram, append, Path(initrd) if initrd is not None else None)
-    raise BadInput(str(found.path), f"this is a {found.kind.value}, and emu cannot boot those yet")
+    make = multiboot_guest if found.kind == Kind.MULTIBOOT else multiboot2_guest
+    return make(found.path, ram, append, modules)
 
 
 def _read_head(text: str, path: Path) -> bytes:
