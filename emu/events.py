@@ -22,8 +22,8 @@ RING_MARGIN = 1 << 12  # entries kept free for what happens within one block
 
 # kinds, in the order of the classes at the end of this module
 (PAGE_FAULT, EXCEPTION, INTERRUPT, CR3_SWITCH, TABLE_WRITE, SHADOW_FILL, SHADOW_ZAP,
- DMM_FAULT, REMAP, PROTECT, EVICT, POOL_RESIZE) = range(12)  # fmt: skip
-KINDS = 12
+ DMM_FAULT, REMAP, PROTECT, EVICT, POOL_RESIZE, DISCARD) = range(13)  # fmt: skip
+KINDS = 13
 
 
 # --- native plane -----------------------------------------------------------------------------------------------
@@ -345,9 +345,27 @@ class PoolResize(Event):
         return f"pool resized from {self.before} to {self.after} frames"
 
 
+@dataclass(frozen=True, slots=True)
+class Discard(Event):
+    """The guest gave up a page (its balloon inflated, or it reported the page free): the contents are gone.
+
+    Attributes:
+        gfn: which; it reads as zeros from now on.
+        mfn: the frame that is free now.
+    """
+
+    KIND: ClassVar[int] = DISCARD
+    NAME: ClassVar[str] = "discard"
+    gfn: int
+    mfn: int
+
+    def sentence(self) -> str:
+        return f"gfn {self.gfn:#x} discarded, mfn {self.mfn:#x} is free"
+
+
 EVENT_TYPES: tuple[type[Event], ...] = (
     PageFault, ExceptionDelivery, InterruptDelivery, Cr3Switch, TableWrite, ShadowFill, ShadowZap,
-    DmmFault, Remap, Protect, Evict, PoolResize,
+    DmmFault, Remap, Protect, Evict, PoolResize, Discard,
 )  # fmt: skip
 BY_NAME = {kind.NAME: kind for kind in EVENT_TYPES}
 

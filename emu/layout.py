@@ -84,7 +84,7 @@ LOCAL_APIC_SIZE = 0x1000
 VIRTIO = 0xFEB0_0000  # first virtio-mmio device; one page each
 VIRTIO_SIZE = 0x200
 VIRTIO_STRIDE = 0x1000
-VIRTIO_SLOTS = 3
+VIRTIO_SLOTS = 4
 
 
 def virtio_slots() -> tuple[tuple[int, int, int], ...]:

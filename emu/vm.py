@@ -120,7 +120,8 @@ class VirtualMachine:
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
         self.platform = Platform(
             ram, self.dmm, lambda: self.now, disks, virtio_disk,
-            set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20, on_exit=self._guest_exits,
+            set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20, discard=self._discard,
+            on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
         for gfns in self.platform.mmio.gfns():
@@ -429,6 +430,10 @@ class VirtualMachine:
     def _raise_nmi(self) -> None:
         self._nmi = True
         self._attention()
+
+    def _discard(self, gfn: int) -> None:
+        if self.dmm.is_resident(gfn):
+            self.dmm.discard(gfn)
 
     def _set_a20(self, level: bool) -> None:
         mask = -1 if level else ~A20

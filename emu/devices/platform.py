@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from emu import layout
 from emu.bus import MmioBus, PortBus
@@ -28,6 +28,7 @@ from emu.devices.post import PostCodes
 from emu.devices.rtc import Rtc
 from emu.devices.uart import Uart16550
 from emu.devices.virtio import VirtioDevice
+from emu.devices.virtio_balloon import VirtioBalloon
 from emu.devices.virtio_blk import VirtioBlock
 from emu.devices.virtio_console import VirtioConsole
 from emu.devices.virtio_mmio import EmptySlot, VirtioMmio
@@ -47,6 +48,7 @@ class Platform:
         set_intr: gets the level of the CPU's interrupt line.
         raise_nmi: called for a non-maskable interrupt.
         set_a20: gets the level of address line 20.
+        discard: gets each gfn that the guest gives up; it may be of no memory, or given up already.
         on_exit: gets the value written to the exit port.
         on_power_off, on_reset: the guest switches the machine off, or resets it.
 
@@ -55,6 +57,7 @@ class Platform:
         uart: the first serial port; its output is part of the console.
         keyboard: keyboard and mouse.
         lapic: the CPU's local APIC.
+        balloon: the memory balloon; its ``target`` is what the guest is asked to give up, in pages.
         fw_cfg: what QEMU tells its firmware.
         console: everything that the guest printed so far, bytes.
     """
@@ -70,6 +73,7 @@ class Platform:
         set_intr: Callable[[bool], None],
         raise_nmi: Callable[[], None],
         set_a20: Callable[[bool], None],
+        discard: Callable[[int], None],
         on_exit: Callable[[int], None],
         on_power_off: Callable[[], None],
         on_reset: Callable[[], None],
@@ -90,7 +94,7 @@ class Platform:
         self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
         self.fw_cfg = FwCfg(memory)
         self._add_disks(disks)
-        self._add_virtio(memory, virtio_disk)
+        self._add_virtio(memory, virtio_disk, discard)
         pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset)
         self._power_function = pci.functions[POWER_PLACE]
         self._power_function.written = self._place_power_ports
@@ -166,10 +170,19 @@ class Platform:
         for number, disk in enumerate(disks):
             self._rtc.set_disk(number, *disk.geometry)
 
-    def _add_virtio(self, memory: GuestMemory, disk: Disk | None) -> None:
+    def _add_virtio(self, memory: GuestMemory, disk: Disk | None, discard: Callable[[int], None]) -> None:
+        def inflate(gfns: Iterable[int]) -> None:
+            for gfn in gfns:
+                discard(gfn)
+
+        def report(ranges: Iterable[tuple[int, int]]) -> None:
+            for first, count in ranges:
+                inflate(range(first, first + count))
+
         self.virtio_console = VirtioConsole(memory, self._print)
+        self.balloon = VirtioBalloon(memory, inflate, lambda gfns: None, report)  # what deflates is zero-filled
         block = None if disk is None else VirtioBlock(memory, disk)
-        devices: tuple[VirtioDevice | None, ...] = (VirtioRng(memory), self.virtio_console, block)
+        devices: tuple[VirtioDevice | None, ...] = (VirtioRng(memory), self.virtio_console, self.balloon, block)
         for (gpa, size, irq), device in zip(layout.virtio_slots(), devices, strict=True):
             slot = VirtioMmio(self.wire(irq), device) if device else EmptySlot()
             self.mmio.register(gpa, size, slot)

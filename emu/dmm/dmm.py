@@ -15,7 +15,7 @@ import numpy as np
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.m2p import M2P
-from emu.dmm.p2m import ALL_RIGHTS, NO_MEMORY, P2M, Intent, PageType
+from emu.dmm.p2m import ALL_RIGHTS, NO_MEMORY, P2M, RESIDENT, Intent, PageType
 from emu.dmm.policy import ZERO_PAGE, Policy, PolicyFault
 from emu.dmm.pool import Pool
 from emu.errors import EmuError
@@ -283,6 +283,24 @@ class DMM:
         self.pool.give_back(mfn)
         self.log.record(events.Evict, gfn, mfn)
         self._changed()
+
+    def discard(self, gfn: int) -> None:
+        """The guest does not need the contents of a resident ``gfn`` any more: it is EMPTY, and reads as zeros.
+
+        Raises:
+            ValueError: the gfn is not resident.
+        """
+        mfn = self._resident(gfn)
+        self.paging.forget(gfn, mfn)
+        self.p2m.set(gfn, PageType.EMPTY)
+        self.m2p.clear(mfn)
+        self.pool.give_back(mfn)
+        self.log.record(events.Discard, gfn, mfn)
+        self._changed()
+
+    def is_resident(self, gfn: int) -> bool:
+        """Whether there is a frame behind ``gfn``."""
+        return 0 <= gfn < len(self.p2m) and self.p2m.type(gfn) in RESIDENT
 
     def grow(self, frames: int) -> None:
         """Add ``frames`` machine frames to the pool.

@@ -446,3 +446,16 @@ def test_reading_and_writing_from_outside_crosses_pages_and_holes(bench: Bench) 
     bench.dmm.write(DATA * PAGE_SIZE + 4090, b"0123456789")
     assert bench.dmm.read(DATA * PAGE_SIZE + 4089, 12) == b"\x000123456789\0"
     assert bench.dmm.read(DATA * PAGE_SIZE, 0) == b""
+
+
+def test_a_discarded_page_is_zero_when_it_is_touched_again(bench: Bench) -> None:
+    gva = DATA * PAGE_SIZE + 5
+    bench.stub.store(gva, 0x77)
+    mfn, spare = bench.p2m.mfn(DATA), bench.pool.spare
+    bench.dmm.discard(DATA)
+    assert (bench.p2m.type(DATA), bench.pool.spare) == (PageType.EMPTY, spare + 1)
+    bench.vm.events.drain()
+    assert [event.mfn for event in bench.seen if isinstance(event, events.Discard)] == [mfn]
+    assert bench.stub.load(gva) == 0
+    with pytest.raises(ValueError, match="not resident"):
+        bench.dmm.discard(DATA + 1)
