@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emu import breakpoints, clock, engine, layout, mmio, msr, portio, runloop, stepping
 from emu.addr import MMIO_SIZE, PAGE_SHIFT
 from emu.alone import NOWHERE
-from emu.boot.flat import CODE_16, DATA_16
+from emu.boot.entry import enter_real_mode
 from emu.boot.guest import Guest
-from emu.cpustate import CR0_ET, CpuState, set_hflags_mode
+from emu.cpustate import CpuState, set_hflags_mode
+from emu.deviceaccess import DeviceAccess
 from emu.devices.disk import Disk
 from emu.devices.platform import Platform
 from emu.dmm.audit import audit
@@ -28,7 +29,7 @@ from emu.errors import EmuError
 from emu.events import EVENT_TYPES, Event, EventLog
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
-from emu.native import address_of, host_function
+from emu.native import address_of
 from emu.ram import FRAME_TABLE
 from emu.runloop import Reason
 from emu.state import State
@@ -42,7 +43,6 @@ FIRST_SLICE_NS, LONGEST_SLICE_NS, SHORTEST_SLICE_NS = 500_000, 50_000_000, 20_00
 SLICE_SECONDS = 0.05
 _REASONS = tuple(Reason)
 NMI_VECTOR = 2
-TSC_DEADLINE = 0x6E0  # IA32_TSC_DEADLINE
 A20 = 1 << 20  # address line 20, which a PC can hold low
 MOST_WAITS = 10_000  # for the DMM without a single instruction in between
 
@@ -124,25 +124,20 @@ class VirtualMachine:
             on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
-        for gfns in self.platform.mmio.gfns():
-            self.dmm.set_mmio(gfns)
-        native.apic_enabled = 1
-        native.pio_at = self.platform.ide.buffer.address
-        self._apic_mapped = True
+        self._devices = DeviceAccess(native, self.platform, self.dmm)
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
         self._nmi = False
         self.exits = Exits()
-        self._raised: BaseException | None = None
-        self._thunks: list[Any] = []  # Python functions that native code calls
         self._stop_requested = False
         self._slice_ns = FIRST_SLICE_NS
         self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
         self._waited_at = -1
         self._hook()
         weakref.finalize(self, engine.forget_clock, int(self.native.vtime_at))
-        self._reset_cpu()
+        enter_real_mode(self.cpu)
+        set_hflags_mode(self.engine.env)
 
     def _fill_native(self) -> None:
         native, memory = self.native, self.machine.memory
@@ -189,31 +184,9 @@ class VirtualMachine:
         e.hook_instruction(engine.CPUID, msr.on_cpuid, at)
         e.hook_instruction(engine.RDTSC, clock.on_rdtsc, at)
         e.hook_instruction(engine.RDTSCP, clock.on_rdtscp, at)
-        functions = {
-            "port_in_at": self._read_port, "port_out_at": self._write_port,
-            "mmio_load_at": self._load_mmio, "mmio_store_at": self._store_mmio,
-            "msr_load_at": self._load_msr, "msr_store_at": self._store_msr,
-        }  # fmt: skip
-        for field, function in functions.items():
-            thunk = host_function(self._guarded(function))
-            self._thunks.append(thunk)
-            setattr(self.native, field, thunk.address_of)
         e.hook_instruction(engine.IN, portio.on_in, at)
         e.hook_instruction(engine.OUT, portio.on_out, at)
         e.hook_mmio(mmio.on_mmio_load, mmio.on_mmio_store, at)
-
-    def _reset_cpu(self) -> None:
-        """Real mode with everything at zero, as after reset but for the entry point, which the boot protocol sets."""
-        cpu = self.cpu
-        cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = CR0_ET, 0, 0, 0
-        for segment in (cpu.cs, cpu.ds, cpu.es, cpu.ss, cpu.fs, cpu.gs):
-            segment.set(0, 0, 0xFFFF, DATA_16)
-        cpu.cs.set(0, 0, 0xFFFF, CODE_16)
-        cpu.ldtr.set(0, 0, 0xFFFF, 0x8200)
-        cpu.tr.set(0, 0, 0xFFFF, 0x8B00)
-        cpu.gdtr.set(0, 0, 0xFFFF, 0)
-        cpu.idtr.set(0, 0, 0x3FF, 0)
-        set_hflags_mode(self.engine.env)
 
     # --- set-up ---
 
@@ -264,6 +237,7 @@ class VirtualMachine:
     def forget_end(self) -> None:
         """Let a guest that has ended by the exit port, a power-off or a reset go on behind that."""
         self._ended = None
+        self._devices.closed = False
         self.exit_value = None
 
     def run(self, until: int | None = None) -> Stop:
@@ -327,7 +301,7 @@ class VirtualMachine:
             else:
                 self.exits.count(reason)
             self.events.drain()
-            self._reraise()
+            self._devices.reraise()
             if reason == Reason.NEED:
                 self._resolve()
             elif reason == Reason.INTERRUPT:
@@ -425,6 +399,7 @@ class VirtualMachine:
     def _guest_ends(self, how: Stop) -> None:
         if self._ended is None:
             self._ended = how
+            self._devices.closed = True
         self._attention()
 
     def _raise_nmi(self) -> None:
@@ -440,78 +415,3 @@ class VirtualMachine:
         if mask != self.native.a20_mask:
             self.native.a20_mask = mask
             self.paging.forget_translations()
-
-    # --- called by the engine ---
-
-    def _read_port(self, port: int, size: int, _: int) -> int:
-        value = self.platform.bus.read(port, size)
-        self._after_device_access()
-        return value
-
-    def _write_port(self, port: int, size: int, value: int) -> int:
-        if self._ended is None:
-            self.platform.bus.write(port, size, value)
-            self._after_device_access()
-        return 0
-
-    def _load_mmio(self, gpa: int, size: int, _: int) -> int:
-        value = self.platform.mmio.read(gpa, size)
-        self._after_device_access()
-        return value if value < 1 << 63 else value - (1 << 64)
-
-    def _store_mmio(self, gpa: int, size: int, value: int) -> int:
-        self.platform.mmio.write(gpa, size, value & ((1 << 8 * size) - 1))
-        self._after_device_access()
-        return 0
-
-    def _load_msr(self, index: int, _: int, __: int) -> int:
-        """Leaves the value in ``msr_value``; 1 when the register does not exist."""
-        value = self.platform.read_msr(index)
-        if value is None:
-            return 1
-        if index == TSC_DEADLINE and value:
-            value += self.native.tsc_offset
-        self.native.msr_value = value if value < 1 << 63 else value - (1 << 64)
-        self._after_device_access()
-        return 0
-
-    def _store_msr(self, index: int, value: int, _: int) -> int:
-        """1 when the register does not exist or does not take the value."""
-        value &= (1 << 64) - 1
-        if index == TSC_DEADLINE and value:  # the device knows virtual time
-            value = max(value - self.native.tsc_offset, 1)
-        accepted = self.platform.write_msr(index, value)
-        lapic = self.platform.lapic
-        self.native.apic_enabled = int(lapic.enabled)
-        if (lapic.mapped is not None) != self._apic_mapped:
-            self._apic_mapped = not self._apic_mapped
-            gfn = layout.LOCAL_APIC >> PAGE_SHIFT
-            self.dmm.set_mmio(range(gfn, gfn + 1), self._apic_mapped)
-        self._after_device_access()
-        return int(not accepted)
-
-    def _after_device_access(self) -> None:
-        """The access may have moved a device's deadline forward."""
-        deadline = self.platform.deadline()
-        if deadline < self.native.deadline:
-            self.native.deadline = deadline
-            self.native.limit = 0
-
-    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """An exception must not pass through the engine: it stops the engine and is raised again outside."""
-
-        def call(*arguments: Any) -> Any:
-            try:
-                return function(*arguments)
-            except BaseException as error:  # raised again by _reraise
-                if self._raised is None:
-                    self._raised = error
-                self._attention()
-                return 0
-
-        return call
-
-    def _reraise(self) -> None:
-        if self._raised is not None:
-            error, self._raised = self._raised, None
-            raise error

@@ -15,7 +15,7 @@ from pathlib import Path
 from emu import layout
 from emu.assembler import Image, assemble_image
 from emu.boot.e820 import memory_map
-from emu.boot.flat import CODE_16
+from emu.boot.entry import CODE_16
 from emu.boot.guest import Guest
 from emu.boot.image import BytesSource, FileSource, GuestImage, Source
 from emu.cpustate import CpuState

@@ -1,4 +1,4 @@
-"""First CPU states that boot protocols ask for: flat protected mode and long mode."""
+"""First CPU states that boot protocols ask for: real mode, flat protected mode and long mode."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import struct
 
 from emu.cpustate import CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, CpuState
 
+CODE_16 = 0x9B00  # present, DPL 0, code, readable, accessed; 16-bit, byte granularity
+DATA_16 = 0x9300  # present, DPL 0, data, writable, accessed
 CODE_32 = 0xCF9B00  # present, DPL 0, code, readable, accessed; 32-bit, page granularity
 DATA_32 = 0xCF9300  # present, DPL 0, data, writable, accessed; 32-bit, page granularity
 CODE_64 = 0xAF9B00  # the same for 64-bit code
@@ -34,6 +36,18 @@ def _set_segments(cpu: CpuState, code: int, data: int, code_flags: int) -> None:
     cpu.cs.set(code, 0, _LIMIT, code_flags)
     for segment in (cpu.ds, cpu.es, cpu.fs, cpu.gs, cpu.ss):
         segment.set(data, 0, _LIMIT, DATA_32)
+
+
+def enter_real_mode(cpu: CpuState) -> None:
+    """The state after reset, but for the entry point: everything at zero."""
+    cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = CR0_ET, 0, 0, 0
+    for segment in (cpu.ds, cpu.es, cpu.ss, cpu.fs, cpu.gs):
+        segment.set(0, 0, 0xFFFF, DATA_16)
+    cpu.cs.set(0, 0, 0xFFFF, CODE_16)
+    cpu.ldtr.set(0, 0, 0xFFFF, 0x8200)
+    cpu.tr.set(0, 0, 0xFFFF, 0x8B00)
+    cpu.gdtr.set(0, 0, 0xFFFF, 0)
+    cpu.idtr.set(0, 0, 0x3FF, 0)
 
 
 def enter_protected_mode(cpu: CpuState, code: int, data: int) -> None:

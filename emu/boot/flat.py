@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 
+from emu.boot.entry import CODE_16
 from emu.boot.guest import Guest
 from emu.boot.image import BytesSource, GuestImage, Source
 from emu.cpustate import CpuState
@@ -51,7 +52,3 @@ def flat_guest(name: str, source: Source | bytes, ram: int, append: str = "", lo
         cpu.rsp = STACK_TOP
 
     return Guest(name, "flat binary", image, start)
-
-
-CODE_16 = 0x9B00  # present, DPL 0, code, readable, accessed; 16-bit, byte granularity
-DATA_16 = 0x9300  # present, DPL 0, data, writable, accessed
