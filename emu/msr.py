@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from emu.clock import time_stamp
 from emu.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX
-from emu.engine import abandon_instruction, original_cpuid, original_rdmsr, original_wrmsr, running_vm
+from emu.engine import abandon_instruction, original_cpuid, original_rdmsr, original_rdrand, original_wrmsr, running_vm
 from emu.enginelib import replace_helper
 from emu.native import call_host, callback, inlined, load32, outlined, signed, store64
 from emu.portio import DENIED
@@ -31,6 +31,7 @@ _SIGNATURE = (0x20756D65, 0x20756D65, 0x20756D65)  # "emu emu emu "
 _LEAF_1_ECX = 1 << 21 | 1 << 24 | 1 << 31  # x2APIC, TSC-deadline timer, hypervisor present
 _LEAF_1_ECX_ABSENT = 1 << 5 | 1 << 6 | 1 << 3  # VMX, SMX, MONITOR
 _LEAF_1_EDX = 1 << 9  # APIC
+_LEAF_7_EBX = 1 << 1  # TSC_ADJUST
 _EXTENDED_1_ECX_ABSENT = 1 << 2  # SVM
 _EXTENDED_7_EDX = 1 << 8  # the TSC runs at one rate, always
 
@@ -58,6 +59,9 @@ def _set_edx_eax(env: int, value: int) -> None:
 @callback("vq")
 def on_rdmsr(env):
     """The engine's helper for RDMSR."""
+    if running_vm() == 0:  # an engine that is no VM's
+        original_rdmsr(env)
+        return
     vm = state_at(running_vm())
     index = load32(env + RCX)
     if index == _TSC:
@@ -74,6 +78,9 @@ def on_rdmsr(env):
 @callback("vq")
 def on_wrmsr(env):
     """The engine's helper for WRMSR."""
+    if running_vm() == 0:
+        original_wrmsr(env)
+        return
     vm = state_at(running_vm())
     index = load32(env + RCX)
     value = load32(env + RAX) | load32(env + RDX) << 32
@@ -90,6 +97,8 @@ def on_wrmsr(env):
 @callback("qq")
 def on_rdrand(env):
     """The engine's helper for RDRAND, which would ask the host: a fixed sequence (SplitMix64), always successful."""
+    if running_vm() == 0:
+        return original_rdrand(env)
     vm = state_at(running_vm())
     vm.random += _GOLDEN
     value = vm.random
@@ -117,7 +126,7 @@ def on_cpuid(uc, vm_at):
     """Unicorn's UC_HOOK_INSN for CPUID."""
     vm = state_at(vm_at)
     env = vm.env
-    leaf = load32(env + RAX)
+    leaf, subleaf = load32(env + RAX), load32(env + RCX)
     if leaf >> 16 == HYPERVISOR_LEAF >> 16:
         if leaf == HYPERVISOR_LEAF:
             _set(env, _TIMING_LEAF, _SIGNATURE[0], _SIGNATURE[1], _SIGNATURE[2])
@@ -135,6 +144,8 @@ def on_cpuid(uc, vm_at):
         if not vm.apic_enabled:
             ecx &= ~(1 << 21)
             edx &= ~_LEAF_1_EDX
+    elif leaf == 7 and not subleaf:
+        ebx |= _LEAF_7_EBX
     elif leaf == 0x8000_0001:
         ecx &= ~_EXTENDED_1_ECX_ABSENT
         if not vm.apic_enabled:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emu import breakpoints, clock, engine, layout, mmio, msr, portio, runloop, stepping
+from emu import breakpoints, clock, engine, layout, mmio, msr, nmi, portio, runloop, stepping
 from emu.addr import MMIO_SIZE, PAGE_SHIFT
 from emu.alone import NOWHERE
 from emu.boot.entry import enter_real_mode
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 FIRST_SLICE_NS, LONGEST_SLICE_NS, SHORTEST_SLICE_NS = 500_000, 50_000_000, 20_000
 SLICE_SECONDS = 0.05
 _REASONS = tuple(Reason)
-NMI_VECTOR = 2
 A20 = 1 << 20  # address line 20, which a PC can hold low
 MOST_WAITS = 10_000  # for the DMM without a single instruction in between
 
@@ -120,15 +119,14 @@ class VirtualMachine:
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
         self.platform = Platform(
             ram, self.dmm, lambda: self.now, disks, virtio_disk,
-            set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20, discard=self._discard,
-            on_exit=self._guest_exits,
+            set_intr=self._set_intr, raise_nmi=lambda: nmi.raise_nmi(native), set_a20=self._set_a20,
+            discard=self._discard, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
         self._devices = DeviceAccess(native, self.platform, self.dmm)
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
-        self._nmi = False
         self.exits = Exits()
         self._stop_requested = False
         self._slice_ns = FIRST_SLICE_NS
@@ -282,7 +280,7 @@ class VirtualMachine:
             if not within_block:
                 if self._ended is not None:
                     return self._ended
-                if self._nmi:
+                if nmi.is_due(native):
                     self._deliver_nmi()
                 if self._stop_requested:
                     self._stop_requested = False
@@ -293,7 +291,7 @@ class VirtualMachine:
             deadline = min(limit, device_deadline)
             slice_end = native.vtime + self._slice_ns
             native.deadline = min(deadline, slice_end)
-            native.stop = int(self._ended is not None or self._stop_requested or self._nmi)
+            native.stop = int(self._ended is not None or self._stop_requested or nmi.is_due(native))
             began = monotonic()
             reason = _REASONS[runloop.run(self.native_at)]
             if reason == Reason.STOP and slice_end <= native.vtime < deadline:
@@ -330,8 +328,8 @@ class VirtualMachine:
             self._resolve()  # the vector is taken from the controller: it stays pending until the page is there
 
     def _deliver_nmi(self) -> None:
-        self._nmi = False
-        if runloop.inject(self.native_at, NMI_VECTOR) == runloop.NEED_DMM:
+        nmi.begin(self.native)
+        if runloop.inject(self.native_at, nmi.VECTOR_NMI) == runloop.NEED_DMM:
             self._resolve()
 
     def _resolve(self) -> None:
@@ -348,9 +346,9 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """HLT: jump to the next deadline.  False when nothing can wake the guest."""
         native = self.native
-        if not self.cpu.interrupts_enabled and not self._nmi:
+        if not self.cpu.interrupts_enabled and not nmi.is_due(native):
             return False
-        while not native.intr_line and not self._nmi and self._ended is None:
+        while not native.intr_line and not nmi.is_due(native) and self._ended is None:
             wake = self._next_deadline()
             if min(wake, limit) == clock.NEVER:
                 return False
@@ -400,10 +398,6 @@ class VirtualMachine:
         if self._ended is None:
             self._ended = how
             self._devices.closed = True
-        self._attention()
-
-    def _raise_nmi(self) -> None:
-        self._nmi = True
         self._attention()
 
     def _discard(self, gfn: int) -> None:

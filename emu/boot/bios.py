@@ -17,7 +17,7 @@ from emu.assembler import Image, assemble_image
 from emu.boot.e820 import memory_map
 from emu.boot.entry import CODE_16
 from emu.boot.guest import Guest
-from emu.boot.image import BytesSource, FileSource, GuestImage, Source
+from emu.boot.image import BytesSource, GuestImage, Source, open_source
 from emu.cpustate import CpuState
 from emu.errors import BadInput
 from emu.firmware import firmware_directory
@@ -87,15 +87,8 @@ def rom_guest(path: Path, ram: int) -> Guest:
 
 def _open_rom(path: Path) -> Source:
     name = str(path)
-    try:
-        if path.is_dir():
-            raise BadInput(name, "this is a directory, not a ROM image")
-        if path.exists() and not path.is_file():
-            raise BadInput(name, "this is no regular file")
-        size = path.stat().st_size
-        source = FileSource(path, 0, size)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise BadInput(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    source = open_source(path)
+    size = len(source)
     if not size or size % ROM_SIZE:
         raise BadInput(name, f"{size} bytes, but the size of a ROM image is a multiple of 64K")
     if size > MAX_ROM:

@@ -18,6 +18,8 @@ MULTIBOOT2_MAGIC = 0xE85250D6  # Multiboot2 Specification 2.0, 3.1.1: qword-alig
 MULTIBOOT2_SEARCH = 32768
 ELF_MAGIC = b"\x7fELF"
 ELF_HEADER_SIZE = 52  # bytes; the header of a 32-bit file, the shorter one
+EM_386, EM_X86_64 = 3, 62  # e_machine
+ARM64_MAGIC, ARM64_MAGIC_AT = b"ARM\x64", 0x38  # Linux, Documentation/arm64/booting.rst
 LINUX_MAGIC = b"HdrS"  # Linux, Documentation/arch/x86/boot.rst: "header" at 0x202
 LINUX_MAGIC_AT = 0x202
 SECTOR_SIZE = 512  # bytes of a boot sector
@@ -169,9 +171,14 @@ def _kind_of(text: str, path: Path, head: bytes) -> Kind:
         return Kind.MULTIBOOT
     if _has_multiboot2_header(head):
         return Kind.MULTIBOOT2
+    if head[ARM64_MAGIC_AT : ARM64_MAGIC_AT + 4] == ARM64_MAGIC:
+        raise BadInput(text, "this is a Linux kernel for another architecture (ARM64)")
     if head.startswith(ELF_MAGIC):
         if len(head) < ELF_HEADER_SIZE:
             raise BadInput(text, f"the ELF file is truncated: {len(head)} bytes do not hold its header")
+        machine = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+        if machine not in (0, EM_386, EM_X86_64):
+            raise BadInput(text, f"this is an ELF file for another architecture (machine {machine})")
         raise BadInput(text, "this ELF file has no multiboot header, so emu does not know how to enter it")
     if is_boot_sector(head):
         return Kind.BOOT_SECTOR if size == SECTOR_SIZE else Kind.DISK

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from emu.addr import PAGE_SHIFT, PAGE_SIZE
-from emu.errors import EmuError
+from emu.errors import BadInput, EmuError
 
 
 class ImageChanged(EmuError):
@@ -61,6 +61,21 @@ class FileSource:
         if len(data) != size:
             raise ImageChanged(f"{self._path}: shorter than when the guest started")
         return data
+
+
+def open_source(path: Path) -> FileSource:
+    """A whole regular file.
+
+    Raises:
+        BadInput: it is none, or cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInput(str(path), "this is a directory" if path.is_dir() else "this is no regular file")
+        return FileSource(path, 0, path.stat().st_size)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(str(path), f"cannot be read: {reason}") from None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from emu import layout
 from emu.boot.e820 import memory_map
 from emu.boot.entry import CODE_32, CODE_64, DATA_32, descriptor, enter_long_mode, enter_protected_mode, identity_tables
 from emu.boot.guest import Guest
-from emu.boot.image import FileSource, GuestImage
+from emu.boot.image import FileSource, GuestImage, open_source
 from emu.boot.tables import ACPI, place_tables
 from emu.cpustate import CpuState
 from emu.errors import BadInput
@@ -128,11 +128,8 @@ def _place_initrd(
     image: GuestImage, initrd: Path, header: SetupHeader, kernel_end: int, low_end: int
 ) -> tuple[int, int]:
     """Put the RAM disk as high as the kernel allows; returns where it lies and its size."""
-    try:
-        size = initrd.stat().st_size
-        source = FileSource(initrd, 0, size)
-    except OSError as error:
-        raise BadInput(str(initrd), f"cannot be read: {error.strerror}") from None
+    source = open_source(initrd)
+    size = len(source)
     if size == 0:
         raise BadInput(str(initrd), "the initrd is empty")
     gpa = (min(low_end, header.initrd_max + 1) - size) & ~0xFFF
@@ -147,8 +144,8 @@ def _boot_params(header: SetupHeader, ram: int, command_line: int, initrd_at: in
     page = bytearray(4096)
     page[_HEADER : _HEADER + len(header.bytes)] = header.bytes
     # screen_info: 80x25 text, cursor at the top
-    struct.pack_into("<BBHBBHBBBBH", page, 0, 0, 0, 0, 0, 3, 0, 80, 0, 0, 0, 0)
-    page[0x0E], page[0x0F] = 25, 1  # lines, isVGA
+    page[0x06], page[0x07] = 3, 80  # orig_video_mode, orig_video_cols
+    page[0x0E], page[0x0F] = 25, 1  # orig_video_lines, orig_video_isVGA
     struct.pack_into("<H", page, 0x10, 16)  # points of a character
     struct.pack_into("<Q", page, 0x070, ACPI)  # acpi_rsdp_addr
     page[0x210] = _LOADER_UNDEFINED

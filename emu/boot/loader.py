@@ -13,7 +13,7 @@ from emu.addr import PAGE_SIZE
 from emu.boot.e820 import USABLE, memory_map
 from emu.boot.entry import CODE_32, DATA_32, descriptor, enter_protected_mode
 from emu.boot.guest import Guest
-from emu.boot.image import FileSource, GuestImage, Source
+from emu.boot.image import GuestImage, Source, open_source
 from emu.cpustate import CpuState
 from emu.errors import BadInput
 
@@ -125,7 +125,7 @@ class Loader:
 
     def __init__(self, path: Path, ram: int) -> None:
         self.image = GuestImage()
-        self.file = _open(path)
+        self.file = open_source(path)
         self.top = FIRST_FREE
         self._path = path
         self._ram = ram
@@ -165,7 +165,7 @@ class Loader:
         loaded = []
         for text in modules:
             name = text.strip().partition(" ")[0]
-            source = _open(Path(name)) if name else None
+            source = open_source(Path(name)) if name else None
             if source is None:
                 raise BadInput("module", f"{text!r} names no file")
             pages = -(-len(source) // PAGE_SIZE) * PAGE_SIZE  # nothing else on the last one
@@ -275,13 +275,3 @@ def address_program(
     if offset + file_size > size:
         raise BadInput(str(path), f"the kernel is truncated: {size} of {offset + file_size} bytes")
     return Program((Segment(load, offset, file_size, max(bss_end - load, file_size)),), entry)
-
-
-def _open(path: Path) -> FileSource:
-    try:
-        if path.exists() and not path.is_file():
-            raise BadInput(str(path), "this is a directory" if path.is_dir() else "this is no regular file")
-        return FileSource(path, 0, path.stat().st_size)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadInput(str(path), f"cannot be read: {reason}") from None

@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--events", metavar="FILE",
         help="write the memory events as JSON lines; with - to standard output, and the console to standard error",
     )  # fmt: skip
+    parser.add_argument(
+        "--screen", metavar="FILE", help="the text screen at the end of the run: a PNG picture, or - for standard output"
+    )
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
 
 
@@ -66,6 +69,7 @@ def main(options: argparse.Namespace) -> int:
         inputs = input_files(options)
         events_file = open_output(files, "--events", options.events, inputs)
         summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
+        screen_file = open_output(files, "--screen", options.screen, inputs, [events_file, summary_file])
         if options.events == "-":
             screen = Screen(sys.stderr.buffer, "standard error")
         else:
@@ -81,6 +85,8 @@ def main(options: argparse.Namespace) -> int:
         if typist.left:
             print(f"emu: --type: the console never printed {_text(typist.left[0].prompt)}", file=sys.stderr)
         print(f"emu: {_closing_line(vm, outcome, status, wall)}", file=sys.stderr)
+        if screen_file is not None:
+            screen_file.write(_picture(vm, options.screen))
         if summary_file is not None:
             from emu.summary import format_summary, summarise
 
@@ -114,6 +120,17 @@ def _run(
     if outcome.ending == Ending.STOPPED and signals:
         return 128 + signals[0], outcome
     return outcome.status, outcome
+
+
+def _picture(vm: VirtualMachine, name: str) -> bytes:
+    """The text screen as a PNG; for standard output as text, with colours where that is a terminal."""
+    from emu.screen import as_ansi, as_png, as_text
+
+    shown = vm.platform.vga.screen()
+    if name != "-":
+        return as_png(shown)
+    text = as_ansi(shown) if sys.stdout.isatty() else as_text(shown)
+    return f"{text.rstrip()}\n".encode()
 
 
 def _run_interactively(

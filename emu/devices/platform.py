@@ -27,6 +27,7 @@ from emu.devices.port92 import A20Gate, Port92
 from emu.devices.post import PostCodes
 from emu.devices.rtc import Rtc
 from emu.devices.uart import Uart16550
+from emu.devices.vga import Vga
 from emu.devices.virtio import VirtioDevice
 from emu.devices.virtio_balloon import VirtioBalloon
 from emu.devices.virtio_blk import VirtioBlock
@@ -38,7 +39,7 @@ from emu.errors import BadInput
 
 
 class Platform:
-    """A PC: what QEMU's ``pc`` machine has, without a display adapter.
+    """A PC: what QEMU's ``pc`` machine has, with a display in text mode.
 
     Args:
         ram: bytes of guest memory, for those who tell the guest.
@@ -56,6 +57,7 @@ class Platform:
         bus, mmio: I/O ports, and device registers in memory.
         uart: the first serial port; its output is part of the console.
         keyboard: keyboard and mouse.
+        vga: the display.
         lapic: the CPU's local APIC.
         balloon: the memory balloon; its ``target`` is what the guest is asked to give up, in pages.
         fw_cfg: what QEMU tells its firmware.
@@ -92,6 +94,7 @@ class Platform:
             self.wire(layout.IRQ_KEYBOARD), self.wire(layout.IRQ_MOUSE), clock, a20.set_i8042, on_reset
         )
         self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
+        self.vga = Vga(memory, clock)
         self.fw_cfg = FwCfg(memory)
         self._add_disks(disks)
         self._add_virtio(memory, virtio_disk, discard)
@@ -106,6 +109,7 @@ class Platform:
             (layout.POST_PORT, 1, PostCodes()),
             (layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, self._power),
             (layout.SMI_PORT, layout.SMI_PORTS, SmiCommandPorts(self._power)),
+            (layout.VGA_PORT, layout.VGA_PORTS, self.vga),
             (layout.FW_CFG_PORT, layout.FW_CFG_PORTS, self.fw_cfg),
             (layout.PCI_PORT, layout.PCI_PORTS, pci),
             (layout.DEBUG_CONSOLE_PORT, layout.DEBUG_CONSOLE_PORTS, DebugConsole(self._print)),
