@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the memory events as JSON lines; with - to standard output, and the console to standard error",
     )  # fmt: skip
     parser.add_argument(
-        "--screen", metavar="FILE", help="the text screen at the end of the run: a PNG picture, or - for standard output"
+        "--screen", metavar="FILE", help="the text screen at the end of the run: a PNG, or - for standard output"
     )
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
 
