@@ -30,8 +30,6 @@ from emu.vm import Stop, VirtualMachine
 
 DEFAULT_RAM = 64 << 20  # bytes
 
-VIRTIO_SUFFIX = ",virtio"  # of a disk's file name
-
 STATUS_SUCCESS = 0
 STATUS_BAD_INPUT = 2
 STATUS_LIMIT = 124  # as timeout(1)
@@ -67,8 +65,8 @@ def boot_vm(
         append: the guest's command line.
         load: gpa of a flat binary.
         initrd: a Linux kernel's initial RAM disk, or a multiboot kernel's modules (:func:`emu.boot.detect.make_guest`).
-        disks: raw disk images; they are never changed.  Up to two are IDE drives; one, whose name is followed by
-            ",virtio", is a virtio block device.  A guest that is a disk image goes before them.
+        disks: raw disk images, up to two IDE drives and one virtio block device, as :func:`disk_options` reads them.
+            A guest that is a disk image goes before them.
         bios: a ROM image to start in; the guest, which must be a disk image then, is the first disk.
         serial_input: bytes that wait at the serial port until the guest looks for them.
         audit: check every invariant after every change of the mapping.
@@ -107,8 +105,9 @@ def boot_vm(
             reason = f"{format_size(wanted)} and what maps it do not fit into the {host >> 20}M of this host"
             raise BadInput("--ram" if pool_is_ram else "--pool", reason)
         machine = Machine(size)
-    ide = [Disk(path) for path in disks if not str(path).endswith(VIRTIO_SUFFIX)]
-    virtio = [Disk(str(path).removesuffix(VIRTIO_SUFFIX)) for path in disks if str(path).endswith(VIRTIO_SUFFIX)]
+    choices_of_disks = [disk_options(disk) for disk in disks]
+    ide = [Disk(path, writable) for path, is_virtio, writable in choices_of_disks if not is_virtio]
+    virtio = [Disk(path, writable) for path, is_virtio, writable in choices_of_disks if is_virtio]
     if len(virtio) > 1:
         raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
     vm = machine.create_vm(name, ram, pool, mmu, ide, virtio[0] if virtio else None)
@@ -123,6 +122,21 @@ def boot_vm(
             raise BadInput("--pool", reason) from error
     vm.platform.uart.offer(serial_input)
     return vm
+
+
+def disk_options(disk: str | Path) -> tuple[str, bool, bool]:
+    """The parts of "FILE[,virtio][,writable]": the file, whether it is a virtio device, whether the file is written to.
+
+    Without ``writable`` the file is never changed: what the guest writes is kept in memory.
+    """
+    path, virtio, writable = str(disk), False, False
+    while True:
+        if path.endswith(",virtio"):
+            path, virtio = path.removesuffix(",virtio"), True
+        elif path.endswith(",writable"):
+            path, writable = path.removesuffix(",writable"), True
+        else:
+            return path, virtio, writable
 
 
 def _size(option: str, size: int | str) -> int:

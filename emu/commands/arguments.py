@@ -73,8 +73,9 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         help="a Linux kernel's initial RAM disk, or a multiboot kernel's modules as 'FILE arguments,FILE'",
     )  # fmt: skip
     parser.add_argument(
-        "--disk", action="append", default=[], metavar="FILE[,virtio]",
-        help="a raw disk image, repeatable, never changed: an IDE drive, or with ,virtio a virtio block device",
+        "--disk", action="append", default=[], metavar="FILE[,virtio][,writable]",
+        help="a raw disk image, repeatable: an IDE drive, or with ,virtio a virtio block device; the file is never "
+             "changed, except with ,writable",
     )  # fmt: skip
     parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it boots")
     parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")
@@ -84,9 +85,11 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def input_files(options: argparse.Namespace) -> list[str]:
     """The files that the options of :func:`add_guest_arguments` name."""
+    from emu.session import disk_options
+
     named = [options.guest, *(path for path in (options.input, options.initrd, options.bios) if path is not None)]
     modules = [module.split(" ")[0] for module in (options.initrd or "").split(",")]
-    return [*named, *filter(None, modules), *(disk.rpartition(",virtio")[0] or disk for disk in options.disk)]
+    return [*named, *filter(None, modules), *(disk_options(disk)[0] for disk in options.disk)]
 
 
 def boot_from(options: argparse.Namespace) -> VirtualMachine:
