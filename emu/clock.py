@@ -12,7 +12,21 @@ from typing import Any
 from emu import cpustate
 from emu.blockclock import INLINE
 from emu.breakpoints import at_debugged_block
-from emu.cpustate import BASE, CS, EFLAGS, FLAG_IF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RAX, RDX, RIP, TSC_AUX
+from emu.cpustate import (
+    BASE,
+    CS,
+    EFLAGS,
+    FLAG_IF,
+    HF2_NMI,
+    HF_CS64,
+    HF_INHIBIT_IRQ,
+    HFLAGS,
+    HFLAGS2,
+    RAX,
+    RDX,
+    RIP,
+    TSC_AUX,
+)
 from emu.debugregs import STEPPING
 from emu.engine import flush_tlb, leave_engine, stop
 from emu.native import callback, inlined, load32, load64, outlined, store64
@@ -32,6 +46,12 @@ def interrupts_enabled(vm: Any) -> bool:
 
 
 @inlined
+def accepts_nmi(vm: Any) -> bool:
+    """Whether an NMI is due: none is being handled (SDM vol. 3A, 6.7.1)."""
+    return vm.nmi_pending != 0 and load32(vm.env + HFLAGS2) & HF2_NMI == 0
+
+
+@inlined
 def attention(vm: Any) -> None:
     """Have the engine look at ``stop``, ``pending``, ``intr_line`` and ``flush_at_block`` before the next block."""
     vm.limit = 0
@@ -46,12 +66,12 @@ def _enter_block_slowly(vm_at, gva, size):
         flush_tlb(vm)
     if vm.stepping and at_block(vm_at, gva, size):
         return
-    must_stop = vm.stop or vm.pending or vm.vtime >= vm.deadline
+    must_stop = vm.stop or vm.pending or vm.vtime >= vm.deadline or accepts_nmi(vm)
     if vm.debugging and (not must_stop or vm.watch_step == STEPPING) and at_debugged_block(vm_at, gva, size):
         must_stop = True
     if not must_stop:
         if not vm.intr_line:
-            vm.limit = 0 if vm.stepping or vm.debugging else vm.deadline
+            vm.limit = 0 if vm.stepping or vm.debugging or vm.nmi_pending else vm.deadline
         elif interrupts_enabled(vm):
             must_stop = True
     if must_stop:

@@ -19,6 +19,7 @@ CC_SRC2 = 160  # u64
 CC_OP = 168  # u32; how the arithmetic flags follow from CC_*
 DF = 172  # i32; +1 when EFLAGS.DF is 0, -1 when it is 1
 HFLAGS = 176  # u32; CPU mode as the translator sees it
+HFLAGS2 = 180  # u32
 SEGMENTS = 184  # ES CS SS DS FS GS, SEGMENT_SIZE each
 LDTR, TR, GDTR, IDTR = 328, 352, 376, 400
 CR0, CR2, CR3, CR4 = 424, 440, 448, 456
@@ -53,6 +54,8 @@ HF_RF = 1 << 16
 HF_VM = 1 << 17
 HF_AC = 1 << 18
 HF_SMAP = 1 << 23
+
+HF2_NMI = 1 << 2  # an NMI is being handled; the engine's IRET clears it
 
 FLAG_CF, FLAG_PF, FLAG_AF, FLAG_ZF, FLAG_SF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7
 FLAG_TF, FLAG_IF, FLAG_DF, FLAG_OF = 1 << 8, 1 << 9, 1 << 10, 1 << 11
@@ -199,6 +202,11 @@ class CpuState:
     @property
     def hflags(self) -> int:
         return ctypes.c_uint32.from_address(self._env + HFLAGS).value
+
+    def block_nmi(self) -> None:
+        """An NMI is being handled, until IRET."""
+        at = ctypes.c_uint32.from_address(self._env + HFLAGS2)
+        at.value |= HF2_NMI
 
     @property
     def interrupts_enabled(self) -> bool:

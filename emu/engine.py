@@ -90,8 +90,6 @@ _cpu_loop_exit = external(LIBRARY, "cpu_loop_exit_x86_64", "vq")  # not declared
 _rdmsr = external(LIBRARY, "helper_rdmsr_x86_64", "vq")
 _wrmsr = external(LIBRARY, "helper_wrmsr_x86_64", "vq")
 _cpuid = external(LIBRARY, "cpu_x86_cpuid_x86_64", "vqiiqqqq")
-_iret_protected = external(LIBRARY, "helper_iret_protected_x86_64", "vqii")
-_iret_real = external(LIBRARY, "helper_iret_real_x86_64", "vqi")
 _rdrand = external(LIBRARY, "helper_rdrand_x86_64", "qq")
 _uc_ctl = external(LIBRARY, "uc_ctl", "iqqqq")
 _uc_reg_read = external(LIBRARY, "uc_reg_read", "iqiq")
@@ -193,18 +191,6 @@ def original_wrmsr(env: int) -> None:
 def original_rdrand(env: int) -> int:
     """RDRAND as the engine does it."""
     return _rdrand(env)
-
-
-@compiled
-def original_iret_protected(env: int, shift: int, next_eip: int) -> None:
-    """IRET as the engine does it in protected mode."""
-    _iret_protected(env, shift, next_eip)
-
-
-@compiled
-def original_iret_real(env: int, shift: int) -> None:
-    """IRET as the engine does it in real and virtual-8086 mode."""
-    _iret_real(env, shift)
 
 
 @compiled

@@ -31,7 +31,11 @@ def replace_import(name: str, function: Any) -> None:
 
 
 def replace_helper(name: str, function: Any) -> None:
-    """Make translated code call ``function``, a callback ``void (env)``, where it calls the helper ``name``."""
+    """Make translated code call ``function``, a callback, where it calls the helper ``name``.
+
+    Only for helpers that cannot fault: the engine finds the faulting instruction by the address that its own function
+    returns to.
+    """
     assert not _done
     _HELPERS[name] = function
 

@@ -7,7 +7,7 @@ from enum import IntEnum
 from emu import cpustate
 from emu.alone import REFUSED, forget_instruction, run_refused_alone, within_block
 from emu.breakpoints import again_watched_step, begin_watched_step
-from emu.clock import interrupts_enabled, leave_block
+from emu.clock import accepts_nmi, interrupts_enabled, leave_block
 from emu.debugregs import WATCHED
 from emu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.engine import ERR_OK, read_eflags, start, use_clock
@@ -31,12 +31,13 @@ class Reason(IntEnum):
     HALT = 3  # the guest executed HLT
     SHUTDOWN = 4  # triple fault
     ENGINE_ERROR = 5  # Unicorn returned the error in ``vm.engine_error``
+    NMI = 6  # a non-maskable interrupt is due
 
 
 NEED_DMM = NEED  # status of inject: the DMM must resolve first, the interrupt stays pending
 
 _STOP, _NEED, _INTERRUPT, _HALT = int(Reason.STOP), int(Reason.NEED), int(Reason.INTERRUPT), int(Reason.HALT)
-_SHUTDOWN, _ENGINE_ERROR = int(Reason.SHUTDOWN), int(Reason.ENGINE_ERROR)
+_NMI, _SHUTDOWN, _ENGINE_ERROR = int(Reason.NMI), int(Reason.SHUTDOWN), int(Reason.ENGINE_ERROR)
 
 
 @compiled
@@ -54,9 +55,12 @@ def run(vm_at: int) -> int:
         if not within_block(vm):
             if vm.stop or vm.vtime >= vm.deadline:
                 return _STOP
+            if accepts_nmi(vm):
+                return _NMI
             if vm.intr_line and interrupts_enabled(vm):
                 return _INTERRUPT
-        vm.limit = 0 if vm.intr_line or vm.stepping or vm.debugging else vm.deadline
+        urgent = vm.intr_line or vm.nmi_pending or vm.stepping or vm.debugging
+        vm.limit = 0 if urgent else vm.deadline
         vm.stopped = 0
         vm.miss_kind = OK
         error = start(vm, vm.single)

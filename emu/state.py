@@ -26,7 +26,7 @@ walk_at walk_gpa walk_writable walk_user walk_nx walk_dirty walk_level marked_co
 miss_kind miss_gva miss_error need_gfn need_intent
 window_mfn single port_in_at port_out_at mmio_load_at mmio_store_at msr_load_at msr_store_at msr_value
 tsc_offset apic_enabled
-pio_at check_exit_at on_block_at entered_gva entered_size a20_mask random nmi_pending nmi_blocked
+pio_at check_exit_at on_block_at entered_gva entered_size a20_mask random nmi_pending
 pending pending_vector pending_error pending_software pending_rip pending_prior
 fault_vector fault_error fault_gva sys_value sys_mfn sys_page sys_page_mfn external new_stack task_switched
 debugging watching watch_step watch_hits watch_stored watch_mfn0 watch_mfn1 watch_mfn2 watch_mfn3

@@ -6,12 +6,11 @@ import ctypes
 import weakref
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emu import breakpoints, clock, engine, layout, mmio, msr, nmi, portio, runloop, stepping
+from emu import breakpoints, clock, engine, layout, mmio, msr, portio, runloop, stepping
 from emu.addr import MMIO_SIZE, PAGE_SHIFT
 from emu.alone import NOWHERE
 from emu.boot.entry import enter_real_mode
@@ -37,11 +36,11 @@ from emu.state import State
 if TYPE_CHECKING:
     from emu.machine import Machine
 
-# How long the native plane is not left, in virtual time, so that signals and threads of the host are served.  It adapts
-# to how long that takes, which nothing in the guest can tell.
-FIRST_SLICE_NS, LONGEST_SLICE_NS, SHORTEST_SLICE_NS = 500_000, 50_000_000, 20_000
-SLICE_SECONDS = 0.05
+# Longest stay in the native plane, in virtual time, so that signals and threads of the host are served: it is a second
+# where the engine takes a microsecond for a byte of code.
+SLICE_NS = 1_000_000
 _REASONS = tuple(Reason)
+VECTOR_NMI = 2
 A20 = 1 << 20  # address line 20, which a PC can hold low
 MOST_WAITS = 10_000  # for the DMM without a single instruction in between
 
@@ -119,7 +118,7 @@ class VirtualMachine:
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
         self.platform = Platform(
             ram, self.dmm, lambda: self.now, disks, virtio_disk,
-            set_intr=self._set_intr, raise_nmi=lambda: nmi.raise_nmi(native), set_a20=self._set_a20,
+            set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20,
             discard=self._discard, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
@@ -129,7 +128,6 @@ class VirtualMachine:
         self._ended: Stop | None = None
         self.exits = Exits()
         self._stop_requested = False
-        self._slice_ns = FIRST_SLICE_NS
         self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
         self._waited_at = -1
         self._hook()
@@ -280,47 +278,34 @@ class VirtualMachine:
             if not within_block:
                 if self._ended is not None:
                     return self._ended
-                if nmi.is_due(native):
-                    self._deliver_nmi()
                 if self._stop_requested:
                     self._stop_requested = False
                     return Stop.REQUESTED
                 if native.vtime >= limit:
                     return Stop.DEADLINE
             device_deadline = self._next_deadline()
-            deadline = min(limit, device_deadline)
-            slice_end = native.vtime + self._slice_ns
-            native.deadline = min(deadline, slice_end)
-            native.stop = int(self._ended is not None or self._stop_requested or nmi.is_due(native))
-            began = monotonic()
+            native.deadline = min(limit, device_deadline, native.vtime + SLICE_NS)
+            native.stop = int(self._ended is not None or self._stop_requested)
             reason = _REASONS[runloop.run(self.native_at)]
-            if reason == Reason.STOP and slice_end <= native.vtime < deadline:
-                self._adapt_slice(monotonic() - began)
-            else:
-                self.exits.count(reason)
+            self.exits.count(reason)
             self.events.drain()
             self._devices.reraise()
             if reason == Reason.NEED:
                 self._resolve()
             elif reason == Reason.INTERRUPT:
                 self._interrupt()
+            elif reason == Reason.NMI:
+                self._deliver_nmi()
             elif reason == Reason.HALT:
                 if self._ended is None and not self._sleep(limit):
                     return Stop.HALTED
             elif reason == Reason.SHUTDOWN:
-                return Stop.CRASH
+                return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
             elif reason == Reason.ENGINE_ERROR:
                 raise EngineFault(f"{self.name}: {engine.error_text(int(native.engine_error))} at pc {self.cpu.pc:#x}")
             within_block = stepping.is_within_block(native)
             if native.vtime >= device_deadline and not within_block:
                 self._tick()
-
-    def _adapt_slice(self, seconds: float) -> None:
-        """A slice took so long."""
-        if seconds > SLICE_SECONDS:
-            self._slice_ns = max(int(self._slice_ns * SLICE_SECONDS / seconds), SHORTEST_SLICE_NS)
-        elif seconds < SLICE_SECONDS / 2:
-            self._slice_ns = min(2 * self._slice_ns, LONGEST_SLICE_NS)
 
     def _interrupt(self) -> None:
         vector = self.platform.acknowledge()
@@ -328,8 +313,9 @@ class VirtualMachine:
             self._resolve()  # the vector is taken from the controller: it stays pending until the page is there
 
     def _deliver_nmi(self) -> None:
-        nmi.begin(self.native)
-        if runloop.inject(self.native_at, nmi.VECTOR_NMI) == runloop.NEED_DMM:
+        self.native.nmi_pending = 0
+        self.cpu.block_nmi()
+        if runloop.inject(self.native_at, VECTOR_NMI) == runloop.NEED_DMM:
             self._resolve()
 
     def _resolve(self) -> None:
@@ -346,9 +332,9 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """HLT: jump to the next deadline.  False when nothing can wake the guest."""
         native = self.native
-        if not self.cpu.interrupts_enabled and not nmi.is_due(native):
+        if not self.cpu.interrupts_enabled and not native.nmi_pending:
             return False
-        while not native.intr_line and not nmi.is_due(native) and self._ended is None:
+        while not native.intr_line and not native.nmi_pending and self._ended is None:
             wake = self._next_deadline()
             if min(wake, limit) == clock.NEVER:
                 return False
@@ -399,6 +385,10 @@ class VirtualMachine:
             self._ended = how
             self._devices.closed = True
         self._attention()
+
+    def _raise_nmi(self) -> None:
+        self.native.nmi_pending = 1
+        self.native.limit = 0
 
     def _discard(self, gfn: int) -> None:
         if self.dmm.is_resident(gfn):

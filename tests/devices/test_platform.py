@@ -1,0 +1,145 @@
+"""The wiring of the PC: what reaches what."""
+
+from __future__ import annotations
+
+import pytest
+
+from emu import layout
+from emu.devices.acpi_pm import SCI_EN
+from emu.machine import Machine
+from emu.session import STATUS_SUCCESS, Ending, run_vm
+from emu.testing import boot
+from emu.vm import VirtualMachine
+from tests.guests.programs import program
+
+POWER = 0x8000_0B00  # CONFIG_ADDRESS: 00:01.3
+PM_BASE, PM_ENABLE = 0x40, 0x80
+
+
+def new_vm(ram: int = 64 << 20) -> VirtualMachine:
+    return Machine(8 << 20).create_vm("vm", ram, 1 << 20, "nested")
+
+
+def configure(vm: VirtualMachine, register: int, size: int, value: int) -> None:
+    vm.platform.bus.write(0xCF8, 4, POWER | register)
+    vm.platform.bus.write(0xCFC, size, value)
+
+
+def cell(vm: VirtualMachine, index: int, cells: int = 1) -> int:
+    value = 0
+    for n in range(cells):
+        vm.platform.bus.write(0x70, 1, index + n)
+        value |= vm.platform.bus.read(0x71, 1) << 8 * n
+    return value
+
+
+@pytest.mark.parametrize(
+    ("ram", "base", "extended", "above_16m", "above_4g"),
+    [
+        (640 << 10, 640, 0, 0, 0),
+        (64 << 20, 640, 63 << 10, 48 << 4, 0),
+        (5 << 30, 640, 0xFFFF, (0xC000_0000 - (16 << 20)) >> 16, (2 << 30) >> 16),
+    ],
+)
+def test_memory_sizes_in_cmos(ram: int, base: int, extended: int, above_16m: int, above_4g: int) -> None:
+    vm = new_vm(ram)
+    assert cell(vm, 0x15, 2) == base
+    assert cell(vm, 0x17, 2) == cell(vm, 0x30, 2) == extended
+    assert cell(vm, 0x34, 2) == above_16m
+    assert cell(vm, 0x5B, 3) == above_4g
+
+
+def test_power_management_moves_with_its_pci_function() -> None:
+    vm = new_vm()
+    bus = vm.platform.bus
+    assert bus.read(layout.ACPI_PM_PORT + 4, 2) == SCI_EN
+    configure(vm, PM_BASE, 4, 0xB001)
+    assert bus.read(layout.ACPI_PM_PORT + 4, 2) == 0xFFFF
+    assert bus.read(0xB004, 2) == SCI_EN
+    configure(vm, PM_ENABLE, 1, 0)  # not decoded
+    assert bus.read(0xB004, 2) == 0xFFFF
+    configure(vm, PM_ENABLE, 1, 1)
+    assert bus.read(0xB004, 2) == SCI_EN
+
+
+def test_power_management_stays_away_from_other_devices() -> None:
+    vm = new_vm()
+    bus = vm.platform.bus
+    before = bus.read(layout.COM1_PORT + 5, 1)
+    configure(vm, PM_BASE, 4, 0xC001)
+    assert bus.read(0xC004, 2) == SCI_EN
+    configure(vm, PM_BASE, 4, 0x41)  # the PIT's
+    assert bus.read(layout.COM1_PORT + 5, 1) == before
+    assert bus.read(0xC004, 2) == bus.read(layout.ACPI_PM_PORT + 4, 2) == 0xFFFF
+    configure(vm, PM_BASE, 4, layout.ACPI_PM_PORT | 1)
+    assert bus.read(layout.ACPI_PM_PORT + 4, 2) == SCI_EN
+
+
+def request(vm: VirtualMachine) -> int:
+    """The IRR of both 8259s."""
+    bits = 0
+    for n, port in enumerate((0x20, 0xA0)):
+        vm.platform.bus.write(port, 1, 0x0A)
+        bits |= vm.platform.bus.read(port, 1) << 8 * n
+    return bits
+
+
+def test_hpet_legacy_replacement_disconnects_pit_and_rtc() -> None:
+    vm = new_vm()
+    platform = vm.platform
+    for port, value in ((0x43, 0x34), (0x40, 0), (0x40, 8), (0x70, 0x0A), (0x71, 0x26), (0x70, 0x0B), (0x71, 0x42)):
+        platform.bus.write(port, 1, value)  # PIT: periodic; RTC: periodic, 1024 Hz
+    for legacy, requested in ((0, 0x101), (2, 0), (0, 0x101)):
+        platform.mmio.write(layout.HPET + 0x10, 4, legacy)  # the HPET's own timers stand still
+        platform.leave_as_bios()  # forgets what the 8259s have latched
+        for port, value in ((0x43, 0x34), (0x40, 0), (0x40, 8)):
+            platform.bus.write(port, 1, value)
+        for _ in range(20):
+            vm.native.vtime += 1_000_000
+            platform.tick(vm.now)
+            platform.bus.write(0x70, 1, 0x0C)
+            platform.bus.read(0x71, 1)  # lets the RTC's line fall
+        assert request(vm) & 0x101 == requested, legacy
+
+
+def test_virtio_slots_can_be_read() -> None:
+    vm = new_vm()
+    kinds = []
+    for gpa, _, _ in layout.virtio_slots():
+        assert vm.platform.mmio.read(gpa, 4) == 0x7472_6976
+        kinds.append(vm.platform.mmio.read(gpa + 8, 4))
+    assert kinds[:2] == [4, 3]  # entropy source, console
+    assert kinds[-1] in (0, 5)
+
+
+def test_left_as_by_a_bios() -> None:
+    vm = new_vm()
+    vm.platform.leave_as_bios()
+    bus = vm.platform.bus
+    assert (bus.read(0x21, 1), bus.read(0xA1, 1)) == (0xB8, 0x8E)
+    vm.native.vtime = 60_000_000  # the timer's 55 ms, IRQ 0 at vector 8
+    vm.platform.tick(vm.now)
+    assert vm.native.intr_line == 1
+    assert vm.platform.acknowledge() == 8
+
+
+ENDINGS = {
+    "ACPI": ("mov dx, 0x604\n mov ax, 0x2000\n out dx, ax", Ending.POWER_OFF),
+    "port 0x92": ("mov al, 1\n out 0x92, al", Ending.RESET),
+    "keyboard controller": ("mov al, 0xFE\n out 0x64, al", Ending.RESET),
+    "PCI": ("mov dx, 0xCF9\n mov al, 2\n out dx, al\n mov al, 6\n out dx, al", Ending.RESET),
+}
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+def test_how_guests_end(how: str) -> None:
+    code, ending = ENDINGS[how]
+    outcome = run_vm(boot(program("real", f"{code}\n cli\n hlt\n"), ram="1M").vm, max_time=1_000_000)
+    assert (outcome.ending, outcome.status) == (ending, STATUS_SUCCESS)
+
+
+@pytest.mark.parametrize("mode", ["real", "long"])
+def test_what_follows_the_end_does_not_count(mode: str) -> None:
+    """The rest of the block may still be executed, but a fault in it is no crash."""
+    outcome = run_vm(boot(program(mode, "mov al, 5\n out 0xF4, al\n ud2\n"), ram="4M").vm, max_time=1_000_000)
+    assert (outcome.ending, outcome.status) == (Ending.EXIT, 11)
