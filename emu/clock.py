@@ -126,8 +126,7 @@ def leave_block(vm: Any) -> None:
 def time_stamp(vm: Any) -> int:
     """The time-stamp counter: virtual ns, up to 31 ahead, by a fixed function of virtual time that never goes back.
 
-    A counter that tells the same difference for the same code every time is unlike any processor; Linux's jitter
-    entropy collector, for one, waits for seconds to see it vary.
+    On a processor the same code takes a different time each time; so it does here, by a little.
     """
     now = vm.vtime
     ahead = ((now >> 6) * 0x9E37_79B9_7F4A_7C1 >> 32) & 31

@@ -21,6 +21,7 @@ from emu import layout
 from emu.addr import PAGE_SIZE, format_size, parse_size
 from emu.boot.detect import DISK_KINDS, detect, make_guest
 from emu.boot.guest import Guest
+from emu.console import ConsoleWatch
 from emu.devices.disk import Disk
 from emu.dmm import catalog
 from emu.dmm.dmm import OutOfFrames
@@ -105,9 +106,9 @@ def boot_vm(
             reason = f"{format_size(wanted)} and what maps it do not fit into the {host >> 20}M of this host"
             raise BadInput("--ram" if pool_is_ram else "--pool", reason)
         machine = Machine(size)
-    choices_of_disks = [disk_options(disk) for disk in disks]
-    ide = [Disk(path, writable) for path, is_virtio, writable in choices_of_disks if not is_virtio]
-    virtio = [Disk(path, writable) for path, is_virtio, writable in choices_of_disks if is_virtio]
+    parts_of_disks = [disk_options(disk) for disk in disks]
+    ide = [Disk(path, writable) for path, is_virtio, writable in parts_of_disks if not is_virtio]
+    virtio = [Disk(path, writable) for path, is_virtio, writable in parts_of_disks if is_virtio]
     if len(virtio) > 1:
         raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
     vm = machine.create_vm(name, ram, pool, mmu, ide, virtio[0] if virtio else None)
@@ -191,12 +192,12 @@ def run_vm(
     Raises:
         Exception: a fault of emu or of a policy (:meth:`emu.vm.VirtualMachine.run`).
     """
-    with _watch_console(vm, until) as watch, _alarm(vm, timeout) as alarm:
+    with _stop_at(vm, until) as watch, _alarm(vm, timeout) as alarm:
         try:
             stop = vm.run(None if max_time is None else vm.now + max_time)
         except OutOfFrames as error:
             return Outcome(Ending.OUT_OF_FRAMES, STATUS_LIMIT, str(error))
-        if watch.found:
+        if watch is not None and watch.end is not None:
             return Outcome(Ending.UNTIL, STATUS_SUCCESS, f"the console printed {until!r}")
         if stop == Stop.REQUESTED and alarm.rang:
             return Outcome(Ending.TIMEOUT, STATUS_LIMIT, "the limit in wall time was reached")
@@ -222,35 +223,15 @@ def outcome_of(vm: VirtualMachine, stop: Stop) -> Outcome:
     return Outcome(Ending.STOPPED, STATUS_LIMIT, "the run was stopped")
 
 
-class _ConsoleWatch:
-    """Stops a VM as soon as it has printed a text."""
-
-    def __init__(self, vm: VirtualMachine, text: str) -> None:
-        self.found = False
-        self._vm = vm
-        self._text = text.encode()
-        self._begin = len(vm.platform.console)
-
-    def __call__(self, data: bytes) -> None:
-        if self.found or not self._text:
-            return
-        console = self._vm.platform.console
-        begin = max(self._begin, len(console) - len(data) - len(self._text) + 1)
-        if console.find(self._text, begin) >= 0:
-            self.found = True
-            self._vm.request_stop()
-
-
 @contextmanager
-def _watch_console(vm: VirtualMachine, text: str | None) -> Iterator[_ConsoleWatch]:
-    watch = _ConsoleWatch(vm, text or "")
-    if text:
-        vm.platform.listen(watch)
+def _stop_at(vm: VirtualMachine, text: str | None) -> Iterator[ConsoleWatch | None]:
+    """Stop a VM as soon as it has printed ``text``."""
+    watch = ConsoleWatch(vm, text.encode(), vm.request_stop) if text else None
     try:
         yield watch
     finally:
-        if text:
-            vm.platform.unlisten(watch)
+        if watch is not None:
+            watch.close()
 
 
 class _Alarm:

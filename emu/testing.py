@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emu.boot.guest import Guest
+from emu.console import ConsoleWatch
 from emu.errors import BadInput
 from emu.events import BY_NAME, EVENT_TYPES, Event
 from emu.session import Ending, Outcome, boot_vm, run_vm
@@ -155,12 +156,12 @@ class GuestUnderTest:
         limit = virtual_time(max_time)
         if self._consume(text):
             return
-        watch = _Watch(self.vm, text, self._waited)  # run_vm's own does not count what has been printed already
-        self.vm.platform.listen(watch)
+        # run_vm's own watch does not count what has been printed already
+        watch = ConsoleWatch(self.vm, text.encode(), self.vm.request_stop, self._waited)
         try:
             outcome = run_vm(self.vm, max_time=limit, timeout=SAFETY_S)
         finally:
-            self.vm.platform.unlisten(watch)
+            watch.close()
         if not self._consume(text):
             self.outcome = outcome
             raise self._failure(f"waited for {text!r} for at most {max_time}")
@@ -225,20 +226,3 @@ class GuestUnderTest:
         assert self.outcome is not None
         name = self.vm.guest.name if self.vm.guest else self.vm.name
         return GuestFailure(f"{name}: {what}, but {self.describe()}", self, self.outcome)
-
-
-class _Watch:
-    """Stops a guest as soon as it has printed a text."""
-
-    def __init__(self, vm: VirtualMachine, text: str, begin: int) -> None:
-        self._vm = vm
-        self._text = text.encode()
-        self._begin = begin
-        self._found = False
-
-    def __call__(self, data: bytes) -> None:
-        console = self._vm.platform.console
-        begin = max(self._begin, len(console) - len(data) - len(self._text) + 1)
-        if not self._found and console.find(self._text, begin) >= 0:
-            self._found = True
-            self._vm.request_stop()
