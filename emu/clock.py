@@ -124,13 +124,8 @@ def leave_block(vm: Any) -> None:
 
 @inlined
 def time_stamp(vm: Any) -> int:
-    """The time-stamp counter: virtual ns, up to 31 ahead, by a fixed function of virtual time that never goes back.
-
-    On a processor the same code takes a different time each time; so it does here, by a little.
-    """
-    now = vm.vtime
-    ahead = ((now >> 6) * 0x9E37_79B9_7F4A_7C1 >> 32) & 31
-    return now + min(ahead, 63 - (now & 63)) + vm.tsc_offset
+    """The time-stamp counter: virtual ns, moved by what the guest wrote into it."""
+    return vm.vtime + vm.tsc_offset
 
 
 @inlined
