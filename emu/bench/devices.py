@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emu import layout
 from emu.bench.harness import Case, Round, timed
-from emu.bench.longmode import DATA, DEVICE_GPA, DEVICE_WINDOW, assemble, long_mode_vm, restart
+from emu.bench.longmode import DATA, DEVICE_WINDOW, VIRTIO_GPA, VIRTIO_WINDOW, assemble, long_mode_vm, restart
 from emu.devices import virtio_mmio
 from emu.vm import VirtualMachine
 
@@ -19,7 +19,7 @@ _REQUESTS, _REQUEST_SIZE, _PAGE = 100, 128 << 10, 4096  # virtio reads, and byte
 _MEGABYTE = 1e6
 
 OUT = "l: mov dx, 0x80; out dx, al; dec ecx; jnz l; hlt"
-LOAD = f"mov rsi, {DEVICE_WINDOW + layout.HPET - DEVICE_GPA + 0xF0}; l: mov eax, [rsi]; dec ecx; jnz l; hlt"
+LOAD = f"mov rsi, {DEVICE_WINDOW + layout.HPET - layout.IO_APIC + 0xF0}; l: mov eax, [rsi]; dec ecx; jnz l; hlt"
 
 
 def _outputs() -> str:
@@ -54,7 +54,7 @@ def _store(vm: VirtualMachine, offset: int, value: int) -> None:
 
 def _virtio(image: Path) -> Round:
     """One request for ever again, laid out as a driver does: the guest makes it available and notifies the device."""
-    registers = DEVICE_WINDOW + layout.virtio_slots()[-1][0] - DEVICE_GPA
+    registers = VIRTIO_WINDOW + layout.virtio_slots()[-1][0] - VIRTIO_GPA
     notify = f"mov rsi, {registers + virtio_mmio.QUEUE_NOTIFY}; mov rdi, {DATA + 0x1002};"
     vm = long_mode_vm(assemble(f"{notify} l: inc word ptr [rdi]; mov dword ptr [rsi], 0; dec ecx; jnz l; hlt"),
                       "nested", disks=[f"{image},virtio"])  # fmt: skip

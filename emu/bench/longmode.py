@@ -6,7 +6,7 @@ Memory map (gpa = gva for the first 8 MiB)::
     0x0A000  GDT   0x0B000 TSS   0x0C000 IDT   0x0D000 kernel stack top
     0x100000 code  (2 MiB page, user accessible)
     0x400000 data  (4 KiB pages, user accessible); the 2 MiB from DATA + 4 MiB on are not mapped
-    0xA00000 device registers, the 4 MiB from 0xFEA00000 on
+    0xA00000 device registers: the 2 MiB from 0xFEC00000 on, and those from 0xFEA00000 on
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 
+from emu import layout
 from emu.boot.guest import Guest
 from emu.boot.image import GuestImage
 from emu.cpustate import CpuState
@@ -26,7 +27,8 @@ from emu.vm import VirtualMachine
 
 RAM = 32 << 20
 CODE, DATA, DATA_PAGES, UNMAPPED = 0x100000, 0x400000, 1024, 0x800000
-DEVICE_GPA, DEVICE_WINDOW = 0xFEA0_0000, 0xA0_0000  # the 4 MiB of device registers below 0xFEE00000, and their gva
+DEVICE_WINDOW = 0xA00000  # gva of the 2 MiB from the I/O APIC's registers on
+VIRTIO_WINDOW, VIRTIO_GPA = 0xC00000, layout.VIRTIO & ~0x1FFFFF  # gva and gpa of the 2 MiB around the virtio devices'
 PML4, GDT, TSS, IDT, STACK = 0x1000, 0xA000, 0xB000, 0xC000, 0xE000
 USER_STACK = DATA + DATA_PAGES * 4096 - 64
 KERNEL_CODE, KERNEL_DATA, USER_DATA, USER_CODE = 0x08, 0x10, 0x23, 0x2B
@@ -52,7 +54,7 @@ def pieces(code: bytes, handlers: dict[int, int] | None = None) -> dict[int, byt
         PML4 + 0x1000: struct.pack("<Q", PML4 + 0x2000 | PRESENT_WRITE_USER),
         PML4 + 0x2000: struct.pack(
             "<7Q", 0x87, 0x200087, PML4 + 0x3000 | PRESENT_WRITE_USER, PML4 + 0x4000 | PRESENT_WRITE_USER,
-            0, DEVICE_GPA | 0x87, DEVICE_GPA + 0x200087,
+            0, layout.IO_APIC | 0x87, VIRTIO_GPA | 0x87,
         ),
         PML4 + 0x3000: struct.pack(
             f"<{DATA_PAGES}Q", *(DATA + (i << 12) | PRESENT_WRITE_USER for i in range(DATA_PAGES))
