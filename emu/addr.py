@@ -28,24 +28,3 @@ MMIO_SIZE = 1 << 32  # bytes: gpas at which there can be any
 WINDOW_GVA = 1 << 62  # never canonical, never 32-bit: names one frame while its translated code is dropped
 
 NO_FRAME = -1  # in place of an mfn or gfn: none
-
-
-def parse_size(text: str) -> int:
-    """Bytes in ``text``: a number with an optional suffix K, M or G (powers of 1024).
-
-    Raises:
-        ValueError: the text is no size.
-    """
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper())
-    digits = text[:-1] if factor else text
-    if not (digits.isascii() and digits.isdigit()):
-        raise ValueError(f"not a size: {text!r} (expected a number, optionally with K, M or G)")
-    return int(digits) * (factor or 1)
-
-
-def format_size(size: int) -> str:
-    """The shortest exact spelling that :func:`parse_size` reads back."""
-    for suffix, shift in (("G", 30), ("M", 20), ("K", 10)):
-        if size and size % (1 << shift) == 0:
-            return f"{size >> shift}{suffix}"
-    return str(size)

@@ -22,8 +22,9 @@ RING_MARGIN = 1 << 12  # entries kept free for what happens within one block
 
 # kinds, in the order of the classes at the end of this module
 (PAGE_FAULT, EXCEPTION, INTERRUPT, CR3_SWITCH, TABLE_WRITE, SHADOW_FILL, SHADOW_ZAP,
- DMM_FAULT, REMAP, PROTECT, EVICT, POOL_RESIZE, DISCARD) = range(13)  # fmt: skip
-KINDS = 13
+ DMM_FAULT, REMAP, PROTECT, EVICT, POOL_RESIZE, DISCARD,
+ SHARE, UNSHARE, BALLOON_INFLATE, BALLOON_DEFLATE, RETIRE, POOL_REFUSED) = range(19)  # fmt: skip
+KINDS = 19
 
 
 # --- native plane -----------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ class DmmFault(Event):
     mfn: int
 
     def sentence(self) -> str:
-        how = {1: "demand-zero", 2: "rights", 3: "restore", 4: "demand-load"}[self.cause]
+        how = {1: "demand-zero", 2: "rights", 3: "swap-in", 4: "demand-load", 6: "shared"}[self.cause]
         return f"DMM fault ({how}): gfn {self.gfn:#x} wanted {_rights(self.intent)}, now in mfn {self.mfn:#x}"
 
 
@@ -312,20 +313,26 @@ class Protect(Event):
 
 @dataclass(frozen=True, slots=True)
 class Evict(Event):
-    """A gfn lost its frame; a policy keeps the contents.
+    """A gfn lost its frame to make room; its contents can be had again.
 
     Attributes:
         gfn: which.
-        mfn: the frame that is free now.
+        mfn: the frame that it had.
+        became: its page type now (:class:`emu.dmm.p2m.PageType`): EVICTED when a policy keeps the contents, EMPTY when
+            they were zeros, IMAGE when they were still those of the guest image.
+        stored: 1 when the contents had to be stored, 0 when a copy of them was there already or none is needed.
     """
 
     KIND: ClassVar[int] = EVICT
     NAME: ClassVar[str] = "evict"
     gfn: int
     mfn: int
+    became: int
+    stored: int
 
     def sentence(self) -> str:
-        return f"gfn {self.gfn:#x} evicted from mfn {self.mfn:#x}"
+        what = {1: "all zeros", 3: "stored" if self.stored else "unchanged since it was stored", 4: "still the image's"}
+        return f"gfn {self.gfn:#x} evicted from mfn {self.mfn:#x}: {what[self.became]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,9 +370,123 @@ class Discard(Event):
         return f"gfn {self.gfn:#x} discarded, mfn {self.mfn:#x} is free"
 
 
+@dataclass(frozen=True, slots=True)
+class Share(Event):
+    """A gfn gave up its frame for another one with the same contents, which it shares from now on.
+
+    Attributes:
+        gfn: which.
+        before: the frame that it had.
+        after: the frame that it shares.
+        users: how many gfns, of all VMs, share that now.
+    """
+
+    KIND: ClassVar[int] = SHARE
+    NAME: ClassVar[str] = "share"
+    gfn: int
+    before: int
+    after: int
+    users: int
+
+    def sentence(self) -> str:
+        others = self.users - 1
+        return f"gfn {self.gfn:#x} leaves mfn {self.before:#x} and shares mfn {self.after:#x} with {others} others"
+
+
+@dataclass(frozen=True, slots=True)
+class Unshare(Event):
+    """A shared gfn has a frame of its own again, because it is about to be written to (copy-on-write break).
+
+    Attributes:
+        gfn: which.
+        before: the frame that it shared.
+        after: its own; the same frame where nobody else used that any more.
+    """
+
+    KIND: ClassVar[int] = UNSHARE
+    NAME: ClassVar[str] = "unshare"
+    gfn: int
+    before: int
+    after: int
+
+    def sentence(self) -> str:
+        if self.before == self.after:
+            return f"gfn {self.gfn:#x} is the last user of shared mfn {self.before:#x} and has it for its own now"
+        return f"gfn {self.gfn:#x} leaves shared mfn {self.before:#x} for mfn {self.after:#x} of its own"
+
+
+@dataclass(frozen=True, slots=True)
+class BalloonInflate(Event):
+    """The guest put a page into its balloon.
+
+    Attributes:
+        gfn: which; its contents are gone.
+    """
+
+    KIND: ClassVar[int] = BALLOON_INFLATE
+    NAME: ClassVar[str] = "balloon-inflate"
+    gfn: int
+
+    def sentence(self) -> str:
+        return f"gfn {self.gfn:#x} went into the balloon"
+
+
+@dataclass(frozen=True, slots=True)
+class BalloonDeflate(Event):
+    """The guest took a page out of its balloon.
+
+    Attributes:
+        gfn: which.
+    """
+
+    KIND: ClassVar[int] = BALLOON_DEFLATE
+    NAME: ClassVar[str] = "balloon-deflate"
+    gfn: int
+
+    def sentence(self) -> str:
+        return f"gfn {self.gfn:#x} came out of the balloon"
+
+
+@dataclass(frozen=True, slots=True)
+class Retire(Event):
+    """A machine frame was taken out of service for ever.
+
+    Attributes:
+        mfn: which.
+        replacement: the frame that does its work now, the same one when it had none.
+    """
+
+    KIND: ClassVar[int] = RETIRE
+    NAME: ClassVar[str] = "retire"
+    mfn: int
+    replacement: int
+
+    def sentence(self) -> str:
+        moved = "" if self.mfn == self.replacement else f", mfn {self.replacement:#x} stands in for it"
+        return f"mfn {self.mfn:#x} taken out of service{moved}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRefused(Event):
+    """A policy wanted the pool to have another size, and it cannot: nothing has changed.
+
+    Attributes:
+        size, wanted: frames that it has, and was to have.
+    """
+
+    KIND: ClassVar[int] = POOL_REFUSED
+    NAME: ClassVar[str] = "pool-refused"
+    size: int
+    wanted: int
+
+    def sentence(self) -> str:
+        return f"pool cannot be resized from {self.size} to {self.wanted} frames"
+
+
 EVENT_TYPES: tuple[type[Event], ...] = (
     PageFault, ExceptionDelivery, InterruptDelivery, Cr3Switch, TableWrite, ShadowFill, ShadowZap,
     DmmFault, Remap, Protect, Evict, PoolResize, Discard,
+    Share, Unshare, BalloonInflate, BalloonDeflate, Retire, PoolRefused,
 )  # fmt: skip
 BY_NAME = {kind.NAME: kind for kind in EVENT_TYPES}
 
@@ -394,6 +515,11 @@ class EventLog:
         native.event_ring_at = address_of(self._ring)
         native.event_capacity = RING_CAPACITY
         native.event_counts_at = address_of(self._counts)
+
+    @property
+    def now(self) -> int:
+        """The VM's virtual time in ns."""
+        return int(self._native.vtime)
 
     def counts(self) -> dict[str, int]:
         """How often each kind has happened, by name."""

@@ -27,6 +27,7 @@ from emu.mmu.walk import (
     WRITE,
     host_address,
     is_canonical,
+    note_use,
     p2m_entry,
     walk,
 )
@@ -79,6 +80,7 @@ def _translate_system(vm_at, gva, access):
         vm.need_gfn = gfn
         vm.need_intent = right
         return NEED
+    note_use(vm, gfn, right)
     vm.sys_mfn = entry >> 12
     return OK
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emu.addr import PAGE_SHIFT, PAGE_SIZE, format_size
+from emu.addr import PAGE_SHIFT, PAGE_SIZE
 from emu.devices.disk import Disk
 from emu.dmm.m2p import M2P
 from emu.errors import BadInput
 from emu.ram import MachineMemory
+from emu.units import format_size
 from emu.vm import VirtualMachine
 
 MMU_NAMES = ("shadow", "nested")
@@ -31,7 +32,7 @@ class Machine:
     Attributes:
         memory: the frames.
         m2p: who uses them.
-        vms: in the order of their creation.
+        vms: by their number, in the order of their creation.
     """
 
     def __init__(self, memory: int) -> None:
@@ -39,7 +40,8 @@ class Machine:
             raise BadInput("machine memory", f"{memory} bytes are no positive multiple of {PAGE_SIZE}")
         self.memory = MachineMemory(memory >> PAGE_SHIFT)
         self.m2p = M2P(self.memory.frames)
-        self.vms: list[VirtualMachine] = []
+        self.vms: dict[int, VirtualMachine] = {}
+        self._created = 0
 
     @staticmethod
     def check_sizes(ram: int, pool: int, mmu: str) -> None:
@@ -85,6 +87,12 @@ class Machine:
         tables = shadow_tables_for(ram) if mmu == "shadow" else 0
         if (pool >> PAGE_SHIFT) + tables > free:
             raise BadInput("--pool", f"{format_size(pool)} is more than the machine has free ({free} frames)")
-        vm = VirtualMachine(self, name, len(self.vms), ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk)
-        self.vms.append(vm)
+        vm = VirtualMachine(self, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk)
+        self.vms[self._created] = vm
+        self._created += 1
         return vm
+
+    def remove_vm(self, vm: VirtualMachine) -> None:
+        """Take a VM off the machine: its frames are free for others."""
+        vm.dmm.close()
+        del self.vms[vm.dmm.index]

@@ -24,11 +24,13 @@ class NoPackage(EmuError):
 
 def kernel() -> Path:
     """Debian's newest cloud kernel for amd64, a bzImage."""
-    dependencies = _run(["apt-cache", "depends", "linux-image-cloud-amd64"])
-    found = _KERNEL.search(dependencies)
-    if not found:
-        raise NoPackage("no package linux-image-cloud-amd64; `apt-get update` may help")
-    return _only(_unpacked(found[1]), "boot/vmlinuz-*")
+    return _only(_kernel_package(), "boot/vmlinuz-*")
+
+
+def kernel_modules(*names: str) -> list[Path]:
+    """Modules of that kernel, each by its name without ".ko"."""
+    package = _kernel_package()
+    return [_only(package, f"lib/modules/*/kernel/**/{name}.ko") for name in names]
 
 
 def busybox() -> Path:
@@ -44,6 +46,14 @@ def memtest() -> Path:
 def seabios() -> Path:
     """SeaBIOS for QEMU, 256 KiB."""
     return _only(_unpacked("seabios"), "usr/share/seabios/bios-256k.bin")
+
+
+def _kernel_package() -> Path:
+    dependencies = _run(["apt-cache", "depends", "linux-image-cloud-amd64"])
+    found = _KERNEL.search(dependencies)
+    if not found:
+        raise NoPackage("no package linux-image-cloud-amd64; `apt-get update` may help")
+    return _unpacked(found[1])
 
 
 def _only(directory: Path, pattern: str) -> Path:

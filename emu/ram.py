@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import mmap
+from array import array
 from collections.abc import Iterable
+from enum import IntEnum
 
 import numpy as np
 
-from emu.addr import PAGE_SIZE
+from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.errors import BadInput, EmuError
 from emu.native import address_of
 
-# what MachineMemory.flags tells of a frame
-FRAME_CODE = 1  # code was translated from it (emu.mmu.fill)
+# what a VM notes about a frame that it uses (``native.frame_flags_at``, one byte a frame)
+FRAME_CODE = 1  # its engine translated code from it (emu.mmu.fill)
 FRAME_TABLE = 2  # it holds a guest table that has a shadow: stores into it are trapped (emu.mmu.shadow)
+
+NOBODY = -1  # in MachineMemory.owner
+
+
+class Purpose(IntEnum):
+    """What a machine frame is for."""
+
+    FREE = 0
+    POOL = 1  # in the pool of its owner, spare or in use
+    TABLES = 2  # for its owner's shadow tables
+    VOID = 3  # behind every gpa that has no memory
+    RETIRED = 4  # out of service for ever
 
 
 class OutOfMachineFrames(EmuError):
@@ -30,7 +44,7 @@ class OutOfMachineFrames(EmuError):
 
 
 class MachineMemory:
-    """All machine frames and who may use them: nobody (free), a pool, or a VM's shadow tables.
+    """All machine frames and who may use them.
 
     Args:
         frames: number of frames.
@@ -38,7 +52,8 @@ class MachineMemory:
     Attributes:
         frames: the same.
         pages: uint8 array of shape (frames, PAGE_SIZE), the contents.
-        flags: uint8 array of length frames, read and written by the native plane (FRAME_CODE, FRAME_TABLE).
+        purpose: uint8 array of length frames (:class:`Purpose`).
+        owner: int32 array of length frames; the number of the VM whose pool or tables a frame is for, else NOBODY.
         at: host address of frame 0.
         void_mfn: the frame behind every gpa that has no memory: all ones, never changed.
     """
@@ -52,18 +67,19 @@ class MachineMemory:
             raise BadInput("machine memory", f"{frames} frames cannot be had from the host: {error}") from None
         self.frames = frames
         self.pages = np.frombuffer(self._map, np.uint8).reshape(frames, PAGE_SIZE)
-        self.flags = np.zeros(frames, np.uint8)
+        self.purpose = np.zeros(frames, np.uint8)
+        self.owner = np.full(frames, NOBODY, np.int32)
         self.at = address_of(self.pages)
-        self._free = list(range(frames - 1, -1, -1))  # the lowest mfn is handed out first
-        self.void_mfn = self.take()
-        self.pages[self.void_mfn] = 0xFF
+        self._free = array("i", range(frames - 1, -1, -1))  # the lowest mfn is handed out first
+        self.void_mfn = NO_FRAME
+        self.move_void()
 
     @property
     def free(self) -> int:
         """Frames that nobody owns."""
         return len(self._free)
 
-    def take(self) -> int:
+    def take(self, owner: int, purpose: Purpose = Purpose.POOL) -> int:
         """A free frame; its contents are whatever they were.
 
         Raises:
@@ -71,28 +87,53 @@ class MachineMemory:
         """
         if not self._free:
             raise OutOfMachineFrames(1, 0)
-        return self._free.pop()
+        mfn = self._free.pop()
+        self.purpose[mfn], self.owner[mfn] = purpose, owner
+        return mfn
 
-    def take_run(self, count: int) -> int:
-        """The first of ``count`` free frames with consecutive numbers, from the top of memory.
+    def take_run(self, count: int, owner: int) -> int:
+        """The first of ``count`` free frames with consecutive numbers, from the top of memory, for shadow tables.
 
         Raises:
             OutOfMachineFrames: there is no such run.
         """
         free = np.zeros(self.frames + 1, np.int64)
-        free[self._free] = 1
+        free[: self.frames] = self.purpose == Purpose.FREE
         below = np.cumsum(free)
         in_run = below[count - 1 : -1] - below[: self.frames - count + 1] + free[: len(free) - count]
         starts = np.flatnonzero(in_run == count)
         if not len(starts):
             raise OutOfMachineFrames(count, self.free)
         first = int(starts[-1])
-        self._free = [mfn for mfn in self._free if not first <= mfn < first + count]
+        self._free = array("i", (mfn for mfn in self._free if not first <= mfn < first + count))
+        self.purpose[first : first + count], self.owner[first : first + count] = Purpose.TABLES, owner
         return first
 
     def give_back(self, frames: Iterable[int]) -> None:
         """Return frames that nobody uses any more."""
-        self._free.extend(frames)
+        for mfn in frames:
+            self.purpose[mfn], self.owner[mfn] = Purpose.FREE, NOBODY
+            self._free.append(mfn)
+
+    def retire(self, mfn: int) -> None:
+        """Take a frame that nobody uses any more, free or not, out of service."""
+        if self.purpose[mfn] == Purpose.FREE:
+            self._free.remove(mfn)
+        self.purpose[mfn], self.owner[mfn] = Purpose.RETIRED, NOBODY
+
+    def move_void(self) -> int:
+        """Let another frame stand behind every gpa that has no memory.
+
+        Returns:
+            The frame that did before, which is for nothing now.
+
+        Raises:
+            OutOfMachineFrames: none is free.
+        """
+        before = self.void_mfn
+        self.void_mfn = self.take(NOBODY, Purpose.VOID)
+        self.pages[self.void_mfn] = 0xFF
+        return before
 
     def free_frames(self) -> frozenset[int]:
         """The free frames' numbers."""

@@ -18,15 +18,16 @@ from enum import Enum
 from pathlib import Path
 
 from emu import layout
-from emu.addr import PAGE_SIZE, format_size, parse_size
+from emu.addr import PAGE_SIZE
 from emu.boot.detect import DISK_KINDS, detect, make_guest
 from emu.boot.guest import Guest
 from emu.console import ConsoleWatch
 from emu.devices.disk import Disk
 from emu.dmm import catalog
-from emu.dmm.dmm import OutOfFrames
+from emu.dmm.errors import OutOfFrames
 from emu.errors import BadInput
 from emu.machine import Machine
+from emu.units import format_size, parse_size
 from emu.vm import Stop, VirtualMachine
 
 DEFAULT_RAM = 64 << 20  # bytes

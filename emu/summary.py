@@ -47,11 +47,3 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
 def format_summary(summary: dict[str, Any]) -> str:
     """The JSON text, ending in a line end."""
     return json.dumps(summary, indent=2) + "\n"
-
-
-def format_time(ns: int) -> str:
-    """A virtual time for people: 640 ns, 12.5 us, 3.25 ms, 1.5 s."""
-    for unit, size in (("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)):
-        if ns >= size:
-            return f"{ns / size:.4g} {unit}"
-    return f"{ns} ns"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +12,11 @@ from emu.console import ConsoleWatch
 from emu.errors import BadInput
 from emu.events import BY_NAME, EVENT_TYPES, Event
 from emu.session import Ending, Outcome, boot_vm, run_vm
+from emu.units import format_time, parse_time
 from emu.vm import VirtualMachine
 
 SAFETY_S = 300.0  # wall time after which a guest that got no limit in virtual time counts as hung
 _LINES_SHOWN = 20  # of the console, in messages
-_UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 
 class GuestFailure(AssertionError):
@@ -41,11 +40,11 @@ def virtual_time(text: str | int | float) -> int:
         BadInput: it is no time.
     """
     if not isinstance(text, str):
-        return round(text * _UNITS_NS["s"])
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ns|us|ms|s)\s*", text)
-    if match is None:
-        raise BadInput("max_time", f"not a virtual time: {text!r} (expected something like 1.5s, 20ms, 3us or 100ns)")
-    return round(float(match[1]) * _UNITS_NS[match[2]])
+        return round(text * 1_000_000_000)
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise BadInput("max_time", str(error)) from None
 
 
 def boot(
@@ -202,7 +201,6 @@ class GuestUnderTest:
 
     def describe(self) -> str:
         """The state of the guest for a test's report: how it ended, its last console lines, its crash report."""
-        from emu.summary import format_time
 
         ending = "it has not run" if self.outcome is None else f"{self.outcome.sentence}; status {self.outcome.status}"
         lines = self.console.splitlines()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emu import breakpoints, clock, engine, layout, mmio, msr, portio, runloop, stepping
-from emu.addr import MMIO_SIZE, PAGE_SHIFT
+from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.alone import NOWHERE
 from emu.boot.entry import enter_real_mode
 from emu.boot.guest import Guest
@@ -20,7 +20,8 @@ from emu.deviceaccess import DeviceAccess
 from emu.devices.disk import Disk
 from emu.devices.platform import Platform
 from emu.dmm.audit import audit
-from emu.dmm.dmm import DMM, NoProgress
+from emu.dmm.dmm import DMM
+from emu.dmm.errors import NoProgress
 from emu.dmm.p2m import INTENTS, P2M, PageType
 from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
@@ -29,7 +30,6 @@ from emu.events import EVENT_TYPES, Event, EventLog
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.native import address_of
-from emu.ram import FRAME_TABLE
 from emu.runloop import Reason
 from emu.state import State
 
@@ -111,15 +111,15 @@ class VirtualMachine:
         self.events = EventLog(name, self.native, self.native_at)
         self.paging: Paging
         if mmu == "shadow":
-            self.paging = ShadowPaging(self.native, self.native_at, memory, tables)
+            self.paging = ShadowPaging(self.native, self.native_at, memory, tables, index)
         else:
             self.paging = Paging(self.native, self.native_at, memory)
-        self.pool = Pool(memory, pool)
+        self.pool = Pool(memory, pool, index)
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
         self.platform = Platform(
             ram, self.dmm, lambda: self.now, disks, virtio_disk,
             set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20,
-            discard=self._discard, on_exit=self._guest_exits,
+            balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
         self._devices = DeviceAccess(native, self.platform, self.dmm)
@@ -128,6 +128,7 @@ class VirtualMachine:
         self._ended: Stop | None = None
         self.exits = Exits()
         self._stop_requested = False
+        self._asleep = False
         self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
         self._waited_at = -1
         self._hook()
@@ -149,8 +150,7 @@ class VirtualMachine:
         native.scratch_at = address_of(self._scratch)
         native.walk_at = address_of(self._scratch) + 32
         native.ram_at = memory.at
-        native.void_mfn = memory.void_mfn
-        native.frame_flags_at = address_of(memory.flags)
+        native.void_mfn = NO_FRAME
         native.m2p_at = address_of(self.machine.m2p.gfn)
         native.p2m_at = address_of(self.p2m.entries)
         native.p2m_size = len(self.p2m)
@@ -161,7 +161,6 @@ class VirtualMachine:
         native.cr3 = -1
         native.step_gva = NOWHERE
         native.step_count = stepping.UNLIMITED
-        memory.flags[memory.void_mfn] |= FRAME_TABLE  # counts as a table: stores into it trap
 
     def _hook(self) -> None:
         from emu import delivery
@@ -225,6 +224,11 @@ class VirtualMachine:
         """EFLAGS with the arithmetic flags computed."""
         return int(runloop.eflags(self.native_at))
 
+    @property
+    def waits_for_input(self) -> bool:
+        """Whether the last run left the guest halted with no device that wakes it by itself, as a timer does."""
+        return self._asleep and self.platform.deadline() == clock.NEVER
+
     def request_stop(self) -> None:
         """Make :meth:`run` return before the guest's next block of code.  May be called from listeners and devices."""
         self._stop_requested = True
@@ -240,7 +244,7 @@ class VirtualMachine:
         """Run the guest until it ends, somebody requests a stop, or virtual time reaches ``until`` (ns).
 
         Raises:
-            emu.dmm.dmm.OutOfFrames: a page needs a frame and there is none.
+            emu.dmm.errors.OutOfFrames: a page needs a frame and there is none.
             EngineFault: the engine failed in a way that no guest can cause.
             Exception: whatever a device, policy or listener raised.
         """
@@ -270,6 +274,7 @@ class VirtualMachine:
     def _run(self, until: int | None, instructions: int, kinds: Iterable[type[Event]]) -> Stop:
         limit = clock.NEVER if until is None else until
         native = self.native
+        self._asleep = False
         within_block = stepping.is_within_block(native)
         stepping.begin(native, instructions, kinds)
         while True:
@@ -335,12 +340,13 @@ class VirtualMachine:
         if not self.cpu.interrupts_enabled and not native.nmi_pending:
             return False
         while not native.intr_line and not native.nmi_pending and self._ended is None:
+            if min(self.platform.deadline(), limit) == clock.NEVER:
+                return False  # a policy's epoch wakes nobody
             wake = self._next_deadline()
-            if min(wake, limit) == clock.NEVER:
-                return False
             native.vtime = max(native.vtime, min(wake, limit))
             if wake > limit:
                 self.cpu.rip -= 1  # still halted: execute HLT again when the run goes on
+                self._asleep = True
                 return True
             self._tick()
             if self._stop_requested and not native.intr_line:
@@ -389,10 +395,6 @@ class VirtualMachine:
     def _raise_nmi(self) -> None:
         self.native.nmi_pending = 1
         self.native.limit = 0
-
-    def _discard(self, gfn: int) -> None:
-        if self.dmm.is_resident(gfn):
-            self.dmm.discard(gfn)
 
     def _set_a20(self, level: bool) -> None:
         mask = -1 if level else ~A20

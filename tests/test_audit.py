@@ -11,17 +11,18 @@ import pytest
 from emu.addr import PAGE_SIZE
 from emu.dmm.audit import AuditFailure, audit
 from emu.dmm.demand import DemandPaging
-from emu.dmm.p2m import Intent, PageType
+from emu.dmm.p2m import ACCESSED, DIRTY, Intent, PageType
 from emu.machine import Machine
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
 from emu.mmu.shadow import ENTRIES, FORMAT_64
-from emu.ram import FRAME_CODE, FRAME_TABLE
+from emu.ram import FRAME_CODE, FRAME_TABLE, Purpose
 from emu.vm import VirtualMachine
 from tests.dmm.stub import ALIASES, DATA, MODES, Stub
 
 GFNS = 32
 EVICTED, READ_ONLY, CLEAN, UNTOUCHED = DATA + 5, DATA + 6, DATA + 7, GFNS - 1
+SHARED, SHARED_TOO, ONCE_EVICTED = DATA + 8, DATA + 9, DATA + 10  # the first two in both VMs, with one frame
 
 
 class Keeper(DemandPaging):
@@ -35,7 +36,10 @@ class Keeper(DemandPaging):
         self.kept[gfn] = contents
 
     def restore(self, gfn: int) -> bytes:
-        return self.kept.pop(gfn)
+        return self.kept[gfn]
+
+    def release(self, gfn: int) -> None:
+        del self.kept[gfn]
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Setting:
 
     def leaf(self, gfn: int) -> int:
         """The number of the shadow entry that maps ``gfn``."""
-        number = int(self.paging.rmap.head[self.mfn(gfn)])
+        number = int(self.paging.rmap.head[self.mfn(gfn)]) - 1
         assert number >= 0
         return number
 
@@ -92,7 +96,15 @@ def make(mmu: str, mode: str) -> Setting:
         if stub.tables:
             stub.map(ALIASES + 1, DATA)
             assert stub.load((ALIASES + 1) * PAGE_SIZE + 100) == DATA
+        for gfn in (SHARED, SHARED_TOO, ONCE_EVICTED):
+            stub.store(gfn * PAGE_SIZE + 200, 1)
     vm.dmm.evict(EVICTED, keeper)
+    for sharer in (vm, other):
+        for gfn in (SHARED, SHARED_TOO):
+            assert sharer.dmm.share(gfn, vm.p2m.mfn(SHARED))
+    stub.load(SHARED * PAGE_SIZE)
+    vm.dmm.evict(ONCE_EVICTED, keeper)
+    stub.load(ONCE_EVICTED * PAGE_SIZE)
     stub.load(READ_ONLY * PAGE_SIZE)
     vm.dmm.protect(READ_ONLY, Intent.READ)
     stub.load(READ_ONLY * PAGE_SIZE)
@@ -136,7 +148,7 @@ def frame_is_free_twice(s: Setting) -> None:
 
 @case("machine frames", "neither")
 def frame_is_lost(s: Setting) -> None:
-    s.vm.machine.memory.take()
+    s.vm.machine.memory.take(7)
 
 
 @case("machine frames", "VM 1")
@@ -151,7 +163,7 @@ def shadow_table_is_also_free(s: Setting) -> None:
 
 @case("machine frames", "no such frame")
 def free_frame_beyond_memory(s: Setting) -> None:
-    s.vm.machine.memory.give_back([s.vm.machine.memory.frames])
+    s.vm.machine.memory._free.append(s.vm.machine.memory.frames)
 
 
 @case("machine", "another")
@@ -166,7 +178,47 @@ def unknown_page_type(s: Setting) -> None:
 
 @case("P2M", "unknown bits")
 def unknown_bits(s: Setting) -> None:
-    s.vm.p2m.entries[DATA] |= 1 << 9
+    s.vm.p2m.entries[DATA] |= 1 << 3
+
+
+@case("P2M", "origin")
+def unknown_origin(s: Setting) -> None:
+    s.vm.p2m.entries[DATA] |= 3 << 10
+
+
+@case("P2M", "marks")
+def accessed_without_a_frame(s: Setting) -> None:
+    s.vm.p2m.entries[EVICTED] |= ACCESSED
+
+
+@case("P2M", "writable")
+def shared_page_is_writable(s: Setting) -> None:
+    s.vm.p2m.entries[SHARED] |= Intent.WRITE
+
+
+@case("P2M", "has other users")
+def shared_page_counts_as_exclusive(s: Setting) -> None:
+    s.vm.p2m.entries[SHARED] ^= (PageType.SHARED ^ PageType.RAM) << 4
+
+
+@case("M2P", "in M2P only")
+def shared_page_has_lost_its_frame(s: Setting) -> None:
+    s.vm.p2m.entries[SHARED] = PageType.EMPTY << 4
+
+
+@case("M2P", "in the P2M only")
+def shared_page_is_no_user(s: Setting) -> None:
+    s.vm.machine.m2p._shared[s.mfn(SHARED)].remove((0, SHARED_TOO))
+
+
+@case("M2P", "twice")
+def user_is_listed_twice(s: Setting) -> None:
+    s.vm.machine.m2p._shared[s.mfn(SHARED)].append((0, SHARED))
+
+
+@case("M2P", "not the first")
+def native_plane_sees_a_stranger(s: Setting) -> None:
+    s.vm.machine.m2p.gfn[s.mfn(SHARED)] = UNTOUCHED
 
 
 @case("P2M", "rights")
@@ -201,7 +253,7 @@ def m2p_has_a_gfn_and_no_vm(s: Setting) -> None:
 
 @case("M2P", "does not agree")
 def m2p_has_a_stray_user(s: Setting) -> None:
-    s.vm.machine.m2p.set(min(s.vm.pool.spare_frames()), 0, UNTOUCHED)
+    s.vm.machine.m2p.add(min(s.vm.pool.spare_frames()), 0, UNTOUCHED)
 
 
 @case("M2P", "does not agree")
@@ -221,8 +273,27 @@ def frame_of_a_page_is_spare(s: Setting) -> None:
 
 @case("pool", "VM 1")
 def frame_of_a_page_is_in_the_other_pool(s: Setting) -> None:
-    s.vm.pool._used.remove(s.mfn(DATA))
-    s.other.pool._used.add(s.mfn(DATA))
+    s.vm.pool.hand_over(s.mfn(DATA), s.other.pool)
+
+
+@case("machine frames", "of VM 1")
+def owner_of_a_frame_is_noted_wrong(s: Setting) -> None:
+    s.vm.machine.memory.owner[s.vm.machine.memory.void_mfn] = 1
+
+
+@case("machine frames", "noted as FREE")
+def frame_that_is_spare_is_noted_as_free(s: Setting) -> None:
+    s.vm.machine.memory.purpose[min(s.vm.pool.spare_frames())] = Purpose.FREE
+
+
+@case("machine frames", "twice")
+def pool_has_a_frame_less_than_it_counts(s: Setting) -> None:
+    s.other.pool.used += 1
+
+
+@case("machine frames", "noted as RETIRED")
+def frame_out_of_service_is_spare(s: Setting) -> None:
+    s.vm.machine.memory.retire(min(s.vm.pool.spare_frames()))
 
 
 @case("keepers", "nobody keeps")
@@ -230,34 +301,44 @@ def evicted_page_is_kept_by_nobody(s: Setting) -> None:
     del s.vm.dmm._keepers[EVICTED]
 
 
-@case("keepers", "not evicted")
+@case("keepers", "never evicted")
 def resident_page_is_kept(s: Setting) -> None:
     s.vm.dmm._keepers[DATA] = s.keeper
 
 
+@case("keepers", "clean")
+def clean_page_has_no_copy_to_go_back_to(s: Setting) -> None:
+    del s.vm.dmm._keepers[ONCE_EVICTED]
+
+
 @case("frame flags", "missing")
 def table_is_not_trapped(s: Setting) -> None:
-    s.vm.machine.memory.flags[s.mfn(s.stub.tables[0])] &= ~np.uint8(FRAME_TABLE)
+    s.vm.paging.flags[s.mfn(s.stub.tables[0])] &= ~np.uint8(FRAME_TABLE)
 
 
 @case("frame flags", "missing")
 def void_frame_is_not_trapped(s: Setting) -> None:
-    s.vm.machine.memory.flags[s.vm.machine.memory.void_mfn] = 0
+    s.vm.paging.flags[s.vm.machine.memory.void_mfn] = 0
 
 
 @case("frame flags", "no table")
 def spare_frame_is_trapped(s: Setting) -> None:
-    s.vm.machine.memory.flags[min(s.vm.pool.spare_frames())] |= FRAME_TABLE
+    s.vm.paging.flags[min(s.vm.pool.spare_frames())] |= FRAME_TABLE
 
 
-@case("frame flags", "nobody uses")
+@case("frame flags", "does not use")
 def spare_frame_holds_code(s: Setting) -> None:
-    s.vm.machine.memory.flags[min(s.vm.pool.spare_frames())] = FRAME_CODE
+    s.vm.paging.flags[min(s.vm.pool.spare_frames())] = FRAME_CODE
+
+
+@case("frame flags", "does not use")
+def frame_of_the_other_vm_holds_code(s: Setting) -> None:
+    s.vm.paging.flags[s.other.p2m.mfn(DATA)] = FRAME_CODE
 
 
 @case("frame flags", "unknown")
 def unknown_flag(s: Setting) -> None:
-    s.vm.machine.memory.flags[s.mfn(DATA)] |= 1 << 7
+    s.vm.paging.flags[s.mfn(DATA)] |= 1 << 7
 
 
 # --- shadow tables as objects ---
@@ -282,6 +363,18 @@ def free_list_is_cut(s: Setting) -> None:
 def free_list_is_a_ring(s: Setting) -> None:
     free = int(s.vm.native.shadow_free)
     s.paging.link[free] = free
+
+
+@case("shadow tables", "retired is used or in the free list")
+def retired_table_is_in_the_free_list(s: Setting) -> None:
+    s.paging.retired.append(int(s.vm.native.shadow_free))
+    s.vm.machine.memory.retire(s.paging.first + int(s.vm.native.shadow_free))
+    s.vm.native.shadow_used += 1
+
+
+@case("shadow tables", "neither used")
+def table_leaves_the_free_list_for_nothing(s: Setting) -> None:
+    s.vm.native.shadow_free = s.paging.link[int(s.vm.native.shadow_free)]
 
 
 @case("shadow tables", "in no bucket")
@@ -324,7 +417,7 @@ def root_is_no_table(s: Setting) -> None:
 
 @case("rmap", "list")
 def rmap_forgets_a_frame(s: Setting) -> None:
-    s.paging.rmap.head[s.mfn(DATA + 1)] = -1
+    s.paging.rmap.head[s.mfn(DATA + 1)] = 0
 
 
 @case("rmap", "list")
@@ -357,7 +450,7 @@ def rmap_list_is_a_ring(s: Setting) -> None:
     s.paging.rmap.prev[second], s.paging.rmap.next[third] = third, second
 
 
-@case("rmap", "whose head is another")
+@case("rmap", "the head of its frame is another")
 def entry_is_moved_without_its_node(s: Setting) -> None:
     s.paging.entries[s.leaf(DATA + 1)] += 1 << 12
 
@@ -379,6 +472,21 @@ def entry_vanishes_without_its_node(s: Setting) -> None:
 def leaf_writes_where_the_dmm_forbids(s: Setting) -> None:
     s.guest_entry(READ_ONLY)[0] |= pte.D
     s.paging.entries[s.leaf(READ_ONLY)] |= pte.W
+
+
+@case("shadow entry", "accessed bit in the P2M")
+def leaf_survives_the_clearing_of_the_accessed_bit_below(s: Setting) -> None:
+    s.vm.p2m.entries[DATA + 1] &= ~ACCESSED
+
+
+@case("shadow entry", "dirty bit in the P2M")
+def leaf_writes_where_the_page_counts_as_clean(s: Setting) -> None:
+    s.vm.p2m.entries[DATA + 1] &= ~DIRTY
+
+
+@case("shadow entry", "right to write")
+def leaf_writes_into_a_shared_frame(s: Setting) -> None:
+    s.paging.entries[s.leaf(SHARED)] |= pte.W
 
 
 @case("shadow entry", "dirty bit")
@@ -475,9 +583,9 @@ def branch_is_trapped(s: Setting) -> None:
 def lead(s: Setting, level: int, mfn: int) -> None:
     """Make the first entry of the table at ``level`` lead to ``mfn``, in its list too."""
     number = s.branch(level)
-    s.paging.rmap.head[s.paging.entries[number] >> 12] = -1
-    assert s.paging.rmap.head[mfn] == -1
-    s.paging.rmap.head[mfn] = number
+    s.paging.rmap.head[s.paging.entries[number] >> 12] = 0
+    assert s.paging.rmap.head[mfn] == 0
+    s.paging.rmap.head[mfn] = number + 1
     s.paging.entries[number] = s.paging.entries[number] & 0xFFF | mfn << 12
 
 
@@ -500,7 +608,7 @@ def branch_leads_to_another_table(s: Setting) -> None:
 def branch_leads_to_a_table_in_another_role(s: Setting) -> None:
     slot = s.slot(1)
     table = s.paging.entries[slot * ENTRIES : (slot + 1) * ENTRIES]
-    s.paging.rmap.head[(table[table & pte.P != 0] & pte.FRAME) >> 12] = -1
+    s.paging.rmap.head[(table[table & pte.P != 0] & pte.FRAME) >> 12] = 0
     table[:] = 0
     s.paging.role[slot] = 2 | FORMAT_64 << 4
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from emu.session import boot_vm, run_vm
-from emu.summary import format_summary, format_time, summarise
+from emu.summary import format_summary, summarise
+from emu.units import format_time
 
 
 @pytest.mark.parametrize("mmu", ["shadow", "nested"])

@@ -7,6 +7,7 @@ The same files give the same bytes: no times, owners or names of this host are i
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterable
 from pathlib import Path
 
 from emu.errors import BadInput
@@ -25,7 +26,7 @@ while true; do setsid cttyhack sh; done
 _DIRECTORY, _FILE, _LINK, _DEVICE = 0o040755, 0o100755, 0o120777, 0o020600
 _APPLETS = (
     "sh", "mount", "setsid", "cttyhack", "poweroff", "reboot", "ls", "cat", "echo", "ps", "uname", "dmesg", "free",
-    "sleep", "md5sum", "dd", "true", "mknod",
+    "sleep", "md5sum", "dd", "true", "mknod", "insmod", "rm",
 )  # fmt: skip
 
 
@@ -56,29 +57,36 @@ class Archive:
         self._data += bytes(-len(self._data) % 4)
 
 
-def build_initramfs(busybox: Path, init: str = DEFAULT_INIT) -> bytes:
+def build_initramfs(busybox: Path, init: str = DEFAULT_INIT, modules: Iterable[Path] = ()) -> bytes:
     """An initramfs, compressed.
 
     Args:
         busybox: a statically linked BusyBox.
         init: the shell script that is run as process 1.
+        modules: kernel modules for it to load; they are in /lib/modules, under the names of these files.
 
     Raises:
-        BadInput: ``busybox`` cannot be read or is no program.
+        BadInput: one of the files cannot be read, or ``busybox`` is no program.
     """
-    try:
-        program = busybox.read_bytes()
-    except OSError as error:
-        raise BadInput(str(busybox), f"cannot be read: {error.strerror}") from None
+    program = _contents(busybox)
     if not program.startswith(b"\x7fELF"):
         raise BadInput(str(busybox), "this is no ELF program; a static BusyBox is in Debian's package busybox-static")
     archive = Archive()
-    for directory in ("bin", "dev", "proc", "sys", "tmp", "root"):
+    for directory in ("bin", "dev", "proc", "sys", "tmp", "root", "lib", "lib/modules"):
         archive.add(directory, _DIRECTORY)
     archive.add("dev/console", _DEVICE, device=(5, 1))
     archive.add("dev/null", _DEVICE | 0o666, device=(1, 3))
     archive.add("bin/busybox", _FILE, program)
     for applet in _APPLETS:
         archive.add(f"bin/{applet}", _LINK, b"busybox")
+    for module in modules:
+        archive.add(f"lib/modules/{module.name}", _FILE, _contents(module))
     archive.add("init", _FILE, init.encode())
     return gzip.compress(archive.finish(), mtime=0)
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(str(path), f"cannot be read: {error.strerror}") from None

@@ -6,10 +6,10 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from emu.addr import parse_size
 from emu.commands.files import read_file
 from emu.dmm import catalog
 from emu.errors import BadInput
+from emu.units import parse_size
 
 if TYPE_CHECKING:
     from emu.vm import VirtualMachine

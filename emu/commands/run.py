@@ -146,7 +146,7 @@ def _run_interactively(
 
 
 def _closing_line(vm: VirtualMachine, outcome: Outcome, status: int, wall: float) -> str:
-    from emu.summary import format_time
+    from emu.units import format_time
 
     name = vm.guest.name if vm.guest else vm.name
     frames = f"{vm.pool.used} of {vm.pool.size} frames used"

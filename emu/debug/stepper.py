@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from emu.debug import look
-from emu.dmm.dmm import OutOfFrames
+from emu.dmm.errors import OutOfFrames
 from emu.dmm.policy import Policy
 from emu.errors import BadInput
 from emu.events import EVENT_TYPES, Event

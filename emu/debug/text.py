@@ -12,7 +12,7 @@ from emu.debug import look
 from emu.debug.stepper import Pause
 from emu.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
 from emu.session import Ending
-from emu.summary import format_time
+from emu.units import format_time
 
 if TYPE_CHECKING:
     from emu.vm import VirtualMachine

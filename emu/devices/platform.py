@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from emu import layout
 from emu.bus import MmioBus, PortBus
 from emu.clock import NEVER
 from emu.devices import fw_cfg, rtc
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
+from emu.devices.balloon_port import BalloonPort
 from emu.devices.console import DebugConsole
 from emu.devices.device import Device, GuestMemory, IrqLine
 from emu.devices.disk import Disk
@@ -37,6 +39,9 @@ from emu.devices.virtio_rng import VirtioRng
 from emu.devices.wires import NoWire, SwitchedWire, Wires
 from emu.errors import BadInput
 
+if TYPE_CHECKING:
+    from emu.dmm.balloon import BalloonChannel
+
 
 class Platform:
     """A PC: what QEMU's ``pc`` machine has, with a display in text mode.
@@ -49,7 +54,7 @@ class Platform:
         set_intr: gets the level of the CPU's interrupt line.
         raise_nmi: called for a non-maskable interrupt.
         set_a20: gets the level of address line 20.
-        discard: gets each gfn that the guest gives up; it may be of no memory, or given up already.
+        balloon: gets what the guest tells its balloon devices, and tells them how many pages to ask for.
         on_exit: gets the value written to the exit port.
         on_power_off, on_reset: the guest switches the machine off, or resets it.
 
@@ -59,7 +64,7 @@ class Platform:
         keyboard: keyboard and mouse.
         vga: the display.
         lapic: the CPU's local APIC.
-        balloon: the memory balloon; its ``target`` is what the guest is asked to give up, in pages.
+        virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
         fw_cfg: what QEMU tells its firmware.
         console: everything that the guest printed so far, bytes.
     """
@@ -75,7 +80,7 @@ class Platform:
         set_intr: Callable[[bool], None],
         raise_nmi: Callable[[], None],
         set_a20: Callable[[bool], None],
-        discard: Callable[[int], None],
+        balloon: BalloonChannel,
         on_exit: Callable[[int], None],
         on_power_off: Callable[[], None],
         on_reset: Callable[[], None],
@@ -97,7 +102,9 @@ class Platform:
         self.vga = Vga(memory, clock)
         self.fw_cfg = FwCfg(memory)
         self._add_disks(disks)
-        self._add_virtio(memory, virtio_disk, discard)
+        self._add_virtio(memory, virtio_disk, balloon)
+        balloon_port = BalloonPort(balloon.inflate, balloon.deflate)
+        balloon.front_ends += [balloon_port.set_target, self.virtio_balloon.set_target]
         pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset)
         self._power_function = pci.functions[POWER_PLACE]
         self._power_function.written = self._place_power_ports
@@ -114,6 +121,7 @@ class Platform:
             (layout.PCI_PORT, layout.PCI_PORTS, pci),
             (layout.DEBUG_CONSOLE_PORT, layout.DEBUG_CONSOLE_PORTS, DebugConsole(self._print)),
             (layout.EXIT_PORT, layout.EXIT_PORTS, ExitPort(on_exit)),
+            (layout.BALLOON_PORT, layout.BALLOON_PORTS, balloon_port),
         ]
         for base, length, device in ports:
             self.bus.register(base, length, device)
@@ -174,19 +182,11 @@ class Platform:
         for number, disk in enumerate(disks):
             self._rtc.set_disk(number, *disk.geometry)
 
-    def _add_virtio(self, memory: GuestMemory, disk: Disk | None, discard: Callable[[int], None]) -> None:
-        def inflate(gfns: Iterable[int]) -> None:
-            for gfn in gfns:
-                discard(gfn)
-
-        def report(ranges: Iterable[tuple[int, int]]) -> None:
-            for first, count in ranges:
-                inflate(range(first, first + count))
-
+    def _add_virtio(self, memory: GuestMemory, disk: Disk | None, balloon: BalloonChannel) -> None:
         self.virtio_console = VirtioConsole(memory, self._print)
-        self.balloon = VirtioBalloon(memory, inflate, lambda gfns: None, report)  # what deflates is zero-filled
+        self.virtio_balloon = VirtioBalloon(memory, balloon.inflate, balloon.deflate, balloon.report)
         block = None if disk is None else VirtioBlock(memory, disk)
-        devices: tuple[VirtioDevice | None, ...] = (VirtioRng(memory), self.virtio_console, self.balloon, block)
+        devices: tuple[VirtioDevice | None, ...] = (VirtioRng(memory), self.virtio_console, self.virtio_balloon, block)
         for (gpa, size, irq), device in zip(layout.virtio_slots(), devices, strict=True):
             slot = VirtioMmio(self.wire(irq), device) if device else EmptySlot()
             self.mmio.register(gpa, size, slot)

@@ -35,43 +35,39 @@ class VirtioBalloon(VirtioDevice):
         memory: the guest's memory.
         inflate: gets gfns whose contents the guest gave up.
         deflate: gets gfns that the guest is about to use again.
-        report: gets ranges (first gfn, count) of free pages.
+        report: gets gfns that the guest does not use at the moment.
 
     Attributes:
+        target: pages that the guest is asked to have in the balloon.
         actual: pages in the balloon, as the driver says.
     """
 
     DEVICE_ID: ClassVar[int] = 5
     FEATURES: ClassVar[int] = F_MUST_TELL_HOST | F_STATS | F_REPORTING
     QUEUES: ClassVar[tuple[int, ...]] = (128, 128, 128, 128)
-    STATE: ClassVar[tuple[str, ...]] = ("wanted", "actual", "held", "tags", "values")
+    STATE: ClassVar[tuple[str, ...]] = ("target", "actual", "held", "tags", "values")
 
     def __init__(
         self,
         memory: GuestMemory,
         inflate: Callable[[list[int]], None],
         deflate: Callable[[list[int]], None],
-        report: Callable[[list[tuple[int, int]]], None],
+        report: Callable[[list[int]], None],
     ) -> None:
         super().__init__(memory)
         self._inflate = inflate
         self._deflate = deflate
         self._report = report
-        self.wanted = 0
+        self.target = 0
         self.actual = 0
         self.held: int | None = None  # the chain of the statistics buffer
         self.tags: list[int] = []
         self.values: list[int] = []
         self._asked = False  # only within `ask_for_statistics`
 
-    @property
-    def target(self) -> int:
-        """Pages that the guest is asked to have in the balloon."""
-        return self.wanted
-
-    @target.setter
-    def target(self, pages: int) -> None:
-        self.wanted = pages
+    def set_target(self, pages: int) -> None:
+        """Ask the guest to have `pages` pages in the balloon."""
+        self.target = pages
         if self.live:
             self.on_signal(CONFIG_INTERRUPT)
 
@@ -94,7 +90,7 @@ class VirtioBalloon(VirtioDevice):
         role = self._role(index)
         if role == REPORTING:
             ends = [(-(-gpa // PAGE_SIZE), (gpa + size) // PAGE_SIZE) for gpa, size in chain.writable]
-            self._report([(first, end - first) for first, end in ends if first < end])
+            self._report([gfn for first, end in ends for gfn in range(first, end)])
         elif role is not None:
             data = self.memory.gather(chain.readable)
             gfns: list[int] = np.frombuffer(data, "<u4", len(data) // 4).tolist()
@@ -102,7 +98,7 @@ class VirtioBalloon(VirtioDevice):
         return 0
 
     def config(self) -> bytes:
-        return struct.pack("<II", self.wanted, self.actual)
+        return struct.pack("<II", self.target, self.actual)
 
     def write_config(self, offset: int, data: bytes) -> None:
         if offset == ACTUAL and len(data) == 4:

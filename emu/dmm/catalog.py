@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from emu.addr import PAGE_SIZE
 from emu.errors import BadInput
+from emu.units import parse_size, parse_time
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
     from emu.dmm.policy import Policy
+    from emu.dmm.reference_trace import ReferenceTrace
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,81 @@ class Entry:
     populates: bool = False
 
 
+def _pages(text: str) -> int:
+    """Pages in ``text``: their number, or a size with a suffix."""
+    size = parse_size(text)
+    if text.isdigit():
+        return size
+    if size % PAGE_SIZE:
+        raise ValueError(f"{text} are not whole pages of {PAGE_SIZE >> 10}K")
+    return size // PAGE_SIZE
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise ValueError("expected a number above 0")
+    return int(text)
+
+
+def _percent(text: str) -> int:
+    if not text.isdigit() or int(text) > 99:
+        raise ValueError("expected a number from 0 to 99")
+    return int(text)
+
+
+def _schedule(text: str) -> list[tuple[int, int]]:
+    """TIME:SIZE, as often as needed, with slashes between."""
+    steps = []
+    for step in text.split("/"):
+        time, colon, size = step.partition(":")
+        if not colon:
+            raise ValueError("expected TIME:SIZE/TIME:SIZE/…, such as 5ms:1M/10ms:4M")
+        steps.append((parse_time(time), _pages(size) * PAGE_SIZE))
+    return steps
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return text
+
+    return check
+
+
+def _trace(path: str) -> ReferenceTrace:
+    from emu.dmm.reference_trace import ReferenceTrace
+
+    return ReferenceTrace.load(path)
+
+
+_SWAP: dict[str, Callable[[str], Any]] = {
+    "victims": _one_of("fifo", "clock", "aging", "wsclock", "random", "2q", "optimal"),
+    "memory": parse_size,
+    "algorithm": _one_of("lz4", "zstd"),
+    "file": str,
+    "size": parse_size,
+    "period": parse_time,
+    "tau": parse_time,
+    "seed": int,
+    "trace": _trace,
+}
+_BALANCE: dict[str, Callable[[str], Any]] = {
+    "period": parse_time, "sample": _positive, "tax": _percent, "shares": _positive, "step": _positive, "seed": int,
+}  # fmt: skip
+_RETIRE: dict[str, Callable[[str], Any]] = {"every": parse_time, "count": _positive, "seed": int}
+
 POLICIES: dict[str, Entry] = {
     "demand": Entry("emu.dmm.demand", "DemandPaging", "a page gets its frame when it is first touched", {}, True),
     "static": Entry("emu.dmm.demand", "StaticMapping", "every page gets its frame before the guest starts", {}, True),
+    "swap": Entry("emu.dmm.swap", "Swap", "when the pool is full, pages go to a store and come back later", _SWAP),
+    "share": Entry("emu.dmm.share", "Share", "identical pages use one frame until they differ", {"rate": _positive}),
+    "balloon": Entry("emu.dmm.balloon", "Balloon", "the guest gives up pages when it is asked to", {"target": _pages}),
+    "pool": Entry(
+        "emu.dmm.pool_control", "PoolControl", "the pool gets other sizes at set times", {"schedule": _schedule}
+    ),
+    "balance": Entry("emu.dmm.balance", "Balance", "frames move from VMs that do not use theirs to others", _BALANCE),
+    "retire": Entry("emu.dmm.retire", "Retire", "frames in use go out of service", _RETIRE),
 }
 DEFAULT = "demand"
 

@@ -14,58 +14,28 @@ import numpy as np
 
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
+from emu.dmm.balloon import BalloonChannel
+from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames, PagePinned
 from emu.dmm.m2p import M2P
-from emu.dmm.p2m import ALL_RIGHTS, NO_MEMORY, P2M, RESIDENT, Intent, PageType
+from emu.dmm.p2m import (
+    ACCESSED,
+    ALL_RIGHTS,
+    DIRTY,
+    NO_MEMORY,
+    P2M,
+    RESIDENT,
+    Array,
+    Intent,
+    PageType,
+    marks_of,
+)
 from emu.dmm.policy import ZERO_PAGE, Policy, PolicyFault
 from emu.dmm.pool import Pool
 from emu.errors import EmuError
 from emu.mmu.paging import Paging
-from emu.ram import MachineMemory
+from emu.ram import NOBODY, MachineMemory, OutOfMachineFrames, Purpose
 
-
-class OutOfFrames(EmuError):
-    """A page needs a frame, the pool has none, and no policy can make room.
-
-    Attributes:
-        vm: name of the VM.
-        gfn: the page.
-        pool: frames in its pool.
-    """
-
-    def __init__(self, vm: str, gfn: int, pool: int) -> None:
-        super().__init__(
-            f"{vm}: all {pool} frames of the pool are in use and no policy makes room for gfn {gfn:#x}; "
-            "a larger --pool or a policy that evicts would help"
-        )
-        self.vm = vm
-        self.gfn = gfn
-        self.pool = pool
-
-
-class NoProgress(OutOfFrames):
-    """Policies take pages away faster than one instruction can have them all: it never completes."""
-
-    def __init__(self, vm: str, gfn: int, pool: int) -> None:
-        super().__init__(vm, gfn, pool)
-        self.args = (
-            f"{vm}: the guest makes no progress: one instruction needs more pages at a time than it gets of the {pool} "
-            f"frames of the pool, last gfn {gfn:#x}; a larger --pool would help",
-        )
-
-
-class NotEnoughSpare(EmuError):
-    """A pool cannot shrink as far as was asked; it has not changed.
-
-    Attributes:
-        vm: name of the VM.
-        wanted, spare: frames to give up, frames that could be.
-    """
-
-    def __init__(self, vm: str, wanted: int, spare: int) -> None:
-        super().__init__(f"{vm}: cannot give up {wanted} frames: {spare} are spare and no policy makes room")
-        self.vm = vm
-        self.wanted = wanted
-        self.spare = spare
+_READ_ONLY = Intent.READ | Intent.EXECUTE
 
 
 class DMM:
@@ -78,6 +48,7 @@ class DMM:
 
     Attributes:
         policies: in force, in the order in which they are asked.
+        balloon: what the VM's balloon devices and its balloon policy know of each other.
         after_change: called after each change of the mapping (``--audit``).
     """
 
@@ -94,9 +65,19 @@ class DMM:
         self.paging = paging
         self.log = log
         self.policies: list[Policy] = []
+        self.balloon = BalloonChannel()
         self.after_change: Callable[[], None] | None = None
-        self._keepers: dict[int, Policy] = {}
+        self._words = memory.pages.view(np.int64)
+        self._keepers: dict[int, Policy] = {}  # of evicted pages, and of resident ones that were evicted before
         self._asking: dict[int, int] = {}  # gfns whose contents a policy fetches or stores now, and their new frames
+        self._pins: dict[int, int] = {}
+        self._detaching: Policy | None = None  # it must not evict other pages to make room for its own
+        m2p.dmms[index] = self
+
+    @property
+    def now(self) -> int:
+        """The VM's virtual time in ns."""
+        return self.log.now
 
     # --- policies ---
 
@@ -115,15 +96,23 @@ class DMM:
         Raises:
             OutOfFrames: they do not all fit into the pool; the policy stays in force.
         """
-        place = self.policies.index(policy)
-        del self.policies[place]  # it must not evict other pages to make room for its own
+        self._detaching = policy
         try:
             for gfn in [gfn for gfn, keeper in self._keepers.items() if keeper is policy]:
                 self.populate(gfn)
+                self.forget_copy(gfn)
             policy.detach()
-        except BaseException:
-            self.policies.insert(place, policy)
-            raise
+        finally:
+            self._detaching = None
+        self.policies.remove(policy)
+
+    def forget_copy(self, gfn: int) -> None:
+        """The copy of ``gfn`` that some policy keeps, which must not be the only one, is of no use any more."""
+        keeper = self._keepers.pop(gfn, None)
+        if keeper is not None:
+            if self.is_resident(gfn):
+                self.p2m.mark(gfn, DIRTY)
+            keeper.release(gfn)
 
     # --- what the guest asks for ---
 
@@ -140,9 +129,12 @@ class DMM:
         """
         self._check(gfn)
         cause = self.p2m.type(gfn)
-        mfn = self.p2m.mfn(gfn) if cause is PageType.RAM else self._populate(gfn)
+        mfn = self.p2m.mfn(gfn) if cause in RESIDENT else self._populate(gfn)
         if not self.p2m.grants(gfn, intent):
-            self._settle(gfn, intent)
+            if intent & Intent.WRITE and self.p2m.type(gfn) is PageType.SHARED:
+                self.unshare(gfn)
+            if not self.p2m.grants(gfn, intent):
+                self._settle(gfn, intent)
             mfn = self.p2m.mfn(gfn)
         self.log.record(events.DmmFault, gfn, intent, cause, mfn)
         return mfn
@@ -167,13 +159,13 @@ class DMM:
             ValueError: there is no such gfn.
         """
         self._check(gfn)
-        return self.p2m.mfn(gfn) if self.p2m.type(gfn) is PageType.RAM else self._populate(gfn)
+        return self.p2m.mfn(gfn) if self.p2m.type(gfn) in RESIDENT else self._populate(gfn)
 
     def _populate(self, gfn: int) -> int:
         self._check_not_asking(gfn)
         mfn = self._take_frame(gfn)
         kind = self.p2m.type(gfn)
-        if kind is PageType.RAM:  # making room has populated it
+        if kind in RESIDENT:  # making room has populated it
             self.pool.give_back(mfn)
             return self.p2m.mfn(gfn)
         self._asking[gfn] = mfn
@@ -186,9 +178,10 @@ class DMM:
             del self._asking[gfn]
         # zeros are by far the most frequent contents, and filling is twice as fast as copying
         self.memory.pages[mfn] = 0 if contents is ZERO_PAGE else np.frombuffer(contents, np.uint8)
-        self._keepers.pop(gfn, None)
-        self.m2p.set(mfn, self.index, gfn)
-        self.p2m.set(gfn, PageType.RAM, mfn, ALL_RIGHTS)
+        self.m2p.add(mfn, self.index, gfn)
+        self.p2m.set(gfn, PageType.RAM, mfn, ALL_RIGHTS, marks_of(kind))
+        for policy in self.policies:
+            policy.entered(gfn)
         self._changed()
         return mfn
 
@@ -208,21 +201,76 @@ class DMM:
             raise PolicyFault(policy.name, gfn, f"hands out {len(contents)} bytes instead of {PAGE_SIZE}")
         return contents
 
+    # --- frames ---
+
     def _take_frame(self, gfn: int) -> int:
         mfn = self.pool.take()
-        if mfn is not None:
-            return mfn
-        for policy in self.policies:
-            policy.make_room(1)
+        if mfn is None:
+            self._make_room(1)
             mfn = self.pool.take()
-            if mfn is not None:
-                return mfn
-        raise OutOfFrames(self.vm, gfn, self.pool.size)
+        if mfn is None:
+            raise OutOfFrames(self.vm, gfn, self.pool.size)
+        return mfn
+
+    def _make_room(self, spare: int) -> None:
+        """Have up to ``spare`` frames of the pool spare, as far as the policies can."""
+        for policy in self.policies:
+            if self.pool.spare < spare and policy is not self._detaching:
+                policy.make_room(spare - self.pool.spare)
+        if self.pool.spare < spare:
+            self._call_in(spare)
+
+    def _call_in(self, spare: int) -> None:
+        """Have other VMs pay for the shared frames of this pool that they alone use, until ``spare`` frames are."""
+        owned = (self.memory.owner == self.index) & (self.memory.purpose == Purpose.POOL)
+        foreign = owned & (self.m2p.vm != self.index) & (self.m2p.vm != NOBODY)
+        for mfn in np.flatnonzero(foreign).tolist():
+            if self.pool.spare >= spare:
+                return
+            for vm, _ in self.m2p.users(mfn):
+                other = self.m2p.dmms[vm]
+                if vm != self.index and not other.pool.spare:
+                    for policy in other.policies:
+                        policy.make_room(1)
+            self._hand_over(mfn)
+
+    def _hand_over(self, mfn: int) -> None:
+        """Exchange a frame of this pool that only other VMs use, if it is one and a user has a spare frame for it."""
+        users = self.m2p.users(mfn)
+        if any(vm == self.index for vm, _ in users):
+            return
+        for vm, _ in users:
+            other = self.m2p.dmms[vm].pool
+            if other.spare:
+                self.pool.exchange(mfn, other)
+                return
+
+    def _give_up(self, gfn: int, mfn: int) -> None:
+        """``gfn`` does not use ``mfn`` any more."""
+        users = self.m2p.remove(mfn, self.index, gfn)
+        owner = self.memory.owner.item(mfn)
+        if not users:
+            self.m2p.dmms[owner].pool.give_back(mfn)
+        elif owner == self.index:
+            self._hand_over(mfn)
+
+    def _move(self, before: int, after: int) -> None:
+        """Let all users of ``before``, of whatever VM, use ``after``."""
+        users = self.m2p.users(before)
+        for vm, gfn in users:
+            self.m2p.dmms[vm].paging.forget(gfn, before)
+        self.memory.pages[after] = self.memory.pages[before]
+        for vm, gfn in users:
+            user = self.m2p.dmms[vm]
+            user.p2m.set(gfn, user.p2m.type(gfn), after, user.p2m.rights(gfn), user.p2m.marks(gfn))
+            self.m2p.remove(before, vm, gfn)
+            self.m2p.add(after, vm, gfn)
+            user.log.record(events.Remap, gfn, before, after)
 
     # --- what policies ask for ---
 
     def remap(self, gfn: int) -> int:
-        """Move a resident ``gfn`` to another frame of the pool while the guest runs.
+        """Move a resident ``gfn``, and all others that share its frame, to another frame of the pool.
 
         Returns:
             The new mfn.
@@ -236,21 +284,17 @@ class DMM:
         if self.p2m.mfn(gfn) != before:  # making room evicted the very page
             self.pool.give_back(after)
             return self.populate(gfn)
-        self.paging.forget(gfn, before)
-        self.memory.pages[after] = self.memory.pages[before]
-        self.p2m.set(gfn, PageType.RAM, after, self.p2m.rights(gfn))
-        self.m2p.clear(before)
-        self.m2p.set(after, self.index, gfn)
-        self.pool.give_back(before)
-        self.log.record(events.Remap, gfn, before, after)
-        self._changed()
+        users = self.m2p.users(before)
+        self._move(before, after)
+        self.m2p.dmms[self.memory.owner.item(before)].pool.give_back(before)
+        self._all_changed(users)
         return after
 
     def protect(self, gfn: int, rights: Intent) -> None:
         """Grant exactly ``rights`` on a resident ``gfn``; the guest's next access beyond them asks the DMM.
 
         Raises:
-            ValueError: the gfn is not resident.
+            ValueError: the gfn is not resident, or is shared and ``rights`` has WRITE.
         """
         mfn = self._resident(gfn)
         before = self.p2m.rights(gfn)
@@ -258,49 +302,180 @@ class DMM:
             return
         if int(before) & ~int(rights):
             self.paging.restrict(gfn, mfn)
-        self.p2m.set(gfn, PageType.RAM, mfn, rights)
+        self.p2m.set(gfn, self.p2m.type(gfn), mfn, rights, self.p2m.marks(gfn))
         self.log.record(events.Protect, gfn, before, rights)
         self._changed()
 
     def evict(self, gfn: int, keeper: Policy) -> None:
-        """Take the frame from behind a resident ``gfn``; ``keeper`` gets the contents, and is asked for them later.
+        """Take the frame from behind a resident ``gfn``.
+
+        A page of zeros becomes EMPTY, and a page of the guest image that was never stored to becomes IMAGE.  Otherwise
+        ``keeper`` gets the contents and is asked for them later; not even that where a copy is kept that is still good.
 
         Raises:
+            PagePinned: somebody pinned it.
             ValueError: the gfn is not resident, or the keeper is not in force.
         """
         mfn = self._resident(gfn)
-        if keeper not in self.policies:
+        self._check_not_pinned(gfn)
+        if keeper not in self.policies or keeper is self._detaching:
             raise ValueError(f"policy {keeper.name} is not attached and cannot keep gfn {gfn:#x}")
         self.paging.forget(gfn, mfn)
-        self._asking[gfn] = NO_FRAME
-        try:
-            keeper.keep(gfn, self.memory.pages[mfn].tobytes())
-        finally:
-            del self._asking[gfn]
-        self._keepers[gfn] = keeper
-        self.p2m.set(gfn, PageType.EVICTED)
-        self.m2p.clear(mfn)
-        self.pool.give_back(mfn)
-        self.log.record(events.Evict, gfn, mfn)
+        became, stored = self.p2m.origin(gfn), False
+        if self.p2m.dirty(gfn) or became is PageType.EMPTY:
+            became = PageType.EVICTED if self._words[mfn].any() else PageType.EMPTY
+            stored = became is PageType.EVICTED
+        if stored:
+            self._asking[gfn] = NO_FRAME
+            try:
+                keeper.keep(gfn, self.memory.pages[mfn].tobytes())
+            finally:
+                del self._asking[gfn]
+            if self._keepers.get(gfn) is not keeper:
+                self.forget_copy(gfn)
+                self._keepers[gfn] = keeper
+        elif became is not PageType.EVICTED:
+            self.forget_copy(gfn)
+        self._lose_frame(gfn, mfn, became)
+        self.log.record(events.Evict, gfn, mfn, became, stored)
         self._changed()
 
+    def _lose_frame(self, gfn: int, mfn: int, became: PageType) -> None:
+        self.p2m.set(gfn, became)
+        self._give_up(gfn, mfn)
+        for policy in self.policies:
+            policy.left(gfn)
+
     def discard(self, gfn: int) -> None:
-        """The guest does not need the contents of a resident ``gfn`` any more: it is EMPTY, and reads as zeros.
+        """The guest does not need the contents of ``gfn`` any more: it is EMPTY, and reads as zeros.
 
         Raises:
-            ValueError: the gfn is not resident.
+            PagePinned: somebody pinned it.
+            ValueError: it is no memory.
         """
-        mfn = self._resident(gfn)
-        self.paging.forget(gfn, mfn)
-        self.p2m.set(gfn, PageType.EMPTY)
-        self.m2p.clear(mfn)
-        self.pool.give_back(mfn)
+        self._check(gfn)
+        self._check_not_asking(gfn)
+        self._check_not_pinned(gfn)
+        mfn = self.p2m.mfn(gfn)
+        if self.p2m.type(gfn) is PageType.EMPTY:
+            return
+        if mfn != NO_FRAME:
+            self.paging.forget(gfn, mfn)
+            self._lose_frame(gfn, mfn, PageType.EMPTY)
+        else:
+            self.p2m.set(gfn, PageType.EMPTY)
+        self.forget_copy(gfn)
         self.log.record(events.Discard, gfn, mfn)
         self._changed()
 
-    def is_resident(self, gfn: int) -> bool:
-        """Whether there is a frame behind ``gfn``."""
-        return 0 <= gfn < len(self.p2m) and self.p2m.type(gfn) in RESIDENT
+    def pin(self, gfn: int) -> None:
+        """Make ``gfn`` resident, and keep it so until :meth:`unpin`; its frame may change.  Pins count.
+
+        Raises:
+            as :meth:`populate`.
+        """
+        self.populate(gfn)
+        self._pins[gfn] = self._pins.get(gfn, 0) + 1
+
+    def unpin(self, gfn: int) -> None:
+        """Take back one :meth:`pin`."""
+        self._pins[gfn] -= 1
+        if not self._pins[gfn]:
+            del self._pins[gfn]
+
+    def is_evictable(self, gfn: int) -> bool:
+        """Whether :meth:`evict` can take the frame of ``gfn`` now."""
+        return self.is_resident(gfn) and gfn not in self._pins and gfn not in self._asking
+
+    def take_accessed(self, gfns: Array) -> Array:
+        """Look which resident ``gfns`` were accessed, and clear their accessed bits: one flush for all of them.
+
+        Args:
+            gfns: int64 array; those that are not resident count as not accessed.
+
+        Returns:
+            bool array of the same length.
+        """
+        gfns = np.ascontiguousarray(gfns, np.int64)
+        accessed = np.zeros(len(gfns), np.uint8)
+        self.paging.forget_accesses(gfns, accessed)
+        return accessed.view(bool)
+
+    # --- sharing ---
+
+    def is_shareable(self, gfn: int) -> bool:
+        """Whether :meth:`share` can give the frame of ``gfn`` other users: it has one, and nobody withholds rights."""
+        if not self.is_resident(gfn) or gfn in self._asking:
+            return False
+        return self.p2m.grants(gfn, _READ_ONLY if self.p2m.type(gfn) is PageType.SHARED else ALL_RIGHTS)
+
+    def share(self, gfn: int, mfn: int) -> bool:
+        """Let ``gfn`` use ``mfn``, the frame of a gfn of any VM, in place of its own, if the contents are the same.
+
+        Returns:
+            Whether it does now; False leaves everything as it was.
+
+        Raises:
+            ValueError: the gfn is not resident, or ``mfn`` has no user.
+        """
+        before = self._resident(gfn)
+        users = self.m2p.users(mfn)
+        if not users:
+            raise ValueError(f"nobody uses mfn {mfn:#x}")
+        if before == mfn or not self.is_shareable(gfn):
+            return before == mfn
+        if not all(self.m2p.dmms[vm].is_shareable(other) for vm, other in users):
+            return False
+        if not np.array_equal(self._words[before], self._words[mfn]):
+            return False
+        for vm, other in users:
+            self.m2p.dmms[vm]._restrict_to_reading(other)
+        self.paging.forget(gfn, before)
+        self.p2m.set(gfn, PageType.SHARED, mfn, _READ_ONLY, self.p2m.marks(gfn))
+        self.m2p.add(mfn, self.index, gfn)
+        self._give_up(gfn, before)
+        self.log.record(events.Share, gfn, before, mfn, len(users) + 1)
+        self._all_changed([*users, (self.index, gfn)])
+        return True
+
+    def _restrict_to_reading(self, gfn: int) -> None:
+        """The frame of ``gfn`` gets other users."""
+        if self.p2m.type(gfn) is PageType.SHARED:
+            return
+        mfn = self.p2m.mfn(gfn)
+        self.paging.restrict(gfn, mfn)
+        self.p2m.set(gfn, PageType.SHARED, mfn, _READ_ONLY, self.p2m.marks(gfn))
+        self.log.record(events.Protect, gfn, ALL_RIGHTS, _READ_ONLY)
+
+    def unshare(self, gfn: int) -> int:
+        """Give a shared ``gfn`` a frame of its own, and the right to write (copy-on-write break).
+
+        Returns:
+            Its mfn.
+
+        Raises:
+            OutOfFrames: the pool has no spare frame and no policy makes room.
+            ValueError: the gfn is not resident.
+        """
+        before = after = self._resident(gfn)
+        if self.p2m.type(gfn) is not PageType.SHARED:
+            return before
+        if self.m2p.count(before) > 1 or self.memory.owner.item(before) != self.index:
+            after = self._take_frame(gfn)
+            if self.p2m.mfn(gfn) != before:  # making room evicted the very page
+                self.pool.give_back(after)
+                return self.populate(gfn)
+            self.memory.pages[after] = self.memory.pages[before]
+        self.paging.forget(gfn, before)
+        self.p2m.set(gfn, PageType.RAM, after, self.p2m.rights(gfn) | Intent.WRITE, self.p2m.marks(gfn))
+        if after != before:
+            self.m2p.add(after, self.index, gfn)
+            self._give_up(gfn, before)
+        self.log.record(events.Unshare, gfn, before, after)
+        self._changed()
+        return after
+
+    # --- the pool ---
 
     def grow(self, frames: int) -> None:
         """Add ``frames`` machine frames to the pool.
@@ -319,21 +494,73 @@ class DMM:
         Raises:
             NotEnoughSpare: they cannot; the pool's size has not changed.
         """
-        for policy in self.policies:
-            if self.pool.spare < frames:
-                policy.make_room(frames - self.pool.spare)
+        self._make_room(frames)
         if self.pool.spare < frames:
-            raise NotEnoughSpare(self.vm, frames, self.pool.spare)
+            raise NotEnoughSpare(self.vm, frames, self.pool.spare, sorted(self._pins))
         before = self.pool.size
         self.pool.shrink(frames)
         self.log.record(events.PoolResize, before, self.pool.size)
         self._changed()
+
+    def retire(self, mfn: int) -> None:
+        """Take a frame of the pool out of service; a free frame of the machine, or a spare one, does its work.
+
+        Raises:
+            CannotRetire: there is none, or a policy is about to fill the frame.
+        """
+        if mfn in self._asking.values():
+            raise CannotRetire(mfn, "a page is being fetched into it")
+        before = self.pool.size
+        try:
+            self.pool.grow(1)
+        except OutOfMachineFrames:
+            if self.m2p.count(mfn):
+                self._make_room(1)
+            owner = self.memory.owner.item(mfn)
+            if owner != self.index:  # who shares the frame has paid for it
+                return self.m2p.dmms[owner].retire(mfn)
+        users = self.m2p.users(mfn)
+        after = mfn
+        if mfn in self.pool.spare_frames():  # making room may have emptied it
+            self.pool.lose_spare(mfn)
+        else:
+            taken = self.pool.take()
+            if taken is None:
+                raise CannotRetire(mfn, f"it is in use in {self.vm}, no frame is free and no policy makes room")
+            after = taken
+            self._move(mfn, after)
+            self.pool.lose(mfn)
+        self.log.record(events.Retire, mfn, after)
+        if self.pool.size != before:
+            self.log.record(events.PoolResize, before, self.pool.size)
+        self._all_changed(users)
+
+    def close(self) -> None:
+        """The VM is gone: everything that it has goes back to the machine; shared frames go to who else uses them."""
+        for policy in self.policies:
+            policy.detach()
+        self.policies.clear()
+        self._keepers.clear()
+        for gfn in self.p2m.resident().tolist():
+            mfn = self.p2m.mfn(gfn)
+            self.paging.forget(gfn, mfn)
+            self.p2m.set(gfn, PageType.EMPTY)
+            self._give_up(gfn, mfn)
+        for mfn in sorted(self.pool.used_frames()):
+            self.pool.hand_over(mfn, self.m2p.dmms[self.m2p.users(mfn)[0][0]].pool)
+        self.pool.shrink(self.pool.spare)
+        self.paging.close()
+        del self.m2p.dmms[self.index]
 
     # --- what stands behind a gfn beside memory ---
 
     def is_memory(self, gfn: int) -> bool:
         """Whether ``gfn`` has contents, resident or not."""
         return 0 <= gfn < len(self.p2m) and self.p2m.type(gfn) not in NO_MEMORY
+
+    def is_resident(self, gfn: int) -> bool:
+        """Whether there is a frame behind ``gfn``."""
+        return 0 <= gfn < len(self.p2m) and self.p2m.type(gfn) in RESIDENT
 
     def set_mmio(self, gfns: range, mapped: bool = True) -> None:
         """Let every access to ``gfns``, which must be holes, reach the devices; or make them holes again.
@@ -354,7 +581,10 @@ class DMM:
         while size > 0:
             gfn, offset = divmod(gpa, PAGE_SIZE)
             length = min(size, PAGE_SIZE - offset)
-            mfn = self.populate(gfn) if self.is_memory(gfn) else self.memory.void_mfn
+            mfn = self.memory.void_mfn
+            if self.is_memory(gfn):
+                mfn = self.populate(gfn)
+                self.p2m.mark(gfn, ACCESSED)
             pieces.append(self.memory.pages[mfn, offset : offset + length].tobytes())
             gpa, size = gpa + length, size - length
         return b"".join(pieces)
@@ -370,6 +600,7 @@ class DMM:
                 mfn = self.populate(gfn)
                 if not self.p2m.grants(gfn, Intent.WRITE):
                     mfn = self.resolve(gfn, Intent.WRITE)
+                self.p2m.mark(gfn, ACCESSED | DIRTY)
                 self.memory.pages[mfn, offset : offset + length] = np.frombuffer(data, np.uint8, length, done)
                 self.paging.rewritten(gfn, mfn)
             done += length
@@ -377,7 +608,7 @@ class DMM:
     # --- for the audit ---
 
     def kept_gfns(self) -> set[int]:
-        """The gfns whose contents some policy keeps."""
+        """The gfns of whose contents some policy keeps a copy."""
         return set(self._keepers)
 
     def frames_in_flight(self) -> list[int]:
@@ -394,8 +625,12 @@ class DMM:
         if gfn in self._asking:
             raise ValueError(f"gfn {gfn:#x} cannot change while a policy fetches or stores its contents")
 
+    def _check_not_pinned(self, gfn: int) -> None:
+        if gfn in self._pins:
+            raise PagePinned(self.vm, gfn)
+
     def _resident(self, gfn: int) -> int:
-        if not 0 <= gfn < len(self.p2m) or self.p2m.type(gfn) != PageType.RAM:
+        if not self.is_resident(gfn):
             raise ValueError(f"gfn {gfn:#x} is not resident")
         self._check_not_asking(gfn)
         return self.p2m.mfn(gfn)
@@ -403,3 +638,9 @@ class DMM:
     def _changed(self) -> None:
         if self.after_change is not None:
             self.after_change()
+
+    def _all_changed(self, users: list[tuple[int, int]]) -> None:
+        """The mapping of this VM and of those in ``users`` has changed."""
+        self._changed()
+        for vm in sorted({vm for vm, _ in users} - {self.index}):
+            self.m2p.dmms[vm]._changed()

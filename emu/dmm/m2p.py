@@ -1,10 +1,16 @@
-"""M2P: from mfn to its users."""
+"""M2P: from mfn to its users, on the whole machine."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emu.addr import NO_FRAME
+from emu.ram import NOBODY
+
+if TYPE_CHECKING:
+    from emu.dmm.dmm import DMM
 
 
 class M2P:
@@ -14,22 +20,48 @@ class M2P:
         frames: number of machine frames; none has a user at first.
 
     Attributes:
-        gfn: int64 array; the gfn that uses each frame, NO_FRAME without a user.  The native plane reads it.
-        vm: int32 array; index of the VM that this gfn belongs to.
+        gfn: int64 array; the gfn that uses each frame, the first of them where it is shared, NO_FRAME without a user.
+            The native plane reads it.
+        vm: int32 array; number of the VM that this gfn belongs to.
+        dmms: the DMM of each VM, by the VM's number.
     """
 
     def __init__(self, frames: int) -> None:
         self.gfn = np.full(frames, NO_FRAME, np.int64)
-        self.vm = np.full(frames, -1, np.int32)
+        self.vm = np.full(frames, NOBODY, np.int32)
+        self.dmms: dict[int, DMM] = {}
+        self._shared: dict[int, list[tuple[int, int]]] = {}  # all users of frames that have more than one
 
-    def set(self, mfn: int, vm: int, gfn: int) -> None:
+    def add(self, mfn: int, vm: int, gfn: int) -> None:
         """``gfn`` of VM ``vm`` uses ``mfn`` from now on."""
-        self.gfn[mfn], self.vm[mfn] = gfn, vm
+        if self.gfn[mfn] == NO_FRAME:
+            self.gfn[mfn], self.vm[mfn] = gfn, vm
+        else:
+            self._shared.setdefault(mfn, self.users(mfn)).append((vm, gfn))
 
-    def clear(self, mfn: int) -> None:
-        """Nobody uses ``mfn`` any more."""
-        self.gfn[mfn], self.vm[mfn] = NO_FRAME, -1
+    def remove(self, mfn: int, vm: int, gfn: int) -> int:
+        """``gfn`` of VM ``vm`` does not use ``mfn`` any more; returns how many users are left."""
+        users = self._shared.get(mfn)
+        if users is None:
+            self.gfn[mfn], self.vm[mfn] = NO_FRAME, NOBODY
+            return 0
+        users.remove((vm, gfn))
+        self.vm[mfn], self.gfn[mfn] = users[0]
+        if len(users) == 1:
+            del self._shared[mfn]
+        return len(users)
 
     def users(self, mfn: int) -> list[tuple[int, int]]:
-        """The (vm, gfn) pairs that use ``mfn``."""
+        """The (VM number, gfn) pairs that use ``mfn``, in the order in which they came."""
+        if mfn in self._shared:
+            return list(self._shared[mfn])
         return [] if self.gfn[mfn] == NO_FRAME else [(int(self.vm[mfn]), int(self.gfn[mfn]))]
+
+    def count(self, mfn: int) -> int:
+        """How many users ``mfn`` has."""
+        users = self._shared.get(mfn)
+        return len(users) if users is not None else int(self.gfn[mfn] != NO_FRAME)
+
+    def shared_frames(self) -> list[int]:
+        """The frames with more than one user, in ascending order."""
+        return sorted(self._shared)

@@ -4,7 +4,13 @@ One int64 per gfn, read by both planes and written by :mod:`emu.dmm` alone::
 
     bits 0-2    rights: READ, WRITE, EXECUTE; a missing right means "ask the DMM first"
     bits 4-7    page type
+    bit 8       accessed since the DMM last looked (as in an EPT entry, SDM vol. 3C, 28.3.5)
+    bit 9       dirty: the contents may differ from those that the page came with
+    bits 10-11  origin: what the page was before it became resident
     bits 12-    mfn, while the type is resident
+
+The native plane sets the accessed and dirty bits, as a processor does: at the first access or store that the engine's
+TLB has no entry for.
 """
 
 from __future__ import annotations
@@ -40,15 +46,16 @@ class PageType(IntEnum):
 
     HOLE = 0  # no memory: reads as all ones, stores are lost
     EMPTY = 1  # no frame and no contents: zero when first touched
-    RAM = 2  # resident, its frame belongs to this gfn alone
+    RAM = 2  # resident, its frame is used by this gfn alone
     EVICTED = 3  # no frame; a policy keeps the contents
     IMAGE = 4  # no frame; contents in the guest image's file
     MMIO = 5  # registers of devices: every access reaches them (emu.bus)
+    SHARED = 6  # resident, read-only: its frame may be used by other gfns and other VMs
 
 
 _TYPES = tuple(PageType)
 
-RESIDENT = frozenset({PageType.RAM})
+RESIDENT = frozenset({PageType.RAM, PageType.SHARED})
 
 NO_MEMORY = frozenset({PageType.HOLE, PageType.MMIO})
 
@@ -56,11 +63,22 @@ LEGAL = {
     PageType.HOLE: {PageType.EMPTY, PageType.IMAGE, PageType.MMIO},
     PageType.MMIO: {PageType.HOLE},
     PageType.EMPTY: {PageType.RAM, PageType.IMAGE},
-    PageType.IMAGE: {PageType.RAM},
-    PageType.RAM: {PageType.RAM, PageType.EVICTED, PageType.EMPTY},
-    PageType.EVICTED: {PageType.RAM},
+    PageType.IMAGE: {PageType.RAM, PageType.EMPTY},
+    PageType.RAM: {PageType.RAM, PageType.SHARED, PageType.EVICTED, PageType.EMPTY, PageType.IMAGE},
+    PageType.SHARED: {PageType.RAM, PageType.SHARED, PageType.EVICTED, PageType.EMPTY, PageType.IMAGE},
+    PageType.EVICTED: {PageType.RAM, PageType.EMPTY},
 }
 """The transitions that a gfn's type may make."""
+
+ACCESSED, DIRTY = 1 << 8, 1 << 9
+_ORIGIN_SHIFT = 10
+_ORIGINS = (PageType.EMPTY, PageType.IMAGE, PageType.EVICTED)
+_MARKS = ACCESSED | DIRTY | 3 << _ORIGIN_SHIFT
+
+
+def marks_of(origin: PageType) -> int:
+    """The marks of a page that has just become resident and was ``origin`` before: neither accessed nor dirty."""
+    return _ORIGINS.index(origin) << _ORIGIN_SHIFT
 
 
 class P2M:
@@ -108,8 +126,36 @@ class P2M:
         entry = self.entries.item(gfn)
         return entry >> PAGE_SHIFT if _TYPES[entry >> 4 & 15] in RESIDENT else NO_FRAME
 
-    def set(self, gfn: int, kind: PageType, mfn: int = NO_FRAME, rights: Intent = NO_RIGHTS) -> None:
-        """Give ``gfn`` a new type, frame and rights.
+    def marks(self, gfn: int) -> int:
+        """The accessed and dirty bits and the origin of a resident ``gfn``, as :meth:`set` takes them."""
+        return self.entries.item(gfn) & _MARKS
+
+    def origin(self, gfn: int) -> PageType:
+        """What a resident ``gfn`` was before it became resident: EMPTY, IMAGE or EVICTED."""
+        return _ORIGINS[self.entries.item(gfn) >> _ORIGIN_SHIFT & 3]
+
+    def accessed(self, gfn: int) -> bool:
+        """Whether ``gfn`` is resident and was accessed since :meth:`emu.dmm.dmm.DMM.take_accessed`."""
+        return self.entries.item(gfn) & ACCESSED != 0
+
+    def dirty(self, gfn: int) -> bool:
+        """Whether ``gfn`` is resident and may differ from what it was when it became resident."""
+        return self.entries.item(gfn) & DIRTY != 0
+
+    def mark(self, gfn: int, marks: int) -> None:
+        """Set accessed or dirty bits of a resident ``gfn``."""
+        self.entries[gfn] |= marks
+
+    def resident(self) -> Array:
+        """The resident gfns: int64, in ascending order."""
+        gfns = self.known()
+        kind = self.entries[gfns] >> 4 & 15
+        return gfns[(kind == PageType.RAM) | (kind == PageType.SHARED)]
+
+    def set(
+        self, gfn: int, kind: PageType, mfn: int = NO_FRAME, rights: Intent = NO_RIGHTS, marks: int = 0
+    ) -> None:
+        """Give ``gfn`` a new type, frame, rights and marks.
 
         Raises:
             ValueError: the transition is not in LEGAL, or frame and rights do not fit the type.
@@ -120,7 +166,10 @@ class P2M:
         if before is PageType.HOLE and gfn not in self._elsewhere:
             self._elsewhere.add(gfn)
             self._known = None
-        if (mfn != NO_FRAME) != (kind in RESIDENT) or (rights and kind not in RESIDENT):
-            raise ValueError(f"gfn {gfn:#x}: {kind.name} with mfn {mfn} and rights {rights!r}")
+        resident = kind in RESIDENT
+        if (mfn != NO_FRAME) != resident or (rights or marks) and not resident:
+            raise ValueError(f"gfn {gfn:#x}: {kind.name} with mfn {mfn}, rights {rights!r} and marks {marks:#x}")
+        if kind is PageType.SHARED and rights & Intent.WRITE:
+            raise ValueError(f"gfn {gfn:#x}: a shared page cannot be writable")
         frame = mfn << PAGE_SHIFT if mfn != NO_FRAME else 0
-        self.entries[gfn] = frame | int(kind) << 4 | int(rights)
+        self.entries[gfn] = frame | marks | int(kind) << 4 | int(rights)

@@ -7,7 +7,7 @@ Every method below has a default that says "not my business", so a policy overri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from emu.errors import EmuError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from emu.dmm.p2m import Intent, PageType
 
 ZERO_PAGE = bytes(4096)
+
+_P = TypeVar("_P", bound="Policy")
 
 
 class PolicyFault(EmuError):
@@ -50,6 +52,12 @@ class Policy:
     def detach(self) -> None:
         """The policy is no longer asked; it must leave nothing behind that only it could settle."""
 
+    def peers(self, kind: type[_P]) -> list[_P]:
+        """The policies of a kind that are in force for other VMs of the machine, by the VMs' numbers."""
+        dmms = self.dmm.m2p.dmms
+        others = (dmms[index] for index in sorted(dmms) if index != self.dmm.index)
+        return [policy for dmm in others for policy in dmm.policies if isinstance(policy, kind)]
+
     def populate(self, gfn: int, kind: PageType) -> bytes | None:
         """The contents of a page without a frame (EMPTY, IMAGE) that was touched, PAGE_SIZE bytes; None to pass."""
         return None
@@ -62,16 +70,25 @@ class Policy:
         """
         return False
 
+    def entered(self, gfn: int) -> None:
+        """``gfn`` has become resident."""
+
+    def left(self, gfn: int) -> None:
+        """``gfn`` is not resident any more."""
+
     def make_room(self, frames: int) -> None:
-        """The pool has no spare frame: free up to ``frames`` of them, or do nothing."""
+        """The pool has too few spare frames: free up to ``frames`` of them, or do nothing."""
 
     def keep(self, gfn: int, contents: bytes) -> None:
         """Keep the contents of a page that this policy evicts (:meth:`emu.dmm.dmm.DMM.evict`)."""
         raise NotImplementedError(f"policy {self.name} evicts but keeps nothing")
 
     def restore(self, gfn: int) -> bytes:
-        """Hand back what :meth:`keep` got, once."""
+        """What :meth:`keep` got; it stays kept, for a page that nobody stores to is evicted again without a copy."""
         raise NotImplementedError(f"policy {self.name} evicts but restores nothing")
+
+    def release(self, gfn: int) -> None:
+        """What :meth:`keep` got is not needed any more."""
 
     def deadline(self) -> int | None:
         """Virtual time in ns of the policy's next :meth:`epoch`; None for never."""

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from emu.ram import MachineMemory, OutOfMachineFrames
+from array import array
+
+import numpy as np
+
+from emu.ram import MachineMemory, OutOfMachineFrames, Purpose
 
 
 class Pool:
-    """Frames owned by one VM, in use or spare.  It changes size by :meth:`grow` and :meth:`shrink` alone.
+    """Frames owned by one VM, in use or spare.
+
+    A frame is in use while a gfn of any VM uses it: one that is shared stays in the pool that it came from, or moves to
+    that of another user in exchange for a spare frame (:meth:`exchange`), so sharing changes the size of no pool.
 
     Args:
         memory: where frames come from and go back to.
         size: frames to begin with.
+        owner: number of the VM.
 
     Raises:
         OutOfMachineFrames: the machine has fewer free frames.
     """
 
-    def __init__(self, memory: MachineMemory, size: int) -> None:
+    def __init__(self, memory: MachineMemory, size: int, owner: int) -> None:
         self._memory = memory
-        self._spare: list[int] = []
-        self._used: set[int] = set()
+        self._owner = owner
+        self._spare = array("i")
+        self.used = 0
         self.grow(size)
 
     @property
     def size(self) -> int:
         """Frames owned."""
-        return len(self._spare) + len(self._used)
-
-    @property
-    def used(self) -> int:
-        """Frames behind a gfn."""
-        return len(self._used)
+        return len(self._spare) + self.used
 
     @property
     def spare(self) -> int:
@@ -41,14 +45,36 @@ class Pool:
         """A spare frame, in use from now on; None when there is none."""
         if not self._spare:
             return None
-        mfn = self._spare.pop()
-        self._used.add(mfn)
-        return mfn
+        self.used += 1
+        return self._spare.pop()
 
     def give_back(self, mfn: int) -> None:
         """``mfn`` is not in use any more."""
-        self._used.remove(mfn)
+        self.used -= 1
         self._spare.append(mfn)
+
+    def exchange(self, mfn: int, other: Pool) -> None:
+        """Let ``other``, which has a spare frame, own ``mfn``, which is in use, and own that spare frame instead."""
+        spare = other._spare.pop()
+        self.hand_over(mfn, other)
+        self._spare.append(spare)
+        self._memory.owner[spare] = self._owner
+
+    def hand_over(self, mfn: int, other: Pool) -> None:
+        """Let ``other`` own ``mfn``, which is in use."""
+        self.used -= 1
+        other.used += 1
+        self._memory.owner[mfn] = other._owner
+
+    def lose(self, mfn: int) -> None:
+        """A frame in use is taken out of service."""
+        self.used -= 1
+        self._memory.retire(mfn)
+
+    def lose_spare(self, mfn: int) -> None:
+        """A spare frame is taken out of service."""
+        self._spare.remove(mfn)
+        self._memory.retire(mfn)
 
     def grow(self, frames: int) -> None:
         """Own ``frames`` more.
@@ -61,8 +87,8 @@ class Pool:
             raise ValueError(f"cannot grow by {frames} frames")
         if frames > self._memory.free:
             raise OutOfMachineFrames(frames, self._memory.free)
-        taken = [self._memory.take() for _ in range(frames)]
-        self._spare[:0] = reversed(taken)
+        taken = [self._memory.take(self._owner) for _ in range(frames)]
+        self._spare[:0] = array("i", reversed(taken))
 
     def shrink(self, frames: int) -> None:
         """Own ``frames`` fewer; at least that many must be spare."""
@@ -72,10 +98,11 @@ class Pool:
         self._memory.give_back(self._spare[keep:])
         del self._spare[keep:]
 
-    def used_frames(self) -> frozenset[int]:
-        """The numbers of the frames in use."""
-        return frozenset(self._used)
-
     def spare_frames(self) -> frozenset[int]:
         """The numbers of the spare frames."""
         return frozenset(self._spare)
+
+    def used_frames(self) -> frozenset[int]:
+        """The numbers of the frames in use."""
+        mine = (self._memory.owner == self._owner) & (self._memory.purpose == Purpose.POOL)
+        return frozenset(np.flatnonzero(mine).tolist()) - self.spare_frames()

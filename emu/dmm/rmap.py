@@ -25,12 +25,13 @@ class Rmap:
         entries: shadow entries that there can be.
 
     Attributes:
-        head: int32 array of length ``frames``: number of the first entry, NONE for none.
+        head: int32 array of length ``frames``: number of the first entry plus 1, 0 for none, so that the host spends
+            no memory on frames that the VM never uses.
         next, prev: int32 arrays of length ``entries``: the neighbours' numbers; valid for present entries only.
     """
 
     def __init__(self, native: Any, frames: int, entries: int) -> None:
-        self.head = np.full(frames, NONE, np.int32)
+        self.head = np.zeros(frames, np.int32)
         self.next = np.zeros(entries, np.int32)
         self.prev = np.zeros(entries, np.int32)
         native.rmap_head_at = address_of(self.head)
@@ -51,7 +52,7 @@ def load_link(at: int) -> int:
 @inlined
 def first(vm: Any, mfn: int) -> int:
     """The number of the first entry that leads to ``mfn``, NONE for none."""
-    return load_link(vm.rmap_head_at + mfn * 4)
+    return load32(vm.rmap_head_at + mfn * 4) - 1
 
 
 @inlined
@@ -68,7 +69,7 @@ def add(vm: Any, number: int, mfn: int) -> None:
     store32(vm.rmap_prev_at + number * 4, NONE)
     if head != NONE:
         store32(vm.rmap_prev_at + head * 4, number)
-    store32(vm.rmap_head_at + mfn * 4, number)
+    store32(vm.rmap_head_at + mfn * 4, number + 1)
 
 
 @inlined
@@ -77,7 +78,7 @@ def remove(vm: Any, number: int, mfn: int) -> None:
     after = following(vm, number)
     before = load_link(vm.rmap_prev_at + number * 4)
     if before == NONE:
-        store32(vm.rmap_head_at + mfn * 4, after)
+        store32(vm.rmap_head_at + mfn * 4, after + 1)
     else:
         store32(vm.rmap_next_at + before * 4, after)
     if after != NONE:

@@ -20,7 +20,7 @@ from emu.errors import EmuError
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
 from emu.mmu.shadow import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
-from emu.mmu.walk import HOLE, MMIO, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE
+from emu.mmu.walk import ACCESSED, DIRTY, HOLE, MMIO, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, RAM, SHARED
 from emu.ram import FRAME_TABLE
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _RIGHT_READ, _RIGHT_WRITE, _RIGHT_EXECUTE = 1, 2, 4  # Intent
-_RESIDENT = 2  # PageType.RAM
+_RESIDENT = (RAM, SHARED)
 _NO_MEMORY = (HOLE, MMIO)
 _FORMATS = {MODE_NONE: (), MODE_32: (FORMAT_32, FORMAT_ROOT_32), MODE_PAE: (FORMAT_64,), MODE_4LEVEL: (FORMAT_64,)}
 _MARKS = pte.LARGE | pte.HUGE
@@ -125,8 +125,9 @@ def _check_slots(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> None
     def fail(what: str) -> AuditFailure:
         return AuditFailure(vm.name, "shadow tables", what)
 
-    if int(vm.native.shadow_used) != len(slots):
-        raise fail(f"{vm.native.shadow_used} counted as used, {len(slots)} have a key")
+    if int(vm.native.shadow_used) != len(slots) + len(paging.retired):
+        what = f"{vm.native.shadow_used} counted as used, {len(slots)} have a key and {len(paging.retired)} are retired"
+        raise fail(what)
     link = paging.link.tolist()
     used = set(slots.tolist())
     free: set[int] = set()
@@ -136,7 +137,9 @@ def _check_slots(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> None
             raise fail(f"slot {slot} in the free list is used, listed twice, or none at all")
         free.add(slot)
         slot = link[slot]
-    if len(free) + len(used) != paging.tables:
+    if not free.isdisjoint(paging.retired) or not used.isdisjoint(paging.retired):
+        raise fail("a slot that is retired is used or in the free list")
+    if len(free) + len(used) + len(paging.retired) != paging.tables:
         raise fail(f"{paging.tables - len(free) - len(used)} slots are neither used nor in the free list")
 
     found: set[int] = set()
@@ -209,7 +212,7 @@ def _present_entries(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> 
     which, index = np.nonzero(tables & pte.P)
     key, role = paging.key[slots], paging.role[slots]
     behind = _p2m_entries(vm, key)
-    mfn = np.where(behind >> 4 & 15 == _RESIDENT, behind >> 12, NO_FRAME)
+    mfn = np.where(np.isin(behind >> 4 & 15, _RESIDENT), behind >> 12, NO_FRAME)
     value = tables[which, index]
     key, role, mfn = key[which], role[which], mfn[which]
     return _Entries(vm, slots[which], index, value, key, role & 15, role >> 4 & 15, role >> 8, mfn)
@@ -217,7 +220,7 @@ def _present_entries(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> 
 
 def _p2m_entries(vm: VirtualMachine, gfns: Array) -> Array:
     """The P2M entries of ``gfns``; the void frame, with all rights, stands behind those without memory."""
-    hole = vm.machine.memory.void_mfn << 12 | _RESIDENT << 4 | _RIGHT_READ | _RIGHT_WRITE | _RIGHT_EXECUTE
+    hole = vm.machine.memory.void_mfn << 12 | RAM << 4 | ACCESSED | DIRTY | _RIGHT_READ | _RIGHT_WRITE | _RIGHT_EXECUTE
     inside = gfns < len(vm.p2m)
     entries = vm.p2m.entries[np.where(inside, gfns, 0)]
     return np.where(inside & ~np.isin(entries >> 4 & 15, _NO_MEMORY), entries, hole)
@@ -233,8 +236,8 @@ def _check_rmap(paging: ShadowPaging, entries: _Entries) -> None:
     refuse(mfn >= len(paging.rmap.head), "an entry leads beyond machine memory")
     following, before = paging.rmap.next[number].astype(np.int64), paging.rmap.prev[number].astype(np.int64)
     first = before == NO_FRAME
-    refuse(first & (paging.rmap.head[mfn] != number), "an entry begins the list of its frame, whose head is another")
-    heads, begins = np.count_nonzero(paging.rmap.head != NO_FRAME), np.count_nonzero(first)
+    refuse(first & (paging.rmap.head[mfn] - 1 != number), "an entry begins a list, the head of its frame is another")
+    heads, begins = np.count_nonzero(paging.rmap.head), np.count_nonzero(first)
     if heads != begins:
         raise AuditFailure(entries.vm.name, "rmap", f"{heads} frames have a list, {begins} entries begin one")
 
@@ -341,10 +344,9 @@ def _check_leaves(leaves: _Entries, guest: Array, gfn: Array) -> None:
     It may grant less: rights that come back show in the shadow when they are first used.
     """
     vm = leaves.vm
-    memory = vm.machine.memory
     behind = _p2m_entries(vm, gfn)
     value = leaves.value
-    leaves.refuse(behind >> 4 & 15 != _RESIDENT, "maps a gfn that has no frame")
+    leaves.refuse(~np.isin(behind >> 4 & 15, _RESIDENT), "maps a gfn that has no frame")
     leaves.refuse(leaves.mfn != behind >> 12, "maps another frame than the P2M")
     leaves.refuse(value & _MARKS != 0, "a leaf with the mark for a large guest page")
     leaves.refuse((value ^ guest) & pte.U != 0, "U/S is not the guest's")
@@ -357,7 +359,9 @@ def _check_leaves(leaves: _Entries, guest: Array, gfn: Array) -> None:
     leaves.refuse(granted & (guest & pte.W == 0), "writable, the guest's entry is not")
     leaves.refuse(granted & from_guest & (guest & pte.D == 0), "writable, the guest's entry has its dirty bit clear")
     leaves.refuse(granted & (behind & _RIGHT_WRITE == 0), "writable without the DMM's right to write")
-    table = memory.flags[leaves.mfn] & FRAME_TABLE != 0
+    leaves.refuse(behind & ACCESSED == 0, "present, the accessed bit in the P2M is clear")
+    leaves.refuse(granted & (behind & DIRTY == 0), "writable, the dirty bit in the P2M is clear")
+    table = vm.paging.flags[leaves.mfn] & FRAME_TABLE != 0
     leaves.refuse(writable & table, "writable, the frame holds a table")
     leaves.refuse(trapped & ~table, "trapped, the frame holds no table")
 

@@ -32,6 +32,7 @@ from emu.engine import (
 from emu.mmu import pte, shadow
 from emu.mmu.implicit import is_implicit_supervisor_access
 from emu.mmu.walk import (
+    DIRTY,
     FAULT,
     FETCH,
     MODE_4LEVEL,
@@ -43,6 +44,7 @@ from emu.mmu.walk import (
     WRITE,
     is_canonical,
     is_mmio,
+    note_use,
     p2m_entry,
     paging_mode,
     permitted,
@@ -230,6 +232,8 @@ def miss(vm_at, gva, access, user, entry_at):
         vm.need_gfn = gfn
         vm.need_intent = right
         return NEED
+    note_use(vm, gfn, right)
+    entry = p2m_entry(vm, gfn)
     if vm.walk_level > 1:
         _note_large_page(vm, gva, vm.walk_level)
     user_page, nx = vm.walk_user, vm.walk_nx
@@ -239,7 +243,8 @@ def miss(vm_at, gva, access, user, entry_at):
     if not vm.nested:
         shadow.fill(vm.at, gva, entry)
     mfn = entry >> 12
-    writable = vm.walk_dirty != 0 and entry & 2 != 0 and permitted(vm, WRITE, user, vm.walk_writable, user_page, nx)
+    may_write = entry & 2 != 0 and entry & DIRTY != 0  # the first store must be seen
+    writable = vm.walk_dirty != 0 and may_write and permitted(vm, WRITE, user, vm.walk_writable, user_page, nx)
     trapped = load8(vm.frame_flags_at + mfn) & FRAME_TABLE != 0
     executable = entry & 4 != 0 and permitted(vm, FETCH, user, 0, user_page, nx)
     readable = entry & 1 != 0 and permitted(vm, READ, user, 0, user_page, nx)

@@ -11,9 +11,12 @@ from emu.addr import NO_FRAME
 from emu.dmm.rmap import Rmap
 from emu.mmu import shadow
 from emu.mmu.fill import drop_frame_code
-from emu.native import address_of, compiled
+from emu.mmu.walk import ACCESSED
+from emu.native import address_of, compiled, load64, store8, store64
 from emu.ram import FRAME_CODE, FRAME_TABLE, MachineMemory
 from emu.state import state_at
+
+Array = np.ndarray[Any, Any]
 
 
 @compiled
@@ -27,6 +30,25 @@ def _drop_frame_code(vm_at: int, mfn: int) -> None:
     drop_frame_code(vm_at, mfn)
 
 
+@compiled
+def _take_accessed(vm_at: int, gfns_at: int, count: int, accessed_at: int) -> int:
+    vm = state_at(vm_at)
+    taken = 0
+    for i in range(count):
+        gfn = load64(gfns_at + 8 * i)
+        at = vm.p2m_at + gfn * 8
+        entry = load64(at)
+        if entry & ACCESSED:
+            taken += 1
+            store8(accessed_at + i, 1)
+            store64(at, entry & ~ACCESSED)
+            if not vm.nested:
+                shadow.forget_uses(vm_at, gfn, entry >> 12)
+        else:
+            store8(accessed_at + i, 0)
+    return taken
+
+
 class Paging:
     """How a VM's gvas become machine addresses.  ``nested``: each TLB miss walks the guest's tables and the P2M.
 
@@ -34,6 +56,9 @@ class Paging:
         native: the VM's shared record (:mod:`emu.state`).
         vm_at: its host address.
         memory: machine memory.
+
+    Attributes:
+        flags: uint8 array, one for each machine frame: what this VM notes about it (FRAME_CODE, FRAME_TABLE).
     """
 
     name = "nested"
@@ -42,8 +67,11 @@ class Paging:
         self._vm_at = vm_at
         self._memory = memory
         self._native = native
+        self.flags = np.zeros(memory.frames, np.uint8)
+        native.frame_flags_at = address_of(self.flags)
         native.nested = 1
         native.root_mfn = NO_FRAME
+        self.void_moved()
 
     def forget(self, gfn: int, mfn: int) -> None:
         """``mfn`` is about to be taken from behind ``gfn``: nothing may lead to it any more."""
@@ -62,11 +90,34 @@ class Paging:
         """What stands behind gfns without frames has changed."""
         flush_tlb(self._vm_at)
 
+    def forget_accesses(self, gfns: Array, accessed: Array) -> None:
+        """Clear the accessed bits of resident ``gfns``: the next access to each sets them again.
+
+        Args:
+            gfns: int64 array.
+            accessed: uint8 array of the same length; gets 1 where the bit was set, else 0.
+        """
+        if _take_accessed(self._vm_at, address_of(gfns), len(gfns), address_of(accessed)):
+            flush_tlb(self._vm_at)
+
+    def void_moved(self) -> None:
+        """The void frame is another one: it counts as a table, so that stores into it trap."""
+        before = self._native.void_mfn
+        if before != NO_FRAME:
+            self.flags[before] = 0
+        self._native.void_mfn = self._memory.void_mfn
+        self.flags[self._memory.void_mfn] = FRAME_TABLE
+        self.forget_translations()
+
+    def retire(self, mfn: int) -> bool:
+        """Do without a machine frame that the architecture owns; False when it cannot."""
+        return False
+
     def close(self) -> None:
         """Give back what the architecture owns."""
 
     def _forget_code(self, mfn: int) -> None:
-        if self._memory.flags[mfn] & FRAME_CODE:
+        if self.flags[mfn] & FRAME_CODE:
             _drop_frame_code(self._vm_at, mfn)
 
 
@@ -75,14 +126,17 @@ class ShadowPaging(Paging):
 
     Args:
         tables: shadow tables that may exist at a time; each takes a machine frame.
+        owner: number of the VM.
     """
 
     name = "shadow"
 
-    def __init__(self, native: Any, vm_at: int, memory: MachineMemory, tables: int) -> None:
+    def __init__(self, native: Any, vm_at: int, memory: MachineMemory, tables: int, owner: int) -> None:
+        native.shadow_slots = 0
         super().__init__(native, vm_at, memory)
         native.nested = 0
-        first = memory.take_run(tables)
+        first = memory.take_run(tables, owner)
+        self.retired: list[int] = []  # slots whose frame is out of service
         buckets = 1 << (tables - 1).bit_length()
         self.first, self.tables = first, tables
         self.key = np.full(tables, -1, np.int64)
@@ -111,7 +165,7 @@ class ShadowPaging(Paging):
         super().restrict(gfn, mfn)
 
     def rewritten(self, gfn: int, mfn: int) -> None:
-        if self._memory.flags[mfn] & FRAME_TABLE:
+        if self.flags[mfn] & FRAME_TABLE:
             shadow.forget_gfn(self._vm_at, gfn, mfn)
             flush_tlb(self._vm_at)
         super().rewritten(gfn, mfn)
@@ -120,5 +174,21 @@ class ShadowPaging(Paging):
         shadow.forget_everything(self._vm_at)
         super().forget_translations()
 
+    def retire(self, mfn: int) -> bool:
+        if self.tables - len(self.retired) - 1 < shadow.MIN_TABLES:
+            return False
+        self.forget_translations()
+        slot, native = mfn - self.first, self._native
+        if native.shadow_free == slot:
+            native.shadow_free = int(self.link[slot])
+        else:
+            self.link[np.flatnonzero(self.link == slot)[0]] = self.link[slot]
+        self.link[slot] = NO_FRAME
+        native.shadow_used += 1
+        self.retired.append(slot)
+        return True
+
     def close(self) -> None:
-        self._memory.give_back(range(self.first + self.tables - 1, self.first - 1, -1))
+        self._memory.give_back(
+            self.first + slot for slot in range(self.tables - 1, -1, -1) if slot not in self.retired
+        )

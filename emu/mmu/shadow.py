@@ -6,8 +6,9 @@ The tree always has the 64-bit format: four levels for 4-level guests, three for
 
 An entry carries the guest's own R/W, U/S and NX of that level; a lookup combines them as the processor does.  A leaf
 is present only while the guest's accessed bits are set, and writable only while its dirty bit is, so that setting
-these bits is never missed.  Guest pages that hold tables are write-trapped: their leaves have R/W clear and the
-software bit ``pte.TRAP`` set, and stores to them go through the trapped alias of machine memory (:mod:`emu.addr`).
+these bits is never missed; the accessed and dirty bits of the P2M entry count in the same way.  Guest pages that hold
+tables are write-trapped: their leaves have R/W clear and the software bit ``pte.TRAP`` set, and stores to them go
+through the trapped alias of machine memory (:mod:`emu.addr`).
 
 Every entry made or dropped is reported to the reverse map (:mod:`emu.dmm.rmap`).
 """
@@ -23,7 +24,17 @@ from emu.dmm import rmap
 from emu.dmm.rmap import NONE, load_link
 from emu.engine import flush_tlb
 from emu.mmu import pte
-from emu.mmu.walk import MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, level_entry, level_table
+from emu.mmu.walk import (
+    DIRTY,
+    MODE_4LEVEL,
+    MODE_32,
+    MODE_NONE,
+    MODE_PAE,
+    RAM,
+    SHARED,
+    level_entry,
+    level_table,
+)
 from emu.native import compiled, inlined, load8, load32, load64, outlined, store8, store32, store64
 from emu.ram import FRAME_TABLE
 from emu.state import state_at
@@ -35,11 +46,11 @@ FORMAT_DIRECT = 2  # from no table: maps consecutive gfns, for large pages and f
 FORMAT_ROOT_32 = 3  # the four-entry root above the quarters of a 32-bit page directory
 
 
-_RAM = 2  # PageType.RAM
 _READ, _WRITE, _EXECUTE = 1, 2, 4  # Intent, the rights in a P2M entry
 ENTRIES = 512
 FLOOD_LIMIT = 64  # writes into a guest table, without any use of it in between, after which it is no table any more
 _LEVELS = 4  # most tables that one fill can need
+MIN_TABLES = 2 * _LEVELS  # fewest tables that serve any guest
 
 
 @inlined
@@ -125,7 +136,8 @@ def _frame_of(vm: Any, gfn: int) -> int:
     if gfn >= vm.p2m_size:
         return NONE
     entry = load64(vm.p2m_at + gfn * 8)
-    return entry >> 12 if entry >> 4 & 15 == _RAM else NONE
+    kind = entry >> 4 & 15
+    return entry >> 12 if kind == RAM or kind == SHARED else NONE
 
 
 @outlined("vqq")
@@ -376,7 +388,7 @@ def fill(vm_at, gva, frame_entry):
     if not frame_entry & _READ:
         zap_entry(vm, number)  # an x86 entry cannot withhold reading: every access has to ask
         return 0
-    if not frame_entry & _WRITE:
+    if not frame_entry & _WRITE or not frame_entry & DIRTY:
         rights &= ~pte.W
     if not frame_entry & _EXECUTE:
         rights |= pte.NX
@@ -436,6 +448,15 @@ def table_written(vm: Any, gfn: int, offset: int, size: int) -> int:
     return zapped
 
 
+@outlined("qqqq")
+def forget_uses(vm_at, gfn, mfn):
+    """:func:`forget_gfn` for the native plane."""
+    vm = state_at(vm_at)
+    if has_shadow(vm, gfn):
+        unshadow(vm.at, gfn)
+    return zap_frame(vm, mfn)
+
+
 @compiled
 def forget_gfn(vm_at: int, gfn: int, mfn: int) -> int:
     """The DMM is about to take ``mfn`` from behind ``gfn`` or rights on it: drop everything derived from either.
@@ -443,10 +464,7 @@ def forget_gfn(vm_at: int, gfn: int, mfn: int) -> int:
     Returns:
         The number of shadow entries that led to the frame.
     """
-    vm = state_at(vm_at)
-    if has_shadow(vm, gfn):
-        unshadow(vm.at, gfn)
-    return zap_frame(vm, mfn)
+    return forget_uses(vm_at, gfn, mfn)
 
 
 @compiled

@@ -42,7 +42,8 @@ READ, WRITE, FETCH = 0, 1, 2  # access
 OK, FAULT, NEED, NON_CANONICAL = 0, 1, 2, 3
 
 _P2M_RIGHT_READ, _P2M_RIGHT_WRITE, ALL_RIGHTS = 1, 2, 7  # Intent.READ, Intent.WRITE, every right
-HOLE, RAM, MMIO = 0, 2, 5  # PageType
+HOLE, RAM, MMIO, SHARED = 0, 2, 5, 6  # PageType
+ACCESSED, DIRTY = 1 << 8, 1 << 9  # in a P2M entry
 _ROOT_PAE = 0xFFFF_FFE0  # CR3 bits that locate the page-directory-pointer table
 _ROOT_32 = 0xFFFF_F000
 
@@ -72,8 +73,20 @@ def p2m_entry(vm: Any, gfn: int) -> int:
     entry = load64(vm.p2m_at + gfn * 8) if gfn < vm.p2m_size else 0
     kind = entry >> 4 & 15
     if kind == HOLE or kind == MMIO:
-        return vm.void_mfn << 12 | ALL_RIGHTS
+        return vm.void_mfn << 12 | ALL_RIGHTS | ACCESSED | DIRTY
     return entry
+
+
+@inlined
+def note_use(vm: Any, gfn: int, right: int) -> None:
+    """Set the accessed bit in the P2M entry of a resident ``gfn``, and for a store its dirty bit."""
+    if gfn < vm.p2m_size:
+        at = vm.p2m_at + gfn * 8
+        entry = load64(at)
+        kind = entry >> 4 & 15
+        marks = ACCESSED | DIRTY if right == _P2M_RIGHT_WRITE else ACCESSED
+        if entry & marks != marks and (kind == RAM or kind == SHARED):
+            store64(at, entry | marks)
 
 
 @inlined
@@ -94,6 +107,7 @@ def host_address(vm: Any, gpa: int, right: int) -> int:
         vm.need_gfn = gfn
         vm.need_intent = right
         return 0
+    note_use(vm, gpa >> 12, right)
     return vm.ram_at + (entry & ~PAGE_MASK) + (gpa & PAGE_MASK)
 
 

@@ -58,7 +58,7 @@ def test_what_is_in_it(busybox: Path) -> None:
     files = unpack(gzip.decompress(build_initramfs(busybox)))
     assert files["bin/busybox"].contents == PROGRAM and files["bin/busybox"].mode == stat.S_IFREG | 0o755
     assert files["init"].contents.decode() == DEFAULT_INIT and files["init"].mode == stat.S_IFREG | 0o755
-    for name in ("bin", "dev", "proc", "sys", "tmp"):
+    for name in ("bin", "dev", "proc", "sys", "tmp", "lib/modules"):
         assert files[name].mode == stat.S_IFDIR | 0o755 and files[name].links == 2
     assert stat.S_ISCHR(files["dev/console"].mode) and files["dev/console"].device == (5, 1)
     assert stat.S_ISCHR(files["dev/null"].mode) and files["dev/null"].device == (1, 3)
@@ -88,6 +88,17 @@ def test_it_depends_on_nothing_else(busybox: Path, tmp_path: Path) -> None:
 def test_an_init_of_ones_own(busybox: Path) -> None:
     init = "#!/bin/sh\necho grüße\n"
     assert unpack(gzip.decompress(build_initramfs(busybox, init)))["init"].contents == init.encode()
+
+
+def test_modules(busybox: Path, tmp_path: Path) -> None:
+    modules = [tmp_path / "b.ko", tmp_path / "a.ko"]
+    for module in modules:
+        module.write_bytes(module.name.encode() * 3)
+    files = unpack(gzip.decompress(build_initramfs(busybox, modules=modules)))
+    assert [name for name in files if name.startswith("lib/modules/")] == ["lib/modules/b.ko", "lib/modules/a.ko"]
+    assert files["lib/modules/a.ko"].contents == b"a.ko" * 3
+    with pytest.raises(BadInput, match="c.ko: cannot be read: No such file"):
+        build_initramfs(busybox, modules=[tmp_path / "c.ko"])
 
 
 @pytest.mark.parametrize("size", range(5))

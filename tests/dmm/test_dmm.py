@@ -9,7 +9,8 @@ import pytest
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.demand import DemandPaging, StaticMapping
-from emu.dmm.dmm import DMM, NotEnoughSpare, OutOfFrames
+from emu.dmm.dmm import DMM
+from emu.dmm.errors import NotEnoughSpare, OutOfFrames, PagePinned
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
 from emu.dmm.policy import Policy, PolicyFault
 from emu.errors import EmuError
@@ -61,7 +62,10 @@ class Keeper(Policy):
 
     def restore(self, gfn: int) -> bytes:
         self._answer("restore")
-        return self.kept.pop(gfn)
+        return self.kept[gfn]
+
+    def release(self, gfn: int) -> None:
+        del self.kept[gfn]
 
 
 class Bench:
@@ -71,7 +75,6 @@ class Bench:
         self.machine = Machine((1 + (200 if mmu == "shadow" else 0) + POOL + FREE) * PAGE_SIZE)
         tables = 200 if mmu == "shadow" else 0
         self.vm = VirtualMachine(self.machine, "vm", 0, GFNS * PAGE_SIZE, POOL, mmu, tables)
-        self.machine.vms.append(self.vm)
         self.stub = Stub(self.vm, mode)
         self.dmm, self.p2m, self.pool = self.vm.dmm, self.vm.p2m, self.vm.pool
         self.keeper = Keeper()
@@ -84,7 +87,7 @@ class Bench:
     def fill_pool(self) -> None:
         for gfn in range(DATA, GFNS):
             if self.pool.spare:
-                self.dmm.populate(gfn)
+                self.dmm.write(gfn * PAGE_SIZE + 8, bytes([gfn]))
 
     def state(self) -> tuple[object, ...]:
         """All that a failed operation must leave as it was; tables aside, where a walk may set bits."""
@@ -141,6 +144,8 @@ def test_evict_and_touch_again(bench: Bench) -> None:
     bench.dmm.evict(DATA, bench.keeper)
     assert bench.p2m.mfn(DATA) == NO_FRAME and bench.dmm.kept_gfns() == {DATA}
     assert bench.stub.load(DATA * PAGE_SIZE + 7) == 99
+    assert bench.dmm.kept_gfns() == {DATA} == set(bench.keeper.kept)  # a copy that is still good
+    bench.dmm.discard(DATA)
     assert bench.dmm.kept_gfns() == set() and not bench.keeper.kept
 
 
@@ -380,7 +385,7 @@ def test_the_page_that_a_policy_is_asked_about_cannot_change(bench: Bench, chang
         bench.dmm.populate(gfn)
         return bytes(PAGE_SIZE)
 
-    bench.dmm.populate(DATA)
+    bench.dmm.write(DATA * PAGE_SIZE, b"contents")
     if change == "populate":
         bench.dmm.evict(DATA, bench.keeper)
         bench.keeper.restore = restore  # type: ignore[method-assign]
@@ -457,5 +462,136 @@ def test_a_discarded_page_is_zero_when_it_is_touched_again(bench: Bench) -> None
     bench.vm.events.drain()
     assert [event.mfn for event in bench.seen if isinstance(event, events.Discard)] == [mfn]
     assert bench.stub.load(gva) == 0
-    with pytest.raises(ValueError, match="not resident"):
-        bench.dmm.discard(DATA + 1)
+
+
+def test_every_kind_of_memory_can_be_discarded(bench: Bench) -> None:
+    bench.dmm.write(DATA * PAGE_SIZE, b"kept")
+    bench.dmm.evict(DATA, bench.keeper)
+    assert bench.p2m.type(CODE) is PageType.IMAGE
+    for gfn in (DATA, CODE, DATA + 1):
+        bench.dmm.discard(gfn)
+        assert bench.p2m.type(gfn) is PageType.EMPTY
+        assert bench.dmm.read(gfn * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+    assert not bench.keeper.kept and not bench.dmm.kept_gfns()
+    with pytest.raises(ValueError, match="no memory"):
+        bench.dmm.discard(GFNS)
+
+
+# --- clean pages, and where they came from ---
+
+
+def evictions(bench: Bench) -> list[tuple[PageType, bool]]:
+    """What each page became that was evicted, and whether it had to be stored."""
+    bench.vm.events.drain()
+    return [(PageType(event.became), bool(event.stored)) for event in bench.seen if isinstance(event, events.Evict)]
+
+
+def test_a_page_that_nobody_stored_to_goes_back_where_it_came_from(bench: Bench) -> None:
+    bench.stub.store(DATA * PAGE_SIZE, 7)
+    bench.dmm.evict(DATA, bench.keeper)
+    bench.keeper.fails = {"keep"}
+    for gfn, kind in ((CODE, PageType.IMAGE), (DATA, PageType.EVICTED), (DATA + 1, PageType.EMPTY)):
+        for _ in range(2):
+            wanted = bench.stub.load(gfn * PAGE_SIZE)
+            assert bench.p2m.origin(gfn) is kind and not bench.p2m.dirty(gfn)
+            bench.dmm.evict(gfn, bench.keeper)
+            assert bench.p2m.type(gfn) is kind
+            assert bench.stub.load(gfn * PAGE_SIZE) == wanted
+            bench.vm.audit()
+    assert [stored for _, stored in evictions(bench)] == [True] + [False] * 6
+
+
+@pytest.mark.parametrize("origin", [PageType.EMPTY, PageType.IMAGE, PageType.EVICTED])
+def test_a_page_is_kept_once_it_is_stored_to(bench: Bench, origin: PageType) -> None:
+    gfn = CODE if origin is PageType.IMAGE else DATA
+    if origin is PageType.EVICTED:
+        bench.stub.store(gfn * PAGE_SIZE + 3000, 1)
+        bench.dmm.evict(gfn, bench.keeper)
+    bench.stub.load(gfn * PAGE_SIZE)
+    bench.stub.store(gfn * PAGE_SIZE + 3000, 2)
+    assert (bench.p2m.origin(gfn), bench.p2m.dirty(gfn)) == (origin, True)
+    bench.dmm.evict(gfn, bench.keeper)
+    assert evictions(bench)[-1] == (PageType.EVICTED, True)
+    assert bench.keeper.kept[gfn][3000] == 2 == bench.stub.load(gfn * PAGE_SIZE + 3000)
+
+
+def test_a_page_of_zeros_needs_no_keeper(bench: Bench) -> None:
+    """Not even where an older copy, which is no zeros, is kept."""
+    bench.stub.store(DATA * PAGE_SIZE, 1)
+    bench.dmm.evict(DATA, bench.keeper)
+    bench.stub.store(DATA * PAGE_SIZE, 0)
+    bench.dmm.evict(DATA, bench.keeper)
+    assert evictions(bench) == [(PageType.EVICTED, True), (PageType.EMPTY, False)]
+    assert not bench.keeper.kept and bench.stub.load(DATA * PAGE_SIZE) == 0
+
+
+def test_contents_that_a_policy_gave_an_empty_page_are_kept(bench: Bench) -> None:
+    """They are clean, and could not be had from EMPTY again after the policy has gone."""
+    bench.keeper.populate = lambda gfn, kind: b"\7" * PAGE_SIZE  # type: ignore[method-assign,assignment,return-value]
+    bench.dmm.populate(DATA)
+    bench.dmm.evict(DATA, bench.keeper)
+    assert evictions(bench) == [(PageType.EVICTED, True)]
+
+
+def test_a_clean_page_stays_with_the_policy_that_has_its_copy(bench: Bench) -> None:
+    second = Keeper()
+    bench.dmm.attach(second)
+    bench.stub.store(DATA * PAGE_SIZE, 1)
+    bench.dmm.evict(DATA, bench.keeper)
+    bench.stub.load(DATA * PAGE_SIZE)
+    bench.dmm.evict(DATA, second)
+    assert set(bench.keeper.kept) == {DATA} and not second.kept
+    bench.stub.store(DATA * PAGE_SIZE, 2)
+    bench.dmm.evict(DATA, second)
+    assert not bench.keeper.kept and second.kept[DATA][0] == 2  # the old copy is released
+    assert bench.stub.load(DATA * PAGE_SIZE) == 2
+    bench.dmm.detach(second)
+    bench.dmm.evict(DATA, bench.keeper)
+    assert bench.keeper.kept[DATA][0] == 2  # its copy went with the policy, so it had to be stored again
+
+
+# --- pins ---
+
+
+def test_a_pinned_page_keeps_a_frame_and_its_contents(bench: Bench) -> None:
+    bench.stub.store(DATA * PAGE_SIZE, 9)
+    bench.dmm.evict(DATA, bench.keeper)
+    bench.dmm.pin(DATA)
+    bench.dmm.pin(DATA)
+    for _ in range(2):
+        before = bench.state()
+        for operation in (lambda: bench.dmm.evict(DATA, bench.keeper), lambda: bench.dmm.discard(DATA)):
+            with pytest.raises(PagePinned, match="vm: gfn 0x6 is pinned") as caught:
+                operation()
+            assert (caught.value.vm, caught.value.gfn) == ("vm", DATA)
+            assert bench.state() == before
+        assert not bench.dmm.is_evictable(DATA)
+        bench.dmm.unpin(DATA)
+    assert bench.dmm.is_evictable(DATA)
+    bench.dmm.evict(DATA, bench.keeper)
+    assert not bench.dmm.is_evictable(DATA)
+
+
+def test_a_pinned_page_can_move(bench: Bench) -> None:
+    bench.dmm.pin(DATA)
+    before = bench.p2m.mfn(DATA)
+    assert bench.dmm.remap(DATA) != before
+    before = bench.p2m.mfn(DATA)
+    bench.dmm.retire(before)
+    assert bench.p2m.mfn(DATA) not in (before, NO_FRAME)
+
+
+def test_a_pin_that_finds_no_frame_pins_nothing(bench: Bench) -> None:
+    bench.fill_pool()
+    with pytest.raises(OutOfFrames):
+        bench.dmm.pin(GFNS - 1)
+    bench.dmm.discard(GFNS - 1)
+
+
+def test_shrinking_names_the_pages_that_are_pinned(bench: Bench) -> None:
+    bench.fill_pool()
+    bench.dmm.pin(DATA + 2)
+    bench.dmm.pin(DATA + 1)
+    with pytest.raises(NotEnoughSpare, match="2 pages are pinned, the first is gfn 0x7") as caught:
+        bench.dmm.shrink(3)
+    assert (caught.value.wanted, caught.value.spare, caught.value.pinned) == (3, 0, [DATA + 1, DATA + 2])

@@ -1,164 +1,56 @@
-"""Two VMs on one machine, driven at random against a model that knows contents only.
+"""Up to three VMs on one machine, driven at random against a model that knows contents only.
 
-Guests load, store, execute and change their own mapping; at the same time the DMM moves, protects and evicts every
-page, tables and code included, pools grow and shrink, and a swapping policy comes and goes.  After every step each
-VM's audit passes, and every page of every VM holds what the model says, wherever it is kept.
+Guests load, store, execute and change their own mapping; at the same time the DMM moves, protects, evicts, discards,
+pins and shares every page, tables and code included, pools grow and shrink, frames go out of service, policies come
+and go, and so do whole VMs.  After every step each VM's audit passes, and every page of every VM holds what the model
+says, wherever it is kept.
+
+It is short by default, and always the same.  ``EMU_LONG=1000 pytest tests/dmm/test_dmm_machine.py`` tries 1000 random
+sequences of 100 steps.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from unittest.mock import patch
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from emu.addr import PAGE_SIZE
-from emu.dmm.demand import DemandPaging
-from emu.dmm.dmm import DMM, NotEnoughSpare, OutOfFrames
+from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames, PagePinned
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
-from emu.dmm.policy import Policy
+from emu.dmm.retire import retire_frame
 from emu.machine import Machine
-from emu.ram import OutOfMachineFrames
-from emu.vm import VirtualMachine
-from tests.dmm.stub import ALIASES, CODE, DATA, HLT, MODES, Stub
+from emu.mmu.shadow import MIN_TABLES
+from emu.ram import OutOfMachineFrames, Purpose
+from tests.dmm.model import ENOUGH, GFNS, KINDS, POOL, Side, frame_counts
+from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 
-GFNS = 24  # pages of RAM of each VM
-POOL = 12  # frames that each begins with; one access needs eight at most
-SPARE = 6  # frames of the machine that no pool has at first
+SPARE = 8  # frames of the machine that no pool has at first
 SAFE = 2304  # offset from which on nothing in a code or table page is used
 HOLE = GFNS + 5  # a gfn without memory
+VMS = 3
+LEAST = ENOUGH + 2  # frames that no rule takes a pool below
+MOST_PINS = 2
 
 gfns = st.integers(0, GFNS - 1)
 offsets = st.integers(SAFE, PAGE_SIZE - 1)
 pages = st.one_of(gfns, st.integers(ALIASES, ALIASES + 3))
 rights = st.integers(0, 7).map(Intent)
-which = st.integers(0, 1)
-
-
-class Swapper(Policy):
-    """Keeps evicted pages in host memory; while ``active`` it evicts the page that came first."""
-
-    name = "swapper"
-
-    def __init__(self) -> None:
-        self.active = False
-        self.kept: dict[int, bytes] = {}
-        self.arrived: list[int] = []
-
-    def attach(self, dmm: DMM) -> None:
-        super().attach(dmm)
-        self.arrived = [gfn for gfn in range(GFNS) if dmm.p2m.type(gfn) == PageType.RAM]
-
-    def populate(self, gfn: int, kind: PageType) -> None:
-        self.arrived.append(gfn)
-
-    def make_room(self, frames: int) -> None:
-        while self.active and frames and self.arrived:
-            gfn = self.arrived.pop(0)
-            if self.dmm.p2m.type(gfn) == PageType.RAM:
-                self.dmm.evict(gfn, self)
-                frames -= 1
-
-    def keep(self, gfn: int, contents: bytes) -> None:
-        assert gfn not in self.kept
-        self.kept[gfn] = contents
-
-    def restore(self, gfn: int) -> bytes:
-        self.arrived.append(gfn)
-        return self.kept.pop(gfn)
-
-
-class Side:
-    """One VM and its model.
-
-    Attributes:
-        contents: gfn to the bytes that the guest would find there.
-        mapped: alias page to gfn.
-    """
-
-    def __init__(self, machine: Machine, name: str, mmu: str, mode: str, tables: int) -> None:
-        index = len(machine.vms)
-        self.vm = VirtualMachine(machine, name, index, GFNS * PAGE_SIZE, POOL, mmu, tables)
-        machine.vms.append(self.vm)
-        self.dmm = self.vm.dmm
-        self.stub = Stub(self.vm, mode)
-        self.swapper = Swapper()
-        self.demand = DemandPaging(self.stub.image)
-        self.dmm.attach(self.swapper)
-        self.dmm.attach(self.demand)
-        self.vm.audit_every_change()
-        self.contents = {gfn: bytearray(self.stub.image.page(gfn)) for gfn in range(GFNS)}
-        self.mapped = {page: page - ALIASES if self.stub.tables else page for page in range(ALIASES, ALIASES + GFNS)}
-
-    @property
-    def swaps(self) -> bool:
-        """Whether there is a policy that makes room."""
-        return self.swapper.active and self.swapper in self.dmm.policies
-
-    def gfn(self, page: int) -> int:
-        """The gfn behind a gva page."""
-        return self.mapped.get(page, page)
-
-    def resident(self, gfn: int) -> bool:
-        return self.vm.p2m.type(gfn) == PageType.RAM
-
-    def holds(self, gfn: int) -> bytes:
-        """What a page holds, looked up without touching it."""
-        kind = self.vm.p2m.type(gfn)
-        if kind == PageType.RAM:
-            return self.vm.machine.memory.pages[self.vm.p2m.mfn(gfn)].tobytes()
-        if kind == PageType.EVICTED:
-            return self.swapper.kept[gfn]
-        return self.stub.image.page(gfn)
-
-    @contextmanager
-    def out_of_frames_is_fine(self) -> Iterator[None]:
-        """An operation may fail for want of frames, and only when no frame can be had.
-
-        The model changes behind the operation, within the block, and so not at all when it fails.
-        """
-        try:
-            yield
-        except OutOfFrames:
-            assert not self.swaps and self.vm.pool.spare == 0
-
-    @contextmanager
-    def access(self, *needed: tuple[int, Intent]) -> Iterator[None]:
-        """A guest access that needs these rights on gva pages; otherwise as :meth:`out_of_frames_is_fine`."""
-        done = False
-        with self.out_of_frames_is_fine():
-            yield
-            done = True
-        if not done:
-            return
-        for page, intent in needed:
-            if self.gfn(page) < GFNS:
-                assert self.vm.p2m.rights(self.gfn(page)) & intent, f"gva page {page:#x} without {intent!r}"
-        for table in self.stub.tables:
-            assert self.vm.p2m.rights(table) & Intent.READ, f"a walk through table {table} without the right to read"
-
-    def write(self, gfn: int, offset: int, data: bytes) -> None:
-        if gfn < GFNS:
-            self.contents[gfn][offset : offset + len(data)] = data
-
-    def check(self) -> None:
-        self.vm.audit()
-        for gfn, wanted in self.contents.items():
-            found = self.holds(gfn)
-            if gfn in self.stub.tables:  # accessed and dirty bits are not modelled
-                size = self.stub.mode.entry
-                found, wanted = _without_status(found, size), _without_status(bytes(wanted), size)
-            assert found == wanted, f"{self.vm.name}: gfn {gfn:#x} lost its contents"
-
-
-def _without_status(table: bytes, size: int) -> bytes:
-    cleared = bytearray(table)
-    cleared[::size] = bytes(byte & ~0x60 for byte in table[::size])
-    return bytes(cleared)
+which = st.integers(0, VMS - 1)
+patterns = st.sampled_from([bytes(PAGE_SIZE), b"\x55" * PAGE_SIZE, bytes(range(256)) * 16])
+kinds = st.sampled_from(KINDS)
+table_counts = st.integers(6, MIN_TABLES + 3)
+swap_options = st.fixed_dictionaries(
+    {
+        "victims": st.sampled_from(["fifo", "clock", "aging", "wsclock", "random", "2q"]),
+        "algorithm": st.sampled_from(["lz4", "zstd"]),
+    }
+)
 
 
 class DmmMachine(RuleBasedStateMachine):
@@ -166,16 +58,21 @@ class DmmMachine(RuleBasedStateMachine):
 
     sides: list[Side]
 
-    @initialize(kinds=st.lists(st.tuples(st.sampled_from(["shadow", "nested"]), st.sampled_from(list(MODES))),
-                               min_size=2, max_size=2),
-                tables=st.integers(5, 10))  # fmt: skip
-    def start(self, kinds: list[tuple[str, str]], tables: int) -> None:
-        shadow = sum(tables for mmu, _ in kinds if mmu == "shadow")
-        self.machine = Machine((1 + shadow + 2 * POOL + SPARE) * PAGE_SIZE)
-        self.sides = [
-            Side(self.machine, f"{name}-{mmu}-{mode}", mmu, mode, tables)
-            for name, (mmu, mode) in zip("ab", kinds, strict=True)
-        ]
+    @initialize(chosen=st.lists(kinds, min_size=VMS, max_size=VMS), tables=table_counts)
+    def start(self, chosen: list[tuple[str, str]], tables: int) -> None:
+        shadow = sum(tables for mmu, _ in chosen if mmu == "shadow")
+        self.machine = Machine((1 + shadow + VMS * POOL + SPARE) * PAGE_SIZE)
+        self.sides = []
+        self.created = 0
+        for mmu, mode in chosen:
+            self.create(mmu, mode, tables, POOL)
+
+    def create(self, mmu: str, mode: str, tables: int, pool: int) -> None:
+        self.sides.append(Side(self.machine, self.created, mmu, mode, tables, pool))
+        self.created += 1
+
+    def side(self, at: int) -> Side:
+        return self.sides[at % len(self.sides)]
 
     @invariant()
     def nothing_is_lost(self) -> None:
@@ -186,21 +83,21 @@ class DmmMachine(RuleBasedStateMachine):
 
     @rule(at=which, page=pages, offset=offsets)
     def load(self, at: int, page: int, offset: int) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         with side.access((page, Intent.READ), (CODE, Intent.EXECUTE)):
             found = side.stub.load(page * PAGE_SIZE + offset)
             assert found == (side.contents[side.gfn(page)][offset] if side.gfn(page) < GFNS else 0xFF)
 
     @rule(at=which, page=pages, offset=offsets, value=st.integers(0, 255))
     def store(self, at: int, page: int, offset: int, value: int) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         with side.access((page, Intent.WRITE)):
             side.stub.store(page * PAGE_SIZE + offset, value)
             side.write(side.gfn(page), offset, bytes([value]))
 
     @rule(at=which, page=st.integers(DATA, GFNS - 2), before=st.integers(1, 3), value=st.integers(0, 2**32 - 1))
     def store_across(self, at: int, page: int, before: int, value: int) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         data = value.to_bytes(4, "little")
         with side.access((page, Intent.WRITE), (page + 1, Intent.WRITE)):
             side.stub.store4((page + 1) * PAGE_SIZE - before, value)
@@ -209,9 +106,8 @@ class DmmMachine(RuleBasedStateMachine):
 
     @rule(at=which, page=pages, offset=offsets)
     def write_code_and_execute(self, at: int, page: int, offset: int) -> None:
-        side = self.sides[at]
-        if side.gfn(page) >= GFNS:
-            return
+        side = self.side(at)
+        assume(side.gfn(page) < GFNS)
         with side.access((page, Intent.WRITE)):
             side.stub.store(page * PAGE_SIZE + offset, HLT)
             side.write(side.gfn(page), offset, bytes([HLT]))
@@ -220,7 +116,7 @@ class DmmMachine(RuleBasedStateMachine):
 
     @rule(at=which, page=st.integers(ALIASES, ALIASES + 3), gfn=st.one_of(gfns, st.just(HOLE)))
     def change_alias(self, at: int, page: int, gfn: int) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         if side.stub.tables:
             with side.access((side.stub.tables[-1], Intent.WRITE)):
                 side.stub.map(page, gfn)
@@ -229,7 +125,7 @@ class DmmMachine(RuleBasedStateMachine):
 
     @rule(at=which)
     def reload_cr3(self, at: int) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         with side.access():
             side.stub.reload()
 
@@ -237,7 +133,7 @@ class DmmMachine(RuleBasedStateMachine):
 
     @rule(at=which, gpa=st.integers(DATA * PAGE_SIZE, GFNS * PAGE_SIZE), size=st.integers(0, 2 * PAGE_SIZE))
     def read_from_outside(self, at: int, gpa: int, size: int) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         with side.out_of_frames_is_fine():
             found = side.dmm.read(gpa, size)
             everything = b"".join(side.contents.values()) + b"\xff" * (2 * PAGE_SIZE)
@@ -245,103 +141,274 @@ class DmmMachine(RuleBasedStateMachine):
 
     @rule(at=which, gfn=gfns, offset=offsets, data=st.binary(max_size=40))
     def write_from_outside(self, at: int, gfn: int, offset: int, data: bytes) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         with side.out_of_frames_is_fine():
             data = data[: PAGE_SIZE - offset]
             side.dmm.write(gfn * PAGE_SIZE + offset, data)
             side.write(gfn, offset, data)
 
-    # --- the DMM ---
+    @rule(at=which, gfn=gfns, pattern=patterns)
+    def fill_from_outside(self, at: int, gfn: int, pattern: bytes) -> None:
+        """So that many pages are equal."""
+        side = self.side(at)
+        if side.is_free_to_change(gfn):
+            with side.out_of_frames_is_fine():
+                side.dmm.write(gfn * PAGE_SIZE, pattern)
+                side.write(gfn, 0, pattern)
+
+    @rule(at=which, gfn=gfns, source=which, of=gfns)
+    def copy_from_outside(self, at: int, gfn: int, source: int, of: int) -> None:
+        """So that data pages are equal to tables and code."""
+        side, other = self.side(at), self.side(source)
+        if side.is_free_to_change(gfn):
+            data = other.holds(of)
+            with side.out_of_frames_is_fine():
+                side.dmm.write(gfn * PAGE_SIZE, data)
+                side.write(gfn, 0, data)
+
+    # --- the DMM, page by page ---
 
     @rule(at=which, gfn=gfns)
     def remap(self, at: int, gfn: int) -> None:
-        side = self.sides[at]
-        if not side.resident(gfn):
+        side = self.side(at)
+        if not side.dmm.is_resident(gfn):
             with pytest.raises(ValueError, match="not resident"):
                 side.dmm.remap(gfn)
             return
         with side.out_of_frames_is_fine():
-            before = side.vm.p2m.mfn(gfn)
+            before = side.p2m.mfn(gfn)
             after = side.dmm.remap(gfn)
-            assert after == side.vm.p2m.mfn(gfn)
-            assert after != before or side.swaps
+            assert after == side.p2m.mfn(gfn)
+            assert after != before or side.swap
 
     @rule(at=which, gfn=gfns, rights=rights)
     def protect(self, at: int, gfn: int, rights: Intent) -> None:
-        side = self.sides[at]
-        if side.resident(gfn):
+        side = self.side(at)
+        if side.p2m.type(gfn) is PageType.SHARED and rights & Intent.WRITE:
+            with pytest.raises(ValueError, match="writable"):
+                side.dmm.protect(gfn, rights)
+        elif side.dmm.is_resident(gfn):
             side.dmm.protect(gfn, rights)
-            assert side.vm.p2m.rights(gfn) == rights
+            assert side.p2m.rights(gfn) == rights
 
     @rule(at=which, gfn=gfns)
     def evict(self, at: int, gfn: int) -> None:
-        side = self.sides[at]
-        if side.resident(gfn) and side.swapper in side.dmm.policies:
-            side.dmm.evict(gfn, side.swapper)
-            assert side.vm.p2m.type(gfn) == PageType.EVICTED
+        side = self.side(at)
+        if side.dmm.is_resident(gfn) and side.swap:
+            if gfn in side.pins:
+                with pytest.raises(PagePinned):
+                    side.dmm.evict(gfn, side.swap)
+                return
+            side.dmm.evict(gfn, side.swap)
+            assert side.p2m.type(gfn) in (PageType.EVICTED, PageType.EMPTY, PageType.IMAGE)
+
+    @rule(at=which, gfn=gfns)
+    def discard(self, at: int, gfn: int) -> None:
+        side = self.side(at)
+        if gfn in side.pins:
+            with pytest.raises(PagePinned):
+                side.dmm.discard(gfn)
+        elif side.is_free_to_change(gfn):
+            side.dmm.discard(gfn)
+            assert side.p2m.type(gfn) is PageType.EMPTY
+            side.write(gfn, 0, bytes(PAGE_SIZE))
+
+    @rule(at=which, gfn=gfns)
+    def pin(self, at: int, gfn: int) -> None:
+        side = self.side(at)
+        if gfn in side.pins or len(side.pins) < MOST_PINS:
+            with side.out_of_frames_is_fine():
+                side.dmm.pin(gfn)
+                side.pins[gfn] = side.pins.get(gfn, 0) + 1
+
+    @rule(at=which)
+    def unpin(self, at: int) -> None:
+        side = self.side(at)
+        if side.pins:
+            gfn = min(side.pins)
+            side.dmm.unpin(gfn)
+            side.pins[gfn] -= 1
+            if not side.pins[gfn]:
+                del side.pins[gfn]
 
     @rule(at=which, gfn=gfns, intent=st.sampled_from([Intent.READ, Intent.WRITE, Intent.EXECUTE, ALL_RIGHTS]))
     def resolve(self, at: int, gfn: int, intent: Intent) -> None:
-        side = self.sides[at]
+        side = self.side(at)
         with side.out_of_frames_is_fine():
             mfn = side.dmm.resolve(gfn, intent)
-            assert mfn == side.vm.p2m.mfn(gfn) and not intent & ~side.vm.p2m.rights(gfn)
+            assert mfn == side.p2m.mfn(gfn) and side.p2m.grants(gfn, intent)
+
+    @rule(at=which, chosen=st.lists(gfns, unique=True))
+    def take_accessed(self, at: int, chosen: list[int]) -> None:
+        side = self.side(at)
+        before = [side.p2m.accessed(gfn) for gfn in chosen]
+        assert side.dmm.take_accessed(np.array(chosen, np.int64)).tolist() == before
+        assert not any(side.p2m.accessed(gfn) for gfn in chosen)
+
+    # --- sharing ---
+
+    def share_pages(self, side: Side, gfn: int, other: Side, with_gfn: int) -> None:
+        if not side.dmm.is_resident(gfn) or not other.dmm.is_resident(with_gfn):
+            return
+        mfn, before = other.p2m.mfn(with_gfn), side.p2m.mfn(gfn)
+        sizes = [each.pool.size for each in self.sides]
+        users = self.machine.m2p.users(mfn)
+        possible = side.dmm.is_shareable(gfn) and all(
+            self.machine.m2p.dmms[vm].is_shareable(user) for vm, user in users
+        )
+        shared = side.dmm.share(gfn, mfn)
+        assert shared == (before == mfn or possible and side.holds(gfn) == other.holds(with_gfn))
+        assert side.p2m.mfn(gfn) == (mfn if shared else before)
+        if shared and before != mfn:
+            assert self.machine.m2p.users(mfn) == [*users, (side.dmm.index, gfn)]
+            assert all(self.machine.m2p.dmms[vm].p2m.type(user) is PageType.SHARED for vm, user in users)
+        assert sizes == [each.pool.size for each in self.sides]
+
+    @rule(at=which, gfn=gfns, other=which, with_gfn=gfns)
+    def share(self, at: int, gfn: int, other: int, with_gfn: int) -> None:
+        self.share_pages(self.side(at), gfn, self.side(other), with_gfn)
+
+    @rule(at=which, other=which)
+    def share_whatever_is_equal(self, at: int, other: int) -> None:
+        side, from_side = self.side(at), self.side(other)
+        first = {from_side.holds(gfn): gfn for gfn in from_side.p2m.resident().tolist()}
+        for gfn in side.p2m.resident().tolist():
+            if side.holds(gfn) in first:
+                self.share_pages(side, gfn, from_side, first[side.holds(gfn)])
+
+    @rule(at=which, gfn=gfns)
+    def unshare(self, at: int, gfn: int) -> None:
+        side = self.side(at)
+        if side.dmm.is_resident(gfn):
+            with side.out_of_frames_is_fine():
+                assert side.dmm.unshare(gfn) == side.p2m.mfn(gfn)
+                assert side.p2m.type(gfn) is PageType.RAM
+
+    # --- frames ---
 
     @rule(at=which, frames=st.integers(1, 4))
     def grow(self, at: int, frames: int) -> None:
-        side = self.sides[at]
-        before, free = side.vm.pool.size, self.machine.memory.free
+        side = self.side(at)
+        before, free = side.pool.size, self.machine.memory.free
         try:
             side.dmm.grow(frames)
-            assert side.vm.pool.size == before + frames
+            assert side.pool.size == before + frames
         except OutOfMachineFrames:
-            assert frames > free and side.vm.pool.size == before
+            assert frames > free and side.pool.size == before
 
     @rule(at=which, frames=st.integers(1, 4))
     def shrink(self, at: int, frames: int) -> None:
-        side = self.sides[at]
-        before = side.vm.pool.size
-        if before - frames < POOL - 2:
+        side = self.side(at)
+        before = side.pool.size
+        if before - frames < LEAST or "balance" in side.policies:
             return
         try:
             side.dmm.shrink(frames)
-            assert side.vm.pool.size == before - frames
+            assert side.pool.size == before - frames
         except NotEnoughSpare:
-            assert side.vm.pool.size == before and not side.swaps
+            assert side.pool.size == before
+            side.assert_nothing_can_go(side.swap is not None)
 
-    @rule(at=which, active=st.booleans())
-    def swap(self, at: int, active: bool) -> None:
-        self.sides[at].swapper.active = active
+    @rule(mfn=st.integers(0, 200))
+    def retire(self, mfn: int) -> None:
+        memory = self.machine.memory
+        mfn %= memory.frames
+        before, purpose, counts = memory.free, memory.purpose[mfn], frame_counts(self.machine)
+        owner = self.machine.m2p.dmms.get(int(memory.owner[mfn]))
+        if owner is not None and purpose == Purpose.POOL and not before and owner.pool.size <= LEAST:
+            return
+        try:
+            retire_frame(memory, self.machine.m2p, mfn)
+            assert memory.purpose[mfn] == Purpose.RETIRED
+            assert not self.machine.m2p.count(mfn)
+            assert frame_counts(self.machine)["RETIRED"] == counts["RETIRED"] + (purpose != Purpose.RETIRED)
+        except CannotRetire:
+            assert memory.purpose[mfn] == purpose
+            assert frame_counts(self.machine) == counts
+            assert purpose == Purpose.TABLES or not memory.free
 
-    @rule(at=which)
-    def detach(self, at: int) -> None:
-        side = self.sides[at]
-        if side.swapper in side.dmm.policies:
+    # --- policies and VMs ---
+
+    @rule(at=which, options=swap_options)
+    def attach_swap(self, at: int, options: dict[str, str]) -> None:
+        side = self.side(at)
+        if not side.swap:
+            side.attach("swap", **options)
+
+    @rule(at=which, name=st.sampled_from(["share", "balloon", "balance", "pool", "retire"]), size=st.integers(LEAST, 18))
+    def attach(self, at: int, name: str, size: int) -> None:
+        side = self.side(at)
+        options: dict[str, object] = {
+            "share": {"rate": GFNS},
+            "balance": {"sample": size},
+            "pool": {"schedule": [(side.dmm.now, size * PAGE_SIZE)]},
+            "retire": {"seed": size},
+        }.get(name, {})
+        if name not in side.policies:
+            side.attach(name, **options)
+
+    @rule(at=which, name=st.sampled_from(["swap", "share", "balloon", "balance", "pool", "retire"]))
+    def detach(self, at: int, name: str) -> None:
+        side = self.side(at)
+        if name in side.policies:
             try:
-                side.dmm.detach(side.swapper)
-                assert not side.swapper.kept
+                side.dmm.detach(side.policies[name])
+                del side.policies[name]
+                assert name != "swap" or not side.dmm.kept_gfns()
             except OutOfFrames:
-                assert side.swapper in side.dmm.policies
+                assert name == "swap" and side.pool.spare == 0
+                side.assert_nothing_can_go(False)
+                assert side.policies[name] in side.dmm.policies
 
     @rule(at=which)
-    def attach(self, at: int) -> None:
-        side = self.sides[at]
-        if side.swapper not in side.dmm.policies:
-            side.dmm.detach(side.demand)
-            side.dmm.attach(side.swapper)
-            side.dmm.attach(side.demand)
+    def epochs(self, at: int) -> None:
+        """Share scans all pages twice, so that what is equal is found."""
+        side = self.side(at)
+        for name, policy in side.policies.items():
+            if policy.deadline() is not None and (name != "retire" or self.machine.memory.free):
+                policy.epoch(side.dmm.now)
+                if name == "share":
+                    policy.epoch(side.dmm.now)
+
+    @rule(at=which, chosen=st.lists(st.integers(0, HOLE), max_size=4), how=st.sampled_from(["inflate", "report"]))
+    def give_up_pages(self, at: int, chosen: list[int], how: str) -> None:
+        side = self.side(at)
+        if "balloon" in side.policies:
+            chosen = [gfn for gfn in chosen if side.is_free_to_change(gfn)]
+            getattr(side.dmm.balloon, how)(chosen)
+            for gfn in chosen:
+                if gfn not in side.pins:
+                    side.write(gfn, 0, bytes(PAGE_SIZE))
+            side.dmm.balloon.deflate(chosen[:2])
+
+    @rule(at=which)
+    def remove_vm(self, at: int) -> None:
+        if len(self.sides) > 1:
+            side = self.side(at)
+            self.sides.remove(side)
+            self.machine.remove_vm(side.vm)
+
+    @rule(kind=kinds, tables=table_counts)
+    def create_vm(self, kind: tuple[str, str], tables: int) -> None:
+        pool = min(POOL, self.machine.memory.free - (tables if kind[0] == "shadow" else 0))
+        if len(self.sides) < VMS and pool >= LEAST:
+            try:
+                self.create(*kind, tables, pool)
+            except OutOfMachineFrames:
+                assert kind[0] == "shadow"  # there is no such run of free frames
 
 
 def test_dmm_machine() -> None:
-    long = bool(os.environ.get("EMU_LONG"))
-    run_state_machine_as_test(
-        DmmMachine,
-        settings=settings(
-            max_examples=1000 if long else 60,
-            stateful_step_count=80 if long else 40,
-            derandomize=not long,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    long = int(os.environ.get("EMU_LONG", "0"))
+    with patch("emu.vm.MOST_WAITS", 200):  # each of them means an audit
+        run_state_machine_as_test(
+            DmmMachine,
+            settings=settings(
+                max_examples=long or 40,
+                stateful_step_count=100 if long else 50,
+                derandomize=not long,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

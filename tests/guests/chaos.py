@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from emu.dmm.dmm import NotEnoughSpare, OutOfFrames
+from emu.dmm.errors import NotEnoughSpare, OutOfFrames
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policy import Policy
 from emu.ram import OutOfMachineFrames
@@ -56,11 +56,10 @@ class Chaos(Policy):
             self.done["make room"] += 1
 
     def keep(self, gfn: int, contents: bytes) -> None:
-        assert gfn not in self._kept
         self._kept[gfn] = contents
 
     def restore(self, gfn: int) -> bytes:
-        return self._kept.pop(gfn)
+        return self._kept[gfn]
 
     def _any_page(self) -> int:
         """A random page that has a frame.  Raises OutOfFrames when there is none."""

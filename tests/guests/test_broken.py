@@ -187,12 +187,12 @@ class BrokenPolicy(Policy):
         return bytes(4096) if gfn == self._gfn else None
 
     def deadline(self) -> int | None:
-        return 2_000 if self._where in ("epoch", "keep", "restore") and not self._done else None
+        return 1_000_000 if self._where in ("epoch", "keep", "restore") and not self._done else None
 
     def epoch(self, now: int) -> None:
         self._done = True
         self._break("epoch")
-        self.dmm.evict(8, self)
+        self.dmm.evict(0x30, self)  # the guest has stored to it
 
     def keep(self, gfn: int, contents: bytes) -> None:
         self._break("keep")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.dmm.dmm import NoProgress
+from emu.dmm.errors import NoProgress
 from emu.machine import Machine
 from emu.testing import boot
 from tests.guests.chaos import Chaos

@@ -96,7 +96,7 @@ class Keeper(Policy):
         self._kept[gfn] = contents
 
     def restore(self, gfn: int) -> bytes:
-        return self._kept.pop(gfn)
+        return self._kept[gfn]
 
 
 class NoImage:
@@ -129,6 +129,7 @@ class GuestMemory:
         """The contents of `gfns` as 8-byte words, one row a page; nothing becomes resident by looking."""
         entries = self._vm.p2m.entries[gfns]
         rows = self._vm.machine.memory.pages[entries >> PAGE_SHIFT].view(np.uint64)
+        rows[entries >> 4 & 15 == PageType.EMPTY] = 0  # evicted as a page of zeros
         for row in np.flatnonzero(entries >> 4 & 15 == PageType.EVICTED):
             rows[row] = np.frombuffer(self._keeper._kept[int(gfns[row])], np.uint64)
         return rows

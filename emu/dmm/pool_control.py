@@ -1,0 +1,57 @@
+"""Pool control: a VM's pool gets other sizes at set times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from emu import events
+from emu.addr import PAGE_SIZE
+from emu.dmm.errors import NotEnoughSpare
+from emu.dmm.policy import Policy
+from emu.ram import OutOfMachineFrames
+
+if TYPE_CHECKING:
+    from emu.boot.image import GuestImage
+    from emu.dmm.dmm import DMM
+
+
+def resize(dmm: DMM, frames: int) -> None:
+    """Grow or shrink the pool of a VM to ``frames``.
+
+    Raises:
+        NotEnoughSpare, OutOfMachineFrames: it cannot; its size has not changed.
+    """
+    if frames >= dmm.pool.size:
+        dmm.grow(frames - dmm.pool.size)
+    else:
+        dmm.shrink(dmm.pool.size - frames)
+
+
+class PoolControl(Policy):
+    """Resizes the pool by a schedule.  What cannot be done is an event, ``pool-refused``, and is not tried again.
+
+    Args:
+        schedule: (virtual time in ns, bytes that the pool is to have), in any order.
+
+    Attributes:
+        refused: what could not be done: (virtual time, reason).
+    """
+
+    name = "pool"
+
+    def __init__(self, image: GuestImage, schedule: Sequence[tuple[int, int]]) -> None:
+        self._schedule = sorted(schedule)
+        self.refused: list[tuple[int, str]] = []
+
+    def deadline(self) -> int | None:
+        return self._schedule[0][0] if self._schedule else None
+
+    def epoch(self, now: int) -> None:
+        while self._schedule and self._schedule[0][0] <= now:
+            _, size = self._schedule.pop(0)
+            try:
+                resize(self.dmm, size // PAGE_SIZE)
+            except (NotEnoughSpare, OutOfMachineFrames) as error:
+                self.refused.append((now, str(error)))
+                self.dmm.log.record(events.PoolRefused, self.dmm.pool.size, size // PAGE_SIZE)

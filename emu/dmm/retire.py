@@ -1,0 +1,88 @@
+"""Retiring: a machine frame is taken out of service at any moment, as for a failing DIMM; no guest notices."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from emu.addr import PAGE_SHIFT
+from emu.dmm.errors import CannotRetire
+from emu.dmm.m2p import M2P
+from emu.dmm.policy import Policy
+from emu.ram import MachineMemory, OutOfMachineFrames, Purpose
+
+if TYPE_CHECKING:
+    from emu.boot.image import GuestImage
+    from emu.dmm.dmm import DMM
+
+
+def retire_frame(memory: MachineMemory, m2p: M2P, mfn: int) -> None:
+    """Take any frame of the machine out of service, whatever it is for.
+
+    Raises:
+        CannotRetire: nothing can do its work; nothing has changed.
+        ValueError: there is no such frame.
+    """
+    if not 0 <= mfn < memory.frames:
+        raise ValueError(f"mfn {mfn:#x} is no frame of the machine")
+    purpose = memory.purpose[mfn]
+    owner = m2p.dmms.get(memory.owner.item(mfn))
+    if purpose == Purpose.POOL:
+        assert owner is not None
+        owner.retire(mfn)
+    elif purpose == Purpose.TABLES:
+        assert owner is not None
+        if not owner.paging.retire(mfn):
+            raise CannotRetire(mfn, f"{owner.vm} has no shadow tables to spare")
+        memory.retire(mfn)
+    elif purpose == Purpose.VOID:
+        try:
+            memory.move_void()
+        except OutOfMachineFrames:
+            raise CannotRetire(mfn, "it stands behind all gfns without memory, and no frame is free") from None
+        for index in sorted(m2p.dmms):
+            m2p.dmms[index].paging.void_moved()
+        memory.retire(mfn)
+    elif purpose == Purpose.FREE:
+        memory.retire(mfn)
+
+
+class Retire(Policy):
+    """Retires frames in use, one after the other: a test of everything else.
+
+    Args:
+        every: virtual time in ns between two of them.
+        count: how many.
+        seed: of the choice.
+
+    Attributes:
+        retired: frames taken out of service.
+        refused: times that this was impossible.
+    """
+
+    name = "retire"
+
+    def __init__(self, image: GuestImage, every: int = 1_000_000, count: int = 1, seed: int = 0) -> None:
+        self._every, self._left = every, count
+        self._random = Random(seed)
+        self._next = 0
+        self.retired = self.refused = 0
+
+    def attach(self, dmm: DMM) -> None:
+        super().attach(dmm)
+        self._next = dmm.now + self._every
+
+    def deadline(self) -> int | None:
+        return self._next if self._left else None
+
+    def epoch(self, now: int) -> None:
+        self._next = now + self._every
+        gfns = self.dmm.p2m.resident()
+        if len(gfns):
+            self._left -= 1
+            mfn = self.dmm.p2m.entries.item(int(gfns[self._random.randrange(len(gfns))])) >> PAGE_SHIFT
+            try:
+                retire_frame(self.dmm.memory, self.dmm.m2p, mfn)
+                self.retired += 1
+            except CannotRetire:
+                self.refused += 1

@@ -1,0 +1,168 @@
+"""Sharing: finds identical pages, within a VM and across VMs, and lets them use one frame until one is written to.
+
+As Linux's KSM does, each VM's scanner goes over its resident pages at a set rate.  Two tables serve all VMs of the
+machine: the stable one has the frames that are shared, whose contents cannot change; the other has hints, pages
+that did not change between two looks at them, and is emptied once every scanner has been all round.  What is found
+by its hash is compared byte for byte before it is merged (:meth:`emu.dmm.dmm.DMM.share`).  Breaking the sharing is the
+DMM's own business, so switching this policy off leaves shared what is shared.
+
+Sources: Arcangeli, Eidus, Wright: "Increasing memory density by using KSM", Linux Symposium 2009; Waldspurger: "Memory
+resource management in VMware ESX Server", OSDI 2002, section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from emu.addr import PAGE_SHIFT, PAGE_SIZE
+from emu.dmm.p2m import PageType
+from emu.dmm.policy import Policy
+
+if TYPE_CHECKING:
+    from emu.boot.image import GuestImage
+    from emu.dmm.dmm import DMM
+
+INTERVAL = 1_000_000  # ns between two epochs: the rate is pages in a virtual millisecond
+
+
+class _Tables:
+    """What the scanners of a machine know together.
+
+    Attributes:
+        stable: hash to the mfn of a shared frame.
+        hints: hash to (VM number, gfn).
+        round: numbers of the VMs that have been all round since the hints were emptied.
+    """
+
+    def __init__(self) -> None:
+        self.stable: dict[int, int] = {}
+        self.hints: dict[int, tuple[int, int]] = {}
+        self.round: set[int] = set()
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What became of a VM's pages, in the words of Linux's /sys/kernel/mm/ksm.
+
+    Attributes:
+        shared: shared frames that its pages use.
+        sharing: its pages that use them beyond one each: what sharing saves, if no other VM is there.
+        unshared: pages looked at in the last full scan that are like no other.
+        volatile: pages looked at in the last full scan that had changed since the look before.
+        full_scans: times that it has been all round.
+    """
+
+    shared: int
+    sharing: int
+    unshared: int
+    volatile: int
+    full_scans: int
+
+
+class Share(Policy):
+    """Sharing of identical pages.
+
+    Args:
+        rate: pages to look at in a virtual millisecond.
+    """
+
+    name = "share"
+
+    def __init__(self, image: GuestImage, rate: int = 10) -> None:
+        self._rate = rate
+        self._scan: list[int] = []  # gfns still to be looked at, the next one last
+        self._unshared = self._volatile = 0
+        self._last = (0, 0)
+        self.full_scans = 0
+        self._next = 0
+
+    def attach(self, dmm: DMM) -> None:
+        super().attach(dmm)
+        peers = self.peers(Share)
+        self._tables: _Tables = peers[0]._tables if peers else _Tables()
+        self._bytes = memoryview(dmm.memory.pages.reshape(-1).data)
+        self._seen = np.zeros(len(dmm.p2m), np.uint64)  # each page's hash at the last look
+        self._next = dmm.now + INTERVAL
+
+    def deadline(self) -> int | None:
+        return self._next
+
+    def epoch(self, now: int) -> None:
+        self._next = now + INTERVAL
+        self.scan(self._rate)
+
+    def counters(self) -> Counters:
+        """What the scanner has found."""
+        p2m = self.dmm.p2m
+        gfns = p2m.resident()
+        entries = p2m.entries[gfns]
+        mfns = entries[entries >> 4 & 15 == PageType.SHARED] >> PAGE_SHIFT
+        frames = len(np.unique(mfns))
+        return Counters(frames, len(mfns) - frames, *self._last, self.full_scans)
+
+    def scan(self, pages: int) -> None:
+        """Look at the next ``pages`` resident pages, but at none twice."""
+        begun = False
+        while pages:
+            if not self._scan:
+                if begun:
+                    return
+                begun = True
+                self._begin_scan()
+            batch = self._scan[-pages:]
+            del self._scan[-pages:]
+            pages -= len(batch)
+            for gfn in reversed(batch):
+                self._look(gfn)
+            if not batch:
+                return
+
+    def _begin_scan(self) -> None:
+        self._scan = self.dmm.p2m.resident()[::-1].tolist()
+        self._last = self._unshared, self._volatile
+        self._unshared = self._volatile = 0
+        self.full_scans += 1
+        tables = self._tables
+        tables.round.add(self.dmm.index)
+        if tables.round.issuperset([self.dmm.index, *(peer.dmm.index for peer in self.peers(Share))]):
+            tables.hints.clear()
+            tables.round.clear()
+
+    def _look(self, gfn: int) -> None:
+        dmm = self.dmm
+        entry = dmm.p2m.entries.item(gfn)
+        if entry >> 4 & 15 != PageType.RAM:
+            return
+        at = entry >> PAGE_SHIFT << PAGE_SHIFT
+        digest = xxh3_64_intdigest(self._bytes[at : at + PAGE_SIZE])
+        tables = self._tables
+        mfn = tables.stable.get(digest)
+        if mfn is not None:
+            if self._is_shared(mfn) and dmm.share(gfn, mfn):
+                return
+            if not self._is_shared(mfn):
+                del tables.stable[digest]
+        if self._seen.item(gfn) != digest:
+            self._seen[gfn] = digest
+            self._volatile += 1
+            return
+        hint = tables.hints.get(digest)
+        if hint is not None and hint != (dmm.index, gfn):
+            other = dmm.m2p.dmms.get(hint[0])
+            if other is not None and other.is_shareable(hint[1]):
+                mfn = other.p2m.mfn(hint[1])
+                if dmm.share(gfn, mfn):
+                    tables.stable[digest] = mfn
+                    del tables.hints[digest]
+                    return
+        tables.hints[digest] = dmm.index, gfn
+        self._unshared += 1
+
+    def _is_shared(self, mfn: int) -> bool:
+        """Whether ``mfn`` is still a frame whose contents cannot change."""
+        users = self.dmm.m2p.users(mfn)
+        return bool(users) and self.dmm.m2p.dmms[users[0][0]].p2m.type(users[0][1]) is PageType.SHARED

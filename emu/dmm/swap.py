@@ -1,0 +1,139 @@
+"""Swapping: when the pool is full or shrinks, pages are evicted to a store, and come back when they are touched.
+
+Which page goes is decided by an algorithm of :mod:`emu.dmm.victims`, and where its contents go by the stores of
+:mod:`emu.dmm.store`.  Pages of zeros, and pages that still are what the store or the guest image has, are not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emu.dmm.p2m import PageType
+from emu.dmm.policy import Policy
+from emu.dmm.store import CompressedStore, FileStore, PageStore, StoreFull
+from emu.dmm.victims import VICTIMS, Victims
+from emu.errors import BadInput
+
+if TYPE_CHECKING:
+    from emu.boot.image import GuestImage
+    from emu.dmm.dmm import DMM
+
+
+class _ResidentPages:
+    """:class:`emu.dmm.victims.Pages` of a VM."""
+
+    def __init__(self, dmm: DMM) -> None:
+        self._dmm = dmm
+        self.accessed = dmm.p2m.accessed
+        self.dirty = dmm.p2m.dirty
+
+    @property
+    def now(self) -> int:
+        return self._dmm.now
+
+    def clear_accessed(self, gfns: Sequence[int]) -> None:
+        self._dmm.take_accessed(np.array(gfns, np.int64))
+
+
+class Swap(Policy):
+    """Swapping.
+
+    Args:
+        victims: the algorithm, a name in VICTIMS; ``options`` are those that it takes.
+        memory: bytes for compressed pages in host memory, by default as much as the guest's memory.
+        algorithm: that compresses them, "lz4" or "zstd".
+        file: path of a swap file, for what does not fit there.
+        size: bytes of pages that it may hold, by default as much as the guest's memory.
+
+    Attributes:
+        store: where evicted pages are, once attached.
+    """
+
+    name = "swap"
+    store: PageStore
+
+    def __init__(
+        self, image: GuestImage, victims: str = "clock", memory: int | None = None, algorithm: str = "lz4",
+        file: str | None = None, size: int | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        unknown = options.keys() - VICTIMS[victims].options.keys()
+        if unknown:
+            raise BadInput("--policy", f"swap: {min(unknown)} is no option of victims={victims}")
+        if victims == "optimal" and "trace" not in options:
+            raise BadInput("--policy", "swap: victims=optimal needs trace=FILE, a recorded run")
+        if size is not None and file is None:
+            raise BadInput("--policy", "swap: size= is that of file=, which is missing")
+        self._factory, self._options = VICTIMS[victims].factory, options
+        self._memory, self._algorithm, self._file, self._size = memory, algorithm, file, size
+        self._next_tick = 0
+
+    def attach(self, dmm: DMM) -> None:
+        super().attach(dmm)
+        everything = len(dmm.p2m.known()) * 4096
+        below = FileStore(dmm.vm, self._file, self._size or everything) if self._file is not None else None
+        self.store = CompressedStore(
+            dmm.vm, everything if self._memory is None else self._memory, below, self._algorithm
+        )
+        self._victims: Victims = self._factory(_ResidentPages(dmm), **self._options)
+        for gfn in dmm.p2m.resident().tolist():
+            self._victims.entered(gfn)
+        self._next_tick = dmm.now + (self._victims.period or 0)
+
+    def detach(self) -> None:
+        self.store.close()
+
+    def entered(self, gfn: int) -> None:
+        self._victims.entered(gfn)
+
+    def left(self, gfn: int) -> None:
+        self._victims.left(gfn)
+
+    def make_room(self, frames: int) -> None:
+        goal = self.dmm.pool.spare + frames
+        for cannot_go in (self._is_held_or_shared, self._is_of_another_pool):
+            while self.dmm.pool.spare < goal:
+                gfn = self._victims.victim(cannot_go)
+                if gfn is None:
+                    break
+                self.dmm.evict(gfn, self)
+
+    def _is_held_or_shared(self, gfn: int) -> bool:
+        """Evicting it is impossible, or gains a frame only when all others that share it go, too."""
+        return not self.dmm.is_evictable(gfn) or self.dmm.p2m.type(gfn) is PageType.SHARED
+
+    def _is_of_another_pool(self, gfn: int) -> bool:
+        """Evicting it is impossible, or gains a frame for another VM only."""
+        mfn = self.dmm.p2m.mfn(gfn)
+        return not self.dmm.is_evictable(gfn) or self.dmm.memory.owner.item(mfn) != self.dmm.index
+
+    def keep(self, gfn: int, contents: bytes) -> None:
+        try:
+            self.store.put(gfn, contents)
+        except StoreFull:
+            if not self._drop_stale_copies():
+                raise
+            self.store.put(gfn, contents)
+
+    def _drop_stale_copies(self) -> int:
+        """Forget what is stored of pages that came back and were changed since; returns how many there were."""
+        stale = [gfn for gfn in self.store.gfns() if self.dmm.is_evictable(gfn) and self.dmm.p2m.dirty(gfn)]
+        for gfn in stale:
+            self.dmm.forget_copy(gfn)
+        return len(stale)
+
+    def restore(self, gfn: int) -> bytes:
+        return self.store.get(gfn)
+
+    def release(self, gfn: int) -> None:
+        self.store.drop(gfn)
+
+    def deadline(self) -> int | None:
+        return self._next_tick if self._victims.period is not None else None
+
+    def epoch(self, now: int) -> None:
+        assert self._victims.period is not None
+        self._victims.tick()
+        self._next_tick = now + self._victims.period

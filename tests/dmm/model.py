@@ -1,0 +1,165 @@
+"""A VM with a stub guest beside a model that knows contents only, for tests that drive several VMs at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from emu.addr import PAGE_SIZE
+from emu.dmm.catalog import Choice
+from emu.dmm.demand import DemandPaging
+from emu.dmm.errors import NoProgress, OutOfFrames
+from emu.dmm.p2m import Intent, PageType
+from emu.dmm.policy import Policy
+from emu.dmm.swap import Swap
+from emu.machine import Machine
+from emu.ram import Purpose
+from emu.vm import VirtualMachine
+from tests.dmm.stub import ALIASES, CODE, MODES, Stub
+
+GFNS = 24  # pages of RAM of each VM
+POOL = 12  # frames that each begins with
+ENOUGH = 8  # frames that one access needs at most: code, four tables, two pages of data, and one to choose from
+
+
+class Side:
+    """One VM and its model.
+
+    Args:
+        index: its number in the machine, which no other VM has had.
+        tables: its shadow tables, if it has any.
+
+    Attributes:
+        contents: gfn to the bytes that the guest would find there.
+        mapped: alias page to gfn.
+        pins: gfn to the number of its pins.
+    """
+
+    def __init__(self, machine: Machine, index: int, mmu: str, mode: str, tables: int, pool: int) -> None:
+        self.vm = VirtualMachine(machine, f"vm{index}-{mmu}-{mode}", index, GFNS * PAGE_SIZE, pool, mmu, tables)
+        machine.vms[index] = self.vm
+        self.dmm, self.p2m, self.pool = self.vm.dmm, self.vm.p2m, self.vm.pool
+        self.stub = Stub(self.vm, mode)
+        self.policies: dict[str, Policy] = {}
+        self.dmm.attach(DemandPaging(self.stub.image))
+        self.vm.audit_every_change()
+        self.contents = {gfn: bytearray(self.stub.image.page(gfn)) for gfn in range(GFNS)}
+        self.mapped = {page: page - ALIASES if self.stub.tables else page for page in range(ALIASES, ALIASES + GFNS)}
+        self.pins: dict[int, int] = {}
+
+    def attach(self, name: str, **options: object) -> None:
+        """Put the policy that the catalog calls ``name`` in force."""
+        policy = Choice(name, options).make(self.stub.image)
+        self.dmm.attach(policy)
+        self.policies[name] = policy
+
+    @property
+    def swap(self) -> Swap | None:
+        policy = self.policies.get("swap")
+        assert policy is None or isinstance(policy, Swap)
+        return policy
+
+    def gfn(self, page: int) -> int:
+        """The gfn behind a gva page."""
+        return self.mapped.get(page, page)
+
+    def is_free_to_change(self, gfn: int) -> bool:
+        """Whether the guest goes on whatever the page holds."""
+        return gfn != CODE and gfn not in self.stub.tables
+
+    def holds(self, gfn: int) -> bytes:
+        """What a page holds, looked up without touching it."""
+        if self.dmm.is_resident(gfn):
+            return self.vm.machine.memory.pages[self.p2m.mfn(gfn)].tobytes()
+        return self._source(gfn, self.p2m.type(gfn))
+
+    def _source(self, gfn: int, kind: PageType) -> bytes:
+        """What a page that is of a kind without a frame, or was of that kind and is clean, must hold."""
+        if kind is PageType.EVICTED:
+            return self.dmm._keepers[gfn].restore(gfn)
+        return self.stub.image.page(gfn) if kind is PageType.IMAGE else bytes(PAGE_SIZE)
+
+    def write(self, gfn: int, offset: int, data: bytes) -> None:
+        if gfn < GFNS:
+            self.contents[gfn][offset : offset + len(data)] = data
+
+    # --- what may fail ---
+
+    @contextmanager
+    def out_of_frames_is_fine(self) -> Iterator[None]:
+        """An operation may fail for want of frames, and only when no frame can be had.
+
+        The model changes behind the operation, within the block, and so not at all when it fails.
+        """
+        try:
+            yield
+        except NoProgress:
+            assert len(self._used_here()) - len(self.pins) + self.pool.spare < ENOUGH
+        except OutOfFrames:
+            assert self.pool.spare == 0
+            self.assert_nothing_can_go(self.swap is not None)
+
+    def _used_here(self) -> list[int]:
+        """The resident gfns whose frames are those of the pool."""
+        owner = self.vm.machine.memory.owner
+        return [gfn for gfn in self.p2m.resident().tolist() if owner[self.p2m.mfn(gfn)] == self.dmm.index]
+
+    def assert_nothing_can_go(self, swaps: bool) -> None:
+        """No policy has missed a frame that it could have spared for this pool."""
+        memory, m2p = self.vm.machine.memory, self.vm.machine.m2p
+        if "balance" in self.policies:
+            assert memory.free == 0
+        if swaps:
+            assert not [gfn for gfn in self._used_here() if self.dmm.is_evictable(gfn)]
+        for mfn in self.pool.used_frames():
+            users = {vm for vm, _ in m2p.users(mfn)}
+            if users and self.dmm.index not in users:
+                assert not any(m2p.dmms[vm].pool.spare for vm in users), f"mfn {mfn:#x} could be handed over"
+
+    @contextmanager
+    def access(self, *needed: tuple[int, Intent]) -> Iterator[None]:
+        """A guest access that needs these rights on gva pages; otherwise as :meth:`out_of_frames_is_fine`."""
+        done = False
+        with self.out_of_frames_is_fine():
+            yield
+            done = True
+        if not done:
+            return
+        for page, intent in needed:
+            gfn = self.gfn(page)
+            if gfn < GFNS:
+                assert self.p2m.grants(gfn, intent), f"gva page {page:#x} without {intent!r}"
+                assert self.p2m.accessed(gfn)
+                assert not intent & Intent.WRITE or self.p2m.dirty(gfn)
+        for table in self.stub.tables:
+            assert self.p2m.grants(table, Intent.READ), f"a walk through table {table} without the right to read"
+
+    # --- what must hold ---
+
+    def check(self) -> None:
+        """The audit passes, every page holds what the model says, and clean pages what they came with."""
+        self.vm.audit()
+        for gfn, wanted in self.contents.items():
+            found = self.holds(gfn)
+            if self.dmm.is_resident(gfn) and not self.p2m.dirty(gfn):
+                assert found == self._source(gfn, self.p2m.origin(gfn)), f"{self.vm.name}: gfn {gfn:#x} is not clean"
+            if gfn in self.stub.tables:  # accessed and dirty bits are not modelled
+                size = self.stub.mode.entry
+                found, wanted = _without_status(found, size), _without_status(wanted, size)
+            assert found == wanted, f"{self.vm.name}: gfn {gfn:#x} lost its contents"
+        for gfn in self.pins:
+            assert self.dmm.is_resident(gfn)
+
+
+def _without_status(table: bytes, size: int) -> bytearray:
+    cleared = bytearray(table)
+    cleared[::size] = bytes(byte & ~0x60 for byte in table[::size])
+    return cleared
+
+
+def frame_counts(machine: Machine) -> dict[str, int]:
+    """How many frames are for what."""
+    return {purpose.name: int((machine.memory.purpose == purpose).sum()) for purpose in Purpose}
+
+
+KINDS = [(mmu, mode) for mmu in ("shadow", "nested") for mode in MODES]
