@@ -236,6 +236,8 @@ class DMM:
 
     def _hand_over(self, mfn: int) -> None:
         """Exchange a frame of this pool that only other VMs use, if it is one and a user has a spare frame for it."""
+        if self.m2p.first(mfn)[0] == self.index:
+            return
         users = self.m2p.users(mfn)
         if any(vm == self.index for vm, _ in users):
             return
@@ -395,8 +397,13 @@ class DMM:
 
         Returns:
             bool array of the same length.
+
+        Raises:
+            ValueError: there is no such gfn; nothing has changed.
         """
         gfns = np.ascontiguousarray(gfns, np.int64)
+        if len(gfns) and not 0 <= gfns.min() <= gfns.max() < len(self.p2m):
+            raise ValueError(f"{self.vm} has gfns from 0 to {len(self.p2m) - 1:#x}, not {gfns.min():#x} and {gfns.max():#x}")
         accessed = np.zeros(len(gfns), np.uint8)
         self.paging.forget_accesses(gfns, accessed)
         return accessed.view(bool)
@@ -419,30 +426,29 @@ class DMM:
             ValueError: the gfn is not resident, or ``mfn`` has no user.
         """
         before = self._resident(gfn)
-        users = self.m2p.users(mfn)
-        if not users:
+        if not self.m2p.count(mfn):
             raise ValueError(f"nobody uses mfn {mfn:#x}")
         if before == mfn or not self.is_shareable(gfn):
             return before == mfn
-        if not all(self.m2p.dmms[vm].is_shareable(other) for vm, other in users):
+        vm, first = self.m2p.first(mfn)
+        user = self.m2p.dmms[vm]
+        exclusive = user.p2m.type(first) is not PageType.SHARED
+        if exclusive and not user.is_shareable(first):
             return False
         if not np.array_equal(self._words[before], self._words[mfn]):
             return False
-        for vm, other in users:
-            self.m2p.dmms[vm]._restrict_to_reading(other)
+        if exclusive:
+            user._restrict_to_reading(first, mfn)
         self.paging.forget(gfn, before)
         self.p2m.set(gfn, PageType.SHARED, mfn, _READ_ONLY, self.p2m.marks(gfn))
         self.m2p.add(mfn, self.index, gfn)
         self._give_up(gfn, before)
-        self.log.record(events.Share, gfn, before, mfn, len(users) + 1)
-        self._all_changed([*users, (self.index, gfn)])
+        self.log.record(events.Share, gfn, before, mfn, self.m2p.count(mfn))
+        self._all_changed([(vm, first)])
         return True
 
-    def _restrict_to_reading(self, gfn: int) -> None:
+    def _restrict_to_reading(self, gfn: int, mfn: int) -> None:
         """The frame of ``gfn`` gets other users."""
-        if self.p2m.type(gfn) is PageType.SHARED:
-            return
-        mfn = self.p2m.mfn(gfn)
         self.paging.restrict(gfn, mfn)
         self.p2m.set(gfn, PageType.SHARED, mfn, _READ_ONLY, self.p2m.marks(gfn))
         self.log.record(events.Protect, gfn, ALL_RIGHTS, _READ_ONLY)
@@ -547,7 +553,7 @@ class DMM:
             self.p2m.set(gfn, PageType.EMPTY)
             self._give_up(gfn, mfn)
         for mfn in sorted(self.pool.used_frames()):
-            self.pool.hand_over(mfn, self.m2p.dmms[self.m2p.users(mfn)[0][0]].pool)
+            self.pool.hand_over(mfn, self.m2p.dmms[self.m2p.first(mfn)[0]].pool)
         self.pool.shrink(self.pool.spare)
         self.paging.close()
         del self.m2p.dmms[self.index]

@@ -30,14 +30,16 @@ class M2P:
         self.gfn = np.full(frames, NO_FRAME, np.int64)
         self.vm = np.full(frames, NOBODY, np.int32)
         self.dmms: dict[int, DMM] = {}
-        self._shared: dict[int, list[tuple[int, int]]] = {}  # all users of frames that have more than one
+        self._shared: dict[int, dict[tuple[int, int], None]] = {}  # all users of frames that have more than one
 
     def add(self, mfn: int, vm: int, gfn: int) -> None:
         """``gfn`` of VM ``vm`` uses ``mfn`` from now on."""
         if self.gfn[mfn] == NO_FRAME:
             self.gfn[mfn], self.vm[mfn] = gfn, vm
         else:
-            self._shared.setdefault(mfn, self.users(mfn)).append((vm, gfn))
+            if mfn not in self._shared:
+                self._shared[mfn] = {self.first(mfn): None}
+            self._shared[mfn][vm, gfn] = None
 
     def remove(self, mfn: int, vm: int, gfn: int) -> int:
         """``gfn`` of VM ``vm`` does not use ``mfn`` any more; returns how many users are left."""
@@ -45,8 +47,9 @@ class M2P:
         if users is None:
             self.gfn[mfn], self.vm[mfn] = NO_FRAME, NOBODY
             return 0
-        users.remove((vm, gfn))
-        self.vm[mfn], self.gfn[mfn] = users[0]
+        del users[vm, gfn]
+        if (vm, gfn) == self.first(mfn):
+            self.vm[mfn], self.gfn[mfn] = next(iter(users))
         if len(users) == 1:
             del self._shared[mfn]
         return len(users)
@@ -55,7 +58,11 @@ class M2P:
         """The (VM number, gfn) pairs that use ``mfn``, in the order in which they came."""
         if mfn in self._shared:
             return list(self._shared[mfn])
-        return [] if self.gfn[mfn] == NO_FRAME else [(int(self.vm[mfn]), int(self.gfn[mfn]))]
+        return [] if self.gfn[mfn] == NO_FRAME else [self.first(mfn)]
+
+    def first(self, mfn: int) -> tuple[int, int]:
+        """The (VM number, gfn) pair that has used ``mfn`` longest; it must have a user."""
+        return self.vm.item(mfn), self.gfn.item(mfn)
 
     def count(self, mfn: int) -> int:
         """How many users ``mfn`` has."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from emu.dmm.reference_trace import ReferenceTrace
+import numpy as np
+
+from emu.dmm.reference_trace import ReferenceTrace, Window
 from emu.dmm.replacement import Pages, Skip, Victims
 
 _NEVER = 1 << 63  # after every time of a trace
@@ -16,6 +18,8 @@ class Optimal(Victims):
     Belady: "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5(2), 1966; proved
     by Mattson, Gecsei, Slutz, Traiger, "Evaluation techniques for storage hierarchies", IBM Systems Journal 9(2), 1970.
 
+    Pages in the window of the trace count as in use, because references to them were not recorded: they go last.
+
     Args:
         trace: what the guest will do, recorded in a run that was the same.
     """
@@ -25,6 +29,8 @@ class Optimal(Victims):
     def __init__(self, pages: Pages, trace: ReferenceTrace) -> None:
         super().__init__(pages)
         self._trace = trace
+        self._window = Window(trace.window)
+        self._past = 0  # references that have entered the window
         self._next: dict[int, int] = {}  # next use of each page; it may have passed
         # heaps of next uses and gfns; entries that _next contradicts are void
         self._soonest: list[tuple[int, int]] = []
@@ -46,6 +52,14 @@ class Optimal(Victims):
             use, gfn = heappop(self._soonest)
             if self._next.get(gfn) == use:
                 self.entered(gfn)
+        past = int(np.searchsorted(self._trace.time, now, "right"))
+        for gfn in self._trace.gfn[self._past : past].tolist():
+            self._window.add(gfn)
+        self._past = past
+        chosen = self._farthest_of(lambda gfn: gfn in self._window or skip(gfn))
+        return self._farthest_of(skip) if chosen is None else chosen
+
+    def _farthest_of(self, skip: Skip) -> int | None:
         skipped = []
         chosen = None
         while self._farthest and chosen is None:

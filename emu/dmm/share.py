@@ -164,5 +164,6 @@ class Share(Policy):
 
     def _is_shared(self, mfn: int) -> bool:
         """Whether ``mfn`` is still a frame whose contents cannot change."""
-        users = self.dmm.m2p.users(mfn)
-        return bool(users) and self.dmm.m2p.dmms[users[0][0]].p2m.type(users[0][1]) is PageType.SHARED
+        vm, gfn = self.dmm.m2p.first(mfn)
+        dmm = self.dmm.m2p.dmms.get(vm)
+        return dmm is not None and dmm.p2m.type(gfn) is PageType.SHARED

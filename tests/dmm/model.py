@@ -63,6 +63,11 @@ class Side:
         """The gfn behind a gva page."""
         return self.mapped.get(page, page)
 
+    def any_resident(self, n: int, shared: bool = False) -> int | None:
+        """A resident gfn, or one that is shared, chosen by ``n``; None when there is none."""
+        gfns = [gfn for gfn in self.p2m.resident().tolist() if not shared or self.p2m.type(gfn) is PageType.SHARED]
+        return gfns[n % len(gfns)] if gfns else None
+
     def is_free_to_change(self, gfn: int) -> bool:
         """Whether the guest goes on whatever the page holds."""
         return gfn != CODE and gfn not in self.stub.tables
@@ -82,6 +87,10 @@ class Side:
     def write(self, gfn: int, offset: int, data: bytes) -> None:
         if gfn < GFNS:
             self.contents[gfn][offset : offset + len(data)] = data
+
+    def discard(self, gfn: int) -> None:
+        self.dmm.discard(gfn)
+        self.write(gfn, 0, bytes(PAGE_SIZE))
 
     # --- what may fail ---
 
@@ -163,3 +172,18 @@ def frame_counts(machine: Machine) -> dict[str, int]:
 
 
 KINDS = [(mmu, mode) for mmu in ("shadow", "nested") for mode in MODES]
+
+
+def make_sides(*kinds: tuple[str, str], pools: tuple[int, ...] = (), tables: int = 20, spare: int = 0) -> list[Side]:
+    """VMs of these (mmu, mode) on a machine that has ``spare`` frames more than they need, not swapping.
+
+    Args:
+        pools: frames of each VM's pool, POOL by default.
+    """
+    pools = pools or (POOL,) * len(kinds)
+    shadow = sum(tables for mmu, _ in kinds if mmu == "shadow")
+    machine = Machine((1 + shadow + sum(pools) + spare) * PAGE_SIZE)
+    return [
+        Side(machine, index, mmu, mode, tables, pool)
+        for index, ((mmu, mode), pool) in enumerate(zip(kinds, pools, strict=True))
+    ]

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -42,6 +42,7 @@ offsets = st.integers(SAFE, PAGE_SIZE - 1)
 pages = st.one_of(gfns, st.integers(ALIASES, ALIASES + 3))
 rights = st.integers(0, 7).map(Intent)
 which = st.integers(0, VMS - 1)
+nth = st.integers(0, 255)  # of the pages that there is a choice of
 patterns = st.sampled_from([bytes(PAGE_SIZE), b"\x55" * PAGE_SIZE, bytes(range(256)) * 16])
 kinds = st.sampled_from(KINDS)
 table_counts = st.integers(6, MIN_TABLES + 3)
@@ -58,14 +59,27 @@ class DmmMachine(RuleBasedStateMachine):
 
     sides: list[Side]
 
-    @initialize(chosen=st.lists(kinds, min_size=VMS, max_size=VMS), tables=table_counts)
-    def start(self, chosen: list[tuple[str, str]], tables: int) -> None:
+    @initialize(
+        chosen=st.lists(kinds, min_size=VMS, max_size=VMS),
+        tables=table_counts,
+        swaps=st.lists(st.none() | swap_options, min_size=VMS, max_size=VMS),
+        fill=st.lists(st.tuples(which, st.integers(DATA, GFNS - 1), patterns), max_size=20),
+    )
+    def start(
+        self, chosen: list[tuple[str, str]], tables: int, swaps: list[dict[str, str] | None],
+        fill: list[tuple[int, int, bytes]],
+    ) -> None:  # fmt: skip
         shadow = sum(tables for mmu, _ in chosen if mmu == "shadow")
         self.machine = Machine((1 + shadow + VMS * POOL + SPARE) * PAGE_SIZE)
         self.sides = []
         self.created = 0
         for mmu, mode in chosen:
             self.create(mmu, mode, tables, POOL)
+        for at, options in enumerate(swaps):
+            if options is not None:
+                self.attach_swap(at, options)
+        for at, gfn, pattern in fill:
+            self.fill_from_outside(at, gfn, pattern)
 
     def create(self, mmu: str, mode: str, tables: int, pool: int) -> None:
         self.sides.append(Side(self.machine, self.created, mmu, mode, tables, pool))
@@ -107,7 +121,8 @@ class DmmMachine(RuleBasedStateMachine):
     @rule(at=which, page=pages, offset=offsets)
     def write_code_and_execute(self, at: int, page: int, offset: int) -> None:
         side = self.side(at)
-        assume(side.gfn(page) < GFNS)
+        if side.gfn(page) >= GFNS:
+            return
         with side.access((page, Intent.WRITE)):
             side.stub.store(page * PAGE_SIZE + offset, HLT)
             side.write(side.gfn(page), offset, bytes([HLT]))
@@ -139,6 +154,12 @@ class DmmMachine(RuleBasedStateMachine):
             everything = b"".join(side.contents.values()) + b"\xff" * (2 * PAGE_SIZE)
             assert found == everything[gpa : gpa + size]
 
+    @rule(at=which)
+    def read_everything_from_outside(self, at: int) -> None:
+        side = self.side(at)
+        with side.out_of_frames_is_fine():
+            side.dmm.read(0, GFNS * PAGE_SIZE)
+
     @rule(at=which, gfn=gfns, offset=offsets, data=st.binary(max_size=40))
     def write_from_outside(self, at: int, gfn: int, offset: int, data: bytes) -> None:
         side = self.side(at)
@@ -168,12 +189,11 @@ class DmmMachine(RuleBasedStateMachine):
 
     # --- the DMM, page by page ---
 
-    @rule(at=which, gfn=gfns)
-    def remap(self, at: int, gfn: int) -> None:
+    @rule(at=which, n=nth)
+    def remap(self, at: int, n: int) -> None:
         side = self.side(at)
-        if not side.dmm.is_resident(gfn):
-            with pytest.raises(ValueError, match="not resident"):
-                side.dmm.remap(gfn)
+        gfn = side.any_resident(n)
+        if gfn is None:
             return
         with side.out_of_frames_is_fine():
             before = side.p2m.mfn(gfn)
@@ -181,20 +201,24 @@ class DmmMachine(RuleBasedStateMachine):
             assert after == side.p2m.mfn(gfn)
             assert after != before or side.swap
 
-    @rule(at=which, gfn=gfns, rights=rights)
-    def protect(self, at: int, gfn: int, rights: Intent) -> None:
+    @rule(at=which, n=nth, rights=rights)
+    def protect(self, at: int, n: int, rights: Intent) -> None:
         side = self.side(at)
+        gfn = side.any_resident(n)
+        if gfn is None:
+            return
         if side.p2m.type(gfn) is PageType.SHARED and rights & Intent.WRITE:
             with pytest.raises(ValueError, match="writable"):
                 side.dmm.protect(gfn, rights)
-        elif side.dmm.is_resident(gfn):
+        else:
             side.dmm.protect(gfn, rights)
             assert side.p2m.rights(gfn) == rights
 
-    @rule(at=which, gfn=gfns)
-    def evict(self, at: int, gfn: int) -> None:
+    @rule(at=which, n=nth)
+    def evict(self, at: int, n: int) -> None:
         side = self.side(at)
-        if side.dmm.is_resident(gfn) and side.swap:
+        gfn = side.any_resident(n)
+        if gfn is not None and side.swap:
             if gfn in side.pins:
                 with pytest.raises(PagePinned):
                     side.dmm.evict(gfn, side.swap)
@@ -209,9 +233,8 @@ class DmmMachine(RuleBasedStateMachine):
             with pytest.raises(PagePinned):
                 side.dmm.discard(gfn)
         elif side.is_free_to_change(gfn):
-            side.dmm.discard(gfn)
+            side.discard(gfn)
             assert side.p2m.type(gfn) is PageType.EMPTY
-            side.write(gfn, 0, bytes(PAGE_SIZE))
 
     @rule(at=which, gfn=gfns)
     def pin(self, at: int, gfn: int) -> None:
@@ -248,8 +271,6 @@ class DmmMachine(RuleBasedStateMachine):
     # --- sharing ---
 
     def share_pages(self, side: Side, gfn: int, other: Side, with_gfn: int) -> None:
-        if not side.dmm.is_resident(gfn) or not other.dmm.is_resident(with_gfn):
-            return
         mfn, before = other.p2m.mfn(with_gfn), side.p2m.mfn(gfn)
         sizes = [each.pool.size for each in self.sides]
         users = self.machine.m2p.users(mfn)
@@ -264,9 +285,11 @@ class DmmMachine(RuleBasedStateMachine):
             assert all(self.machine.m2p.dmms[vm].p2m.type(user) is PageType.SHARED for vm, user in users)
         assert sizes == [each.pool.size for each in self.sides]
 
-    @rule(at=which, gfn=gfns, other=which, with_gfn=gfns)
-    def share(self, at: int, gfn: int, other: int, with_gfn: int) -> None:
-        self.share_pages(self.side(at), gfn, self.side(other), with_gfn)
+    @rule(at=which, n=nth, other=which, with_n=nth)
+    def share(self, at: int, n: int, other: int, with_n: int) -> None:
+        gfn, with_gfn = self.side(at).any_resident(n), self.side(other).any_resident(with_n)
+        if gfn is not None and with_gfn is not None:
+            self.share_pages(self.side(at), gfn, self.side(other), with_gfn)
 
     @rule(at=which, other=which)
     def share_whatever_is_equal(self, at: int, other: int) -> None:
@@ -276,10 +299,11 @@ class DmmMachine(RuleBasedStateMachine):
             if side.holds(gfn) in first:
                 self.share_pages(side, gfn, from_side, first[side.holds(gfn)])
 
-    @rule(at=which, gfn=gfns)
-    def unshare(self, at: int, gfn: int) -> None:
+    @rule(at=which, n=nth)
+    def unshare(self, at: int, n: int) -> None:
         side = self.side(at)
-        if side.dmm.is_resident(gfn):
+        gfn = side.any_resident(n, shared=True)
+        if gfn is not None:
             with side.out_of_frames_is_fine():
                 assert side.dmm.unshare(gfn) == side.p2m.mfn(gfn)
                 assert side.p2m.type(gfn) is PageType.RAM

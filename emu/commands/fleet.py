@@ -1,0 +1,106 @@
+"""Run many VMs on one machine memory, in turns of virtual time.
+
+A fleet file is TOML:
+
+  [machine]
+  memory = "16M"              # of the machine: pools and shadow tables come out of it
+  quantum = "1ms"             # a VM's turn, in virtual time (default 1ms)
+  max-time = "10s"            # the end in any case (default: never)
+
+  [[vm]]                      # as often as needed, in the order of their turns
+  name = "worker"
+  count = 3                   # worker-0, worker-1, worker-2 (default: one, called worker)
+  guest = "memory"            # a name that `emu guests` lists, or a file
+  append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu,
+  ram = "4M"                  # policies, initrd, disks, input
+  pool = "1M"
+  policies = ["swap", "share:rate=100"]
+  start = "2ms"               # when it starts (default 0)
+  schedule = [                # what is done to it later; with a count, to each of them
+    { at = "5ms", pool = "2M" },                    # another size for its pool
+    { at = "6ms", detach = "share" },               # a policy that is in force no longer
+    { at = "7ms", attach = "balloon" },             # a policy that is in force from now on
+    { at = "8ms", balloon = "1M" },                 # what the guest is asked to give up
+    { at = "9ms", retire = 4 },                     # so many of its frames go out of service
+    { at = "20ms", shutdown = true },
+  ]
+
+Paths are relative to the file's directory; those within policies, to the current one. All times are those of the fleet,
+which begins at 0; a VM's own clock begins when it starts. A start or step takes place between two rounds of turns, as
+soon as its time has come. A step is done completely, or refused with a reason that the summary tells.
+
+Numbers in the table are frames (pool, used) and pages; those of a VM that has ended, at its end.
+
+exit status:
+  0            every VM ended well: its guest switched off, reset or wrote 0 to port 0xF4, or its schedule shut it down
+  1            some VM did not
+  2            bad usage, or an input that cannot be used
+  124          a limit was reached before: --max-time, --timeout
+  125          emu itself failed
+  130, 143     stopped by Ctrl-C, by SIGTERM
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emu.commands.arguments import NS_PER_SECOND, seconds
+from emu.commands.files import OutputFile, open_output
+from emu.commands.host import explain_slow_start, stop_on_signals
+from emu.errors import BadInput
+
+if TYPE_CHECKING:
+    from emu.fleet import Fleet, FleetPlan
+    from emu.vm import VirtualMachine
+
+USAGE = "FILE [options]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a fleet file, see below")
+    parser.add_argument("--console", metavar="DIR", help="write what each guest prints to DIR/name.txt")
+    parser.add_argument(
+        "--events", metavar="FILE", help="write the memory events of all VMs as JSON lines, turn by turn; - is standard output"
+    )
+    parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
+    parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds, before the file's own")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")
+    parser.add_argument("--audit", action="store_true", help="check every invariant after every change of a mapping")
+
+
+def main(options: argparse.Namespace) -> int:
+    begin = time.perf_counter()
+    with explain_slow_start(), ExitStack() as files:
+        from emu.fleet import Fleet
+        from emu.fleet_file import input_files, load_fleet
+
+        plan = load_fleet(options.file)
+        inputs = [options.file, *input_files(plan)]
+        events_file = open_output(files, "--events", options.events, inputs)
+        summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
+        consoles = _open_consoles(files, options.console, plan, [*inputs], [events_file, summary_file])
+
+        def connect(vm: VirtualMachine) -> None:
+            if events_file is not None:
+                vm.events.listen(writer)
+            if consoles:
+                vm.platform.listen(consoles[vm.name].write)
+
+        if events_file is not None:
+            from emu.trace import EventWriter
+
+            writer = EventWriter(events_file.write)
+        try:
+            fleet = Fleet(plan, audit=options.audit, on_start=connect)
+        except BadInput as error:
+            raise BadInput(options.file, str(error)) from None
+        files.callback(fleet.close)
+        status = _run(fleet, options, summary_file, begin, files)
+    return status

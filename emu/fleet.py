@@ -1,0 +1,330 @@
+"""Fleet: many VMs on one machine memory, which take turns in virtual time.
+
+Time is cut into rounds of one quantum.  At the beginning of a round the VMs that are due are started and the steps of
+the schedule that are due are carried out; then each running VM, in the order of the plan, runs to the end of the round.
+A VM's clock is 0 when it starts, so it shows the fleet's time less the time of its start.  It stops at the end of a
+block of code, a little behind the end of the round; the next round ends where it would have ended anyway.
+
+::
+
+    fleet = Fleet(load_fleet("fleet.toml"))
+    fleet.run()
+    print([(member.plan.name, member.end) for member in fleet.members])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from emu.dmm.errors import OutOfFrames
+from emu.dmm.store import StoreError
+from emu.errors import BadInput
+from emu.fleet_numbers import Numbers, Peaks
+from emu.fleet_steps import SHUTDOWN, Step, StepResult, perform
+from emu.machine import Machine
+from emu.ram import OutOfMachineFrames
+from emu.session import Ending, Outcome, boot_vm, outcome_of
+from emu.summary import summarise
+from emu.units import format_size
+from emu.vm import Stop, VirtualMachine
+
+QUANTUM = 1_000_000  # ns
+
+
+@dataclass(frozen=True)
+class VmPlan:
+    """One VM of a plan.
+
+    Attributes:
+        name: unique in the plan.
+        ram, pool: bytes; a pool of None is as large as RAM, and has frames for a ROM where there is one.
+        start: fleet time in ns.
+        schedule: what is done to it later, in the order of time.
+        guest, mmu, policies, append, initrd, disks, serial_input: as for :func:`emu.session.boot_vm`.
+    """
+
+    name: str
+    guest: str | Path
+    ram: int
+    pool: int | None = None
+    mmu: str = "shadow"
+    policies: tuple[str, ...] = ()
+    append: str = ""
+    initrd: str | None = None
+    disks: tuple[str, ...] = ()
+    serial_input: bytes = b""
+    start: int = 0
+    schedule: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    """A fleet before it starts.
+
+    Attributes:
+        memory: bytes of machine memory.
+        vms: in the order of their turns.
+        quantum: ns of virtual time that each gets in its turn.
+        max_time: fleet time in ns at which it ends in any case, None for never.
+    """
+
+    memory: int
+    vms: tuple[VmPlan, ...]
+    quantum: int = QUANTUM
+    max_time: int | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """How a VM ended.
+
+    Attributes:
+        how: a value of :class:`emu.session.Ending`, or "shut-down" (by its schedule), "store-failed" (evicted pages
+            cannot be stored or restored), "not-started" (its start was due and impossible).
+        well: the guest switched off, reset or wrote 0 to the exit port, or its schedule shut it down.
+        sentence: for people, without a full stop.
+        time: fleet time in ns.
+    """
+
+    how: str
+    well: bool
+    sentence: str
+    time: int
+
+
+class Member:
+    """One VM of a fleet, before, during and after its life.
+
+    Attributes:
+        plan: what it is.
+        vm: None before its start and after its end.
+        started: fleet time in ns of its start; None before.
+        end: how it ended; None before.
+        steps: what its schedule has done, or was refused.
+        numbers: of its memory when it ended; None before.
+        report: its part of the summary when it ended; None before, and when it never started.
+        console: what the guest printed until its end.
+    """
+
+    def __init__(self, plan: VmPlan) -> None:
+        self.plan = plan
+        self.vm: VirtualMachine | None = None
+        self.started: int | None = None
+        self.end: End | None = None
+        self.steps: list[StepResult] = []
+        self.numbers: Numbers | None = None
+        self.report: dict[str, Any] | None = None
+        self.console = b""
+        self.due = list(plan.schedule)
+
+    @property
+    def state(self) -> str:
+        """For people: waiting, running, or how it ended."""
+        return self.end.how if self.end else "running" if self.vm else "waiting"
+
+
+class FleetStop(Enum):
+    """Why :meth:`Fleet.run` returned."""
+
+    ENDED = "ended"  # every VM has ended
+    MAX_TIME = "max-time"  # the fleet time asked for has come
+    STOPPED = "stopped"  # :meth:`Fleet.request_stop`
+
+
+class Fleet:
+    """The VMs of a plan on a machine of their own.  Those that are due at once are booted at once.
+
+    Args:
+        plan: the fleet.
+        audit: check every invariant after every change of a mapping.
+        on_start: is called with each VM before its first instruction.
+
+    Attributes:
+        members: in the order of their turns.
+        now: fleet time in ns: the beginning of this round.
+        peaks: the largest numbers so far.
+
+    Raises:
+        BadInput: the machine or a VM that is due at once cannot be made.
+    """
+
+    def __init__(
+        self, plan: FleetPlan, *, audit: bool = False, on_start: Callable[[VirtualMachine], None] | None = None
+    ) -> None:
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if plan.memory > host:
+            raise BadInput("memory", f"{format_size(plan.memory)} do not fit into the {host >> 20}M of this host")
+        self.plan = plan
+        self.machine = Machine(plan.memory)
+        self.members = [Member(vm) for vm in plan.vms]
+        self.now = 0
+        self.peaks = Peaks()
+        self._audit = audit
+        self._on_start = on_start
+        self._stop_requested = False
+        self._current: VirtualMachine | None = None
+        try:
+            for member in self.members:
+                if member.plan.start == 0:
+                    self._start(member)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def running(self) -> list[VirtualMachine]:
+        """The VMs on the machine, in the order of their turns."""
+        return [member.vm for member in self.members if member.vm is not None]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every VM has ended."""
+        return all(member.end is not None for member in self.members)
+
+    def request_stop(self) -> None:
+        """Make :meth:`run` return soon.  May be called from listeners, signal handlers and other threads."""
+        self._stop_requested = True
+        vm = self._current
+        if vm is not None:
+            vm.request_stop()
+
+    def run(self, until: int | None = None, after_turn: Callable[[], None] | None = None) -> FleetStop:
+        """Run until every VM has ended, somebody requests a stop, or a round begins at ``until`` (fleet time in ns)
+        or later.  After a stop it can be run on: the round goes on where it was.
+
+        Args:
+            after_turn: is called after each turn of a VM.
+
+        Raises:
+            Exception: a fault of emu, of a device or of a policy.  What only one VM suffers from is its end instead.
+        """
+        while not self.is_over:
+            if until is not None and self.now >= until:
+                return FleetStop.MAX_TIME
+            if not self._round(after_turn or (lambda: None)):
+                self._stop_requested = False
+                return FleetStop.STOPPED
+            self.now += self.plan.quantum
+            if not self.running:
+                self._skip_to_next_start()
+        return FleetStop.ENDED
+
+    def close(self) -> None:
+        """Give everything back; what VMs that have not ended had in swap files is gone."""
+        for member in self.members:
+            if member.vm is not None:
+                self.machine.remove_vm(member.vm)
+                member.vm = None
+
+    # --- a round ---
+
+    def _round(self, after_turn: Callable[[], None]) -> bool:
+        """False when it was cut short."""
+        for member in self.members:
+            if member.started is None and member.end is None and member.plan.start <= self.now:
+                self._start_late(member)
+        for member in self.members:
+            self._perform_due_steps(member)
+        self.peaks.look(self.running)
+        for member in self.members:
+            if member.vm is not None:
+                self._turn(member, member.vm)
+                after_turn()
+            if self._stop_requested:
+                return False
+        return True
+
+    def _turn(self, member: Member, vm: VirtualMachine) -> None:
+        assert member.started is not None
+        self._current = vm
+        try:
+            stop = vm.run(self.now + self.plan.quantum - member.started)
+        except OutOfFrames as error:
+            self._end(member, vm, Outcome(Ending.OUT_OF_FRAMES, 124, str(error)))
+        except StoreError as error:
+            self._end(member, vm, Outcome(Ending.STOPPED, 124, str(error)), "store-failed")
+        else:
+            if stop is Stop.DEADLINE and vm.waits_for_input and not member.due:
+                stop = Stop.HALTED  # nobody will ever wake it
+            if stop not in (Stop.DEADLINE, Stop.REQUESTED):
+                self._end(member, vm, outcome_of(vm, stop))
+        finally:
+            self._current = None
+        for other in self.running:
+            other.events.drain()  # frames that it shares with others may have moved
+
+    def _skip_to_next_start(self) -> None:
+        starts = [member.plan.start for member in self.members if member.started is None and member.end is None]
+        if starts:
+            quantum = self.plan.quantum
+            self.now = max(self.now, -(-min(starts) // quantum) * quantum)
+
+    # --- starting ---
+
+    def _start(self, member: Member) -> None:
+        plan = member.plan
+        try:
+            vm = boot_vm(
+                plan.guest, ram=plan.ram, pool=plan.pool, mmu=plan.mmu, policies=plan.policies, append=plan.append,
+                initrd=plan.initrd, disks=plan.disks, serial_input=plan.serial_input, audit=self._audit,
+                name=plan.name, machine=self.machine,
+            )  # fmt: skip
+        except (BadInput, OutOfMachineFrames) as error:
+            for half_made in [vm for vm in self.machine.vms.values() if vm.name == plan.name]:
+                self.machine.remove_vm(half_made)
+            raise BadInput(plan.name, str(error).removeprefix("--")) from error
+        member.vm, member.started = vm, self.now
+        if self._on_start is not None:
+            self._on_start(vm)
+
+    def _start_late(self, member: Member) -> None:
+        try:
+            self._start(member)
+        except BadInput as error:
+            member.end = End("not-started", False, error.reason, self.now)
+            self._refuse_rest(member, "the VM never started")
+
+    # --- the schedule ---
+
+    def _perform_due_steps(self, member: Member) -> None:
+        while member.vm is not None and member.due and member.due[0].at <= self.now:
+            step = member.due.pop(0)
+            if step.action == SHUTDOWN:
+                member.steps.append(StepResult(self.now, step, None))
+                outcome = Outcome(Ending.STOPPED, 0, "its schedule shut it down")
+                self._end(member, member.vm, outcome, "shut-down")
+            else:
+                member.steps.append(StepResult(self.now, step, perform(member.vm, step)))
+                self._audit_all()
+
+    def _refuse_rest(self, member: Member, why: str) -> None:
+        member.steps += [StepResult(step.at, step, why) for step in member.due]
+        member.due.clear()
+
+    # --- ending ---
+
+    def _end(self, member: Member, vm: VirtualMachine, outcome: Outcome, how: str | None = None) -> None:
+        """Take the VM off the machine; ``how`` is for what :class:`emu.session.Ending` has no word for."""
+        assert member.started is not None
+        vm.events.drain()
+        self.peaks.look(self.running)
+        how = how or outcome.ending.value
+        well = how in ("power-off", "reset", "shut-down") or (how == "exit" and vm.exit_value == 0)
+        member.end = End(how, well, outcome.sentence, member.started + vm.now)
+        member.numbers = Numbers.of(vm)
+        member.report = summarise(vm, outcome, 0) | {"outcome": how}
+        member.console = bytes(vm.platform.console)
+        member.vm = None
+        self._refuse_rest(member, "the VM had ended")
+        self.machine.remove_vm(vm)
+        self._audit_all()
+
+    def _audit_all(self) -> None:
+        if self._audit:
+            for vm in self.running:
+                vm.audit()

@@ -1,0 +1,238 @@
+"""Fleet files: a plan for :class:`emu.fleet.Fleet` in TOML.  ``emu fleet --help`` shows one.
+
+Everything that can be known to be wrong before a VM starts is found here.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from emu import firmware
+from emu.addr import PAGE_SIZE
+from emu.boot.detect import detect
+from emu.boot.loader import split_modules
+from emu.dmm import catalog
+from emu.errors import BadInput
+from emu.fleet import QUANTUM, FleetPlan, VmPlan
+from emu.fleet_steps import ACTIONS, SHUTDOWN, Step
+from emu.machine import Machine
+from emu.session import DEFAULT_RAM
+from emu.units import format_size, parse_size, parse_time
+
+_FILE = {"machine": dict, "vm": list}
+_MACHINE = {"memory": str, "quantum": str, "max-time": str}
+_VM = {
+    "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "policies": list, "append": str,
+    "initrd": str, "disks": list, "input": str, "start": str, "schedule": list,
+}  # fmt: skip
+_STEP = {"at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, SHUTDOWN: bool}
+_TYPES = {str: "text in quotes", int: "a number", bool: "true", list: "a list", dict: "a table"}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # console files are called so
+MOST_VMS = 1000
+
+
+def load_fleet(path: str | Path) -> FleetPlan:
+    """Read a fleet file.
+
+    Raises:
+        BadInput: it cannot be read, or says what cannot be; the line names the VM and the key.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(str(path), f"cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadInput(str(path), f"is no TOML: {error}") from None
+    try:
+        return _fleet(table, path.parent)
+    except BadInput as error:
+        raise BadInput(str(path), str(error)) from None
+
+
+def input_files(plan: FleetPlan) -> list[str]:
+    """The files that a plan names, which must not be overwritten."""
+    from emu.session import disk_options
+
+    named: list[str] = []
+    for vm in plan.vms:
+        named.append(str(vm.guest))
+        named += [module.split(" ")[0] for module in split_modules(vm.initrd or "")]
+        named += [disk_options(disk)[0] for disk in vm.disks]
+    return [name for name in dict.fromkeys(named) if name]
+
+
+# Below, BadInput names the place in the file; load_fleet puts the file's name before it.
+
+
+def _fleet(table: Mapping[str, Any], directory: Path) -> FleetPlan:
+    _check_keys(table, _FILE, "file", {"machine", "vm"})
+    machine = table["machine"]
+    _check_keys(machine, _MACHINE, "[machine]", {"memory"})
+    memory = _value("[machine] memory", _whole_pages, machine["memory"])
+    quantum = _value("[machine] quantum", _duration, machine["quantum"]) if "quantum" in machine else QUANTUM
+    max_time = _value("[machine] max-time", _duration, machine["max-time"]) if "max-time" in machine else None
+    vms: list[VmPlan] = []
+    for number, entry in enumerate(table["vm"], 1):
+        vms += _vms(entry, number, directory)
+    names = [vm.name for vm in vms]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"VM {name}", "there are two of this name")
+    if not vms:
+        raise BadInput("file", "there is no [[vm]]")
+    _check_fit(vms, memory)
+    return FleetPlan(memory, tuple(vms), quantum, max_time)
+
+
+def _vms(entry: Any, number: int, directory: Path) -> list[VmPlan]:
+    """The VMs of one [[vm]]: as many as its count."""
+    place = f"[[vm]] {number}"
+    if not isinstance(entry, dict):
+        raise BadInput(place, "expected a table")
+    if isinstance(entry.get("name"), str):
+        place = f"VM {entry['name']}"
+    _check_keys(entry, _VM, place, {"name", "guest"})
+    name, count = entry["name"], entry.get("count")
+    if not _NAME.fullmatch(name):
+        raise BadInput(place, "name: expected letters, digits, dots, dashes and underscores")
+    if count is not None and not 1 <= count <= MOST_VMS:
+        raise BadInput(place, f"count: expected a number from 1 to {MOST_VMS}")
+    try:
+        options = _options(entry, directory)
+    except BadInput as error:
+        raise BadInput(place, str(error).removeprefix("--")) from None
+    names = [name] if count is None else [f"{name}-{index}" for index in range(count)]
+    return [VmPlan(name, **options) for name in names]
+
+
+def _options(entry: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """What the VMs of an entry have in common; BadInput names the key, or the option of emu run."""
+    guest: str | Path = entry["guest"]
+    if guest not in firmware.guests():
+        guest = directory / guest
+    ram = _value("ram", _whole_pages, entry["ram"]) if "ram" in entry else detect(guest).ram or DEFAULT_RAM
+    pool = _value("pool", _whole_pages, entry["pool"]) if "pool" in entry else None
+    mmu = entry.get("mmu", "shadow")
+    Machine.check_sizes(ram, ram if pool is None else pool, mmu)
+    detect(guest)
+    policies = _texts(entry, "policies")
+    catalog.choose(policies)
+    start = _value("start", parse_time, entry["start"]) if "start" in entry else 0
+    return {
+        "guest": guest, "ram": ram, "pool": pool, "mmu": mmu, "policies": policies, "append": entry.get("append", ""),
+        "initrd": _initrd(entry["initrd"], directory) if "initrd" in entry else None,
+        "disks": tuple(str(directory / disk) for disk in _texts(entry, "disks")),
+        "serial_input": _contents(directory / entry["input"]) if "input" in entry else b"",
+        "start": start,
+        "schedule": _schedule(entry.get("schedule", []), start, ram, mmu),
+    }  # fmt: skip
+
+
+def _schedule(entries: list[Any], start: int, ram: int, mmu: str) -> tuple[Step, ...]:
+    steps = []
+    for number, entry in enumerate(entries, 1):
+        place = f"schedule, step {number}"
+        if not isinstance(entry, dict):
+            raise BadInput(place, 'expected a table, such as { at = "5ms", pool = "2M" }')
+        _check_keys(entry, _STEP, place, {"at"})
+        actions = [key for key in entry if key != "at"]
+        if len(actions) != 1:
+            raise BadInput(place, f"expected at and one of {', '.join([*ACTIONS, SHUTDOWN])}")
+        (action,) = actions
+        at, value = _value(f"{place}: at", parse_time, entry["at"]), entry[action]
+        if at < start:
+            raise BadInput(f"{place}: at", f"{entry['at']} is before the VM's start")
+        try:
+            _check_action(action, value, ram, mmu)
+        except BadInput as error:
+            raise BadInput(place, str(error).removeprefix("--")) from None
+        steps.append(Step(at, action, value))
+    return tuple(sorted(steps, key=lambda step: step.at))
+
+
+def _check_action(action: str, value: Any, ram: int, mmu: str) -> None:
+    if action == "pool":
+        Machine.check_sizes(ram, _value("pool", _whole_pages, value), mmu)
+    elif action == "balloon" and _value("balloon", _whole_pages, value) > ram:
+        raise BadInput("balloon", f"{value} are more than the {format_size(ram)} of RAM")
+    elif action == "attach":
+        catalog.parse(value)
+    elif action == "detach" and value not in catalog.POLICIES:
+        raise BadInput("detach", f"{value!r} is none of the policies: {', '.join(catalog.POLICIES)}")
+    elif action == "retire" and value < 1:
+        raise BadInput("retire", "expected a number above 0")
+    elif action == SHUTDOWN and not value:
+        raise BadInput(SHUTDOWN, "expected true")
+
+
+def _check_fit(vms: list[VmPlan], memory: int) -> None:
+    """What starts at once must fit together, and each other VM must fit by itself."""
+    needed = {vm.name: Machine.size_for(vm.ram, vm.ram if vm.pool is None else vm.pool, vm.mmu) for vm in vms}
+    for vm in vms:
+        if needed[vm.name] > memory:
+            what = f"its pool and shadow tables take {format_size(needed[vm.name])}"
+            raise BadInput(f"VM {vm.name}", f"{what}, and [machine] memory is {format_size(memory)}")
+    together = sum(needed[vm.name] - PAGE_SIZE for vm in vms if vm.start == 0) + PAGE_SIZE
+    if together > memory:
+        what = f"pools and shadow tables of the VMs that start at once take {format_size(together)}"
+        raise BadInput("[machine] memory", f"{format_size(memory)} are too little, {what}")
+
+
+# --- values ---
+
+
+def _check_keys(table: Mapping[str, Any], known: Mapping[str, type], place: str, required: set[str]) -> None:
+    for key, value in table.items():
+        if key not in known:
+            raise BadInput(place, f"unknown key {key!r}; there are {', '.join(known)}")
+        if type(value) is not known[key]:
+            raise BadInput(place, f"{key}: expected {_TYPES[known[key]]} instead of {value!r}")
+    for key in known:
+        if key in required and key not in table:
+            raise BadInput(place, f"{key} is missing")
+
+
+def _value(place: str, parse: Callable[[str], int], text: str) -> int:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise BadInput(place, str(error)) from None
+
+
+def _whole_pages(text: str) -> int:
+    size = parse_size(text)
+    if size % PAGE_SIZE:
+        raise ValueError(f"{text} is not a multiple of {format_size(PAGE_SIZE)}")
+    return size
+
+
+def _duration(text: str) -> int:
+    time = parse_time(text)
+    if time < 1:
+        raise ValueError("expected a time above 0")
+    return time
+
+
+def _texts(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = entry.get(key, [])
+    if not all(isinstance(value, str) for value in values):
+        raise BadInput(key, "expected a list of texts in quotes")
+    return tuple(values)
+
+
+def _initrd(value: str, directory: Path) -> str:
+    """The option's value with the directory before each of its files."""
+    modules = [str(directory / module) if module else module for module in split_modules(value)]
+    return ",".join(module.replace(",", ",,") for module in modules)
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput("input", f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,120 @@
+"""Steps of a fleet's schedule: what is done to a VM from outside, between two turns of its guest.
+
+A step is carried out completely or refused with a reason, and the guest goes on either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from emu.addr import PAGE_SIZE
+from emu.dmm import catalog
+from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames
+from emu.dmm.pool_control import resize
+from emu.dmm.retire import retire_frame
+from emu.dmm.store import StoreError
+from emu.errors import BadInput
+from emu.ram import OutOfMachineFrames
+from emu.units import parse_size
+from emu.vm import VirtualMachine
+
+SHUTDOWN = "shutdown"  # the one action that ends the VM, which its fleet does
+_REFUSALS = (BadInput, CannotRetire, NotEnoughSpare, OutOfFrames, OutOfMachineFrames, StoreError)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        at: fleet time in ns from which on it is due.
+        action: SHUTDOWN or a key of ACTIONS.
+        value: what a fleet file says behind that: a size, a policy, a number of frames, true.
+    """
+
+    at: int
+    action: str
+    value: str | int
+
+    def __str__(self) -> str:
+        return self.action if self.action == SHUTDOWN else f"{self.action} {self.value}"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What became of a step.
+
+    Attributes:
+        time: fleet time in ns.
+        step: which.
+        refused: why it was not done; None when it was.
+    """
+
+    time: int
+    step: Step
+    refused: str | None
+
+
+def perform(vm: VirtualMachine, step: Step) -> str | None:
+    """Carry out a step, other than SHUTDOWN, on a VM that is not running at this moment.
+
+    Returns:
+        None, or why it cannot be done.
+    """
+    try:
+        ACTIONS[step.action](vm, step.value)
+    except _REFUSALS as error:
+        return str(error)
+    return None
+
+
+def _resize_pool(vm: VirtualMachine, size: str) -> None:
+    resize(vm.dmm, parse_size(size) // PAGE_SIZE)
+
+
+def _set_balloon(vm: VirtualMachine, size: str) -> None:
+    balloon = vm.dmm.balloon.policy
+    if balloon is None:
+        raise BadInput("balloon", f"{vm.name} has no policy of this name at the moment")
+    balloon.set_target(parse_size(size) // PAGE_SIZE)
+
+
+def _attach(vm: VirtualMachine, policy: str) -> None:
+    choice = catalog.parse(policy)
+    if any(other.name == choice.name for other in vm.dmm.policies):
+        raise BadInput(choice.name, f"{vm.name} has a policy of this name already")
+    assert vm.guest is not None
+    vm.attach(choice.make(vm.guest.image))
+
+
+def _detach(vm: VirtualMachine, name: str) -> None:
+    found = [policy for policy in vm.dmm.policies if policy.name == name]
+    if not found:
+        raise BadInput(name, f"{vm.name} has no policy of this name at the moment")
+    if not any(catalog.POLICIES[policy.name].populates for policy in vm.dmm.policies if policy.name != name):
+        raise BadInput(name, f"{vm.name} has no other policy that gives frames to pages")
+    vm.dmm.detach(found[0])
+
+
+def _retire(vm: VirtualMachine, frames: int) -> None:
+    """The frames in use with the lowest numbers."""
+    chosen = sorted(vm.pool.used_frames())[:frames]
+    if len(chosen) < frames:
+        raise BadInput("retire", f"{vm.name} has {len(chosen)} frames in use")
+    for done, mfn in enumerate(chosen):
+        try:
+            retire_frame(vm.machine.memory, vm.machine.m2p, mfn)
+        except CannotRetire as error:
+            raise BadInput("retire", f"after {done} of {frames} frames: {error}") from error
+
+
+ACTIONS: dict[str, Callable[[VirtualMachine, Any], None]] = {
+    "pool": _resize_pool,
+    "balloon": _set_balloon,
+    "attach": _attach,
+    "detach": _detach,
+    "retire": _retire,
+}
+"""By name: the function that carries it out, raising one of the refusals when it cannot."""

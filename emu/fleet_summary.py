@@ -1,0 +1,102 @@
+"""The summary of a fleet: as one JSON object, and as text for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.fleet import Fleet, FleetStop, Member
+from emu.fleet_numbers import Numbers
+from emu.session import Ending, Outcome
+from emu.summary import summarise
+from emu.units import format_size, format_time
+
+STATUS_NOT_WELL = 1
+STATUS_LIMIT = 124
+
+
+def status_of(fleet: Fleet, stop: FleetStop) -> int:
+    """The exit status of ``emu fleet``: 0 when every VM ended well, 1 when one did not, 124 when some have not ended."""
+    if stop is not FleetStop.ENDED:
+        return STATUS_LIMIT
+    return 0 if all(member.end is not None and member.end.well for member in fleet.members) else STATUS_NOT_WELL
+
+
+def summarise_fleet(fleet: Fleet, stop: FleetStop, status: int, wall: float) -> dict[str, Any]:
+    """What happened in a fleet.  Everything but ``wall_s`` is the same whenever it is repeated.
+
+    Args:
+        status: the exit status.
+        wall: seconds that it took.
+
+    Returns:
+        ``outcome`` (:class:`emu.fleet.FleetStop`), ``status``, ``virtual_ns`` (fleet time), ``wall_s``, ``quantum_ns``;
+        ``machine``: ``memory_frames`` and the peaks ``committed_pages``, ``pool_frames``, ``used_frames``,
+        ``saved_frames`` (:class:`emu.fleet_numbers.Peaks`); ``vms``: for each what :func:`emu.summary.summarise` says,
+        but for its wall time, then ``well``, ``started_ns`` and ``ended_ns`` in fleet time, ``memory``
+        (:class:`emu.fleet_numbers.Numbers`) and ``schedule``.  A VM that never started has no more than ``vm``,
+        ``outcome``, ``message`` and these.
+    """
+    return {
+        "outcome": stop.value,
+        "status": status,
+        "virtual_ns": fleet.now,
+        "wall_s": round(wall, 6),
+        "quantum_ns": fleet.plan.quantum,
+        "machine": {
+            "memory_frames": fleet.machine.memory.frames,
+            "committed_pages": fleet.peaks.committed,
+            "pool_frames": fleet.peaks.pools,
+            "used_frames": fleet.peaks.used,
+            "saved_frames": fleet.peaks.saved,
+        },
+        "vms": [_summarise_member(member) for member in fleet.members],
+    }
+
+
+def _summarise_member(member: Member) -> dict[str, Any]:
+    end, numbers = member.end, numbers_of(member)
+    if member.report is not None:
+        report = member.report
+    elif member.vm is not None:
+        report = summarise(member.vm, Outcome(Ending.STOPPED, STATUS_LIMIT, "the fleet was stopped before its end"), 0)
+        report["outcome"] = "unfinished"
+    else:
+        report = {"vm": member.plan.name, "outcome": member.state, "message": end.sentence if end else "not started"}
+    return {key: value for key, value in report.items() if key != "wall_s"} | {
+        "well": end is not None and end.well,
+        "started_ns": member.started,
+        "ended_ns": end.time if end else None,
+        "memory": None if numbers is None else vars(numbers),
+        "schedule": [
+            {"time_ns": result.time, "step": str(result.step), "done": result.refused is None, "refused": result.refused}
+            for result in member.steps
+        ],
+    }
+
+
+def numbers_of(member: Member) -> Numbers | None:
+    """Of its memory now, or at its end; None without a life."""
+    return Numbers.of(member.vm) if member.vm is not None else member.numbers
+
+
+def lines(fleet: Fleet) -> list[str]:
+    """What a table of numbers does not say, as lines of text."""
+    memory, peaks = fleet.machine.memory.frames, fleet.peaks
+    said = [
+        f"machine memory {_size(memory)}; at most {_size(peaks.committed)} committed to VMs at a time, "
+        f"{_size(peaks.pools)} in pools, {_size(peaks.used)} in use, {_size(peaks.saved)} saved by sharing"
+    ]
+    for member in fleet.members:
+        name, end = member.plan.name, member.end
+        if end is not None and not end.well:
+            said.append(f"{name} at {format_time(end.time)}: {end.sentence.removeprefix(f'{name}: ')}")
+        for result in member.steps:
+            if result.refused is not None:
+                why = result.refused.removeprefix(f"{name}: ")
+                said.append(f"{name} at {format_time(result.time)}: {result.step} refused: {why}")
+    return said
+
+
+def _size(pages: int) -> str:
+    size = pages << 12
+    return format_size(size) if size >> 20 < 10 else f"{size >> 20}M"
