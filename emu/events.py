@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from emu.native import address_of, compiled, inlined, load64, store64
+from emu.ram import sparse_zeros
 from emu.state import state_at
 
 WORDS = 8  # int64 per ring entry: sequence number, virtual time, kind, five fields
@@ -508,7 +509,7 @@ class EventLog:
     def __init__(self, name: str, native: Any, native_at: int) -> None:
         self._name = name
         self._native = native
-        self._ring = np.zeros((RING_CAPACITY, WORDS), np.int64)
+        self._ring = sparse_zeros(RING_CAPACITY * WORDS, np.int64).reshape(RING_CAPACITY, WORDS)
         self._counts = np.zeros(KINDS, np.int64)
         self._listeners: list[tuple[Listener, frozenset[int]]] = []
         self._vm_at = native_at

@@ -21,8 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from emu.dmm.errors import OutOfFrames
-from emu.dmm.store import StoreError
+from emu.dmm.errors import OutOfFrames, StoreError
 from emu.errors import BadInput
 from emu.fleet_numbers import Numbers, Peaks
 from emu.fleet_steps import SHUTDOWN, Step, StepResult, perform
@@ -43,9 +42,10 @@ class VmPlan:
     Attributes:
         name: unique in the plan.
         ram, pool: bytes; a pool of None is as large as RAM, and has frames for a ROM where there is one.
+        input: file with what waits at its serial port.
         start: fleet time in ns.
         schedule: what is done to it later, in the order of time.
-        guest, mmu, policies, append, initrd, disks, serial_input: as for :func:`emu.session.boot_vm`.
+        guest, mmu, policies, append, initrd, disks: as for :func:`emu.session.boot_vm`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class VmPlan:
     append: str = ""
     initrd: str | None = None
     disks: tuple[str, ...] = ()
-    serial_input: bytes = b""
+    input: Path | None = None
     start: int = 0
     schedule: tuple[Step, ...] = ()
 
@@ -186,6 +186,11 @@ class Fleet:
         """Whether every VM has ended."""
         return all(member.end is not None for member in self.members)
 
+    @property
+    def well(self) -> int:
+        """How many VMs have ended well."""
+        return sum(member.end is not None and member.end.well for member in self.members)
+
     def request_stop(self) -> None:
         """Make :meth:`run` return soon.  May be called from listeners, signal handlers and other threads."""
         self._stop_requested = True
@@ -269,9 +274,10 @@ class Fleet:
     def _start(self, member: Member) -> None:
         plan = member.plan
         try:
+            serial_input = _contents(plan.input) if plan.input is not None else b""
             vm = boot_vm(
                 plan.guest, ram=plan.ram, pool=plan.pool, mmu=plan.mmu, policies=plan.policies, append=plan.append,
-                initrd=plan.initrd, disks=plan.disks, serial_input=plan.serial_input, audit=self._audit,
+                initrd=plan.initrd, disks=plan.disks, serial_input=serial_input, audit=self._audit,
                 name=plan.name, machine=self.machine,
             )  # fmt: skip
         except (BadInput, OutOfMachineFrames) as error:
@@ -328,3 +334,10 @@ class Fleet:
         if self._audit:
             for vm in self.running:
                 vm.audit()
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput("input", f"{path} cannot be read: {error.strerror or error}") from None

@@ -63,6 +63,7 @@ def input_files(plan: FleetPlan) -> list[str]:
         named.append(str(vm.guest))
         named += [module.split(" ")[0] for module in split_modules(vm.initrd or "")]
         named += [disk_options(disk)[0] for disk in vm.disks]
+        named += [str(vm.input)] if vm.input is not None else []
     return [name for name in dict.fromkeys(named) if name]
 
 
@@ -127,7 +128,7 @@ def _options(entry: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         "guest": guest, "ram": ram, "pool": pool, "mmu": mmu, "policies": policies, "append": entry.get("append", ""),
         "initrd": _initrd(entry["initrd"], directory) if "initrd" in entry else None,
         "disks": tuple(str(directory / disk) for disk in _texts(entry, "disks")),
-        "serial_input": _contents(directory / entry["input"]) if "input" in entry else b"",
+        "input": _existing(directory / entry["input"]) if "input" in entry else None,
         "start": start,
         "schedule": _schedule(entry.get("schedule", []), start, ram, mmu),
     }  # fmt: skip
@@ -231,8 +232,7 @@ def _initrd(value: str, directory: Path) -> str:
     return ",".join(module.replace(",", ",,") for module in modules)
 
 
-def _contents(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput("input", f"{path} cannot be read: {error.strerror or error}") from None
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise BadInput("input", f"{path} is no file")
+    return path

@@ -11,17 +11,16 @@ from typing import Any
 
 from emu.addr import PAGE_SIZE
 from emu.dmm import catalog
-from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames
+from emu.dmm.errors import CannotRetire, DmmError
 from emu.dmm.pool_control import resize
 from emu.dmm.retire import retire_frame
-from emu.dmm.store import StoreError
 from emu.errors import BadInput
 from emu.ram import OutOfMachineFrames
 from emu.units import parse_size
 from emu.vm import VirtualMachine
 
 SHUTDOWN = "shutdown"  # the one action that ends the VM, which its fleet does
-_REFUSALS = (BadInput, CannotRetire, NotEnoughSpare, OutOfFrames, OutOfMachineFrames, StoreError)
+_REFUSALS = (BadInput, DmmError, OutOfMachineFrames)
 
 
 @dataclass(frozen=True)

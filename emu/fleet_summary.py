@@ -8,17 +8,17 @@ from emu.fleet import Fleet, FleetStop, Member
 from emu.fleet_numbers import Numbers
 from emu.session import Ending, Outcome
 from emu.summary import summarise
-from emu.units import format_size, format_time
+from emu.units import format_time
 
 STATUS_NOT_WELL = 1
 STATUS_LIMIT = 124
 
 
 def status_of(fleet: Fleet, stop: FleetStop) -> int:
-    """The exit status of ``emu fleet``: 0 when every VM ended well, 1 when one did not, 124 when some have not ended."""
+    """The exit status of ``emu fleet``: 0 when all VMs ended well, 1 when some did not, 124 when some go on."""
     if stop is not FleetStop.ENDED:
         return STATUS_LIMIT
-    return 0 if all(member.end is not None and member.end.well for member in fleet.members) else STATUS_NOT_WELL
+    return 0 if fleet.well == len(fleet.members) else STATUS_NOT_WELL
 
 
 def summarise_fleet(fleet: Fleet, stop: FleetStop, status: int, wall: float) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def summarise_fleet(fleet: Fleet, stop: FleetStop, status: int, wall: float) -> 
         ``machine``: ``memory_frames`` and the peaks ``committed_pages``, ``pool_frames``, ``used_frames``,
         ``saved_frames`` (:class:`emu.fleet_numbers.Peaks`); ``vms``: for each what :func:`emu.summary.summarise` says,
         but for its wall time, then ``well``, ``started_ns`` and ``ended_ns`` in fleet time, ``memory``
-        (:class:`emu.fleet_numbers.Numbers`) and ``schedule``.  A VM that never started has no more than ``vm``,
-        ``outcome``, ``message`` and these.
+        (:class:`emu.fleet_numbers.Numbers`) and ``schedule``, where ``refused`` is None for what was done.  Of a VM
+        that never started there is no more than ``vm``, ``outcome``, ``message`` and these.
     """
     return {
         "outcome": stop.value,
@@ -68,8 +68,7 @@ def _summarise_member(member: Member) -> dict[str, Any]:
         "ended_ns": end.time if end else None,
         "memory": None if numbers is None else vars(numbers),
         "schedule": [
-            {"time_ns": result.time, "step": str(result.step), "done": result.refused is None, "refused": result.refused}
-            for result in member.steps
+            {"time_ns": result.time, "step": str(result.step), "refused": result.refused} for result in member.steps
         ],
     }
 
@@ -82,10 +81,9 @@ def numbers_of(member: Member) -> Numbers | None:
 def lines(fleet: Fleet) -> list[str]:
     """What a table of numbers does not say, as lines of text."""
     memory, peaks = fleet.machine.memory.frames, fleet.peaks
-    said = [
-        f"machine memory {_size(memory)}; at most {_size(peaks.committed)} committed to VMs at a time, "
-        f"{_size(peaks.pools)} in pools, {_size(peaks.used)} in use, {_size(peaks.saved)} saved by sharing"
-    ]
+    most = f"{megabytes(peaks.committed)} committed to VMs, {megabytes(peaks.pools)} in pools"
+    used = f"{megabytes(peaks.used)} in use, {megabytes(peaks.saved)} saved by sharing"
+    said = [f"{megabytes(memory)} of machine memory; at most {most}, {used}"]
     for member in fleet.members:
         name, end = member.plan.name, member.end
         if end is not None and not end.well:
@@ -97,6 +95,6 @@ def lines(fleet: Fleet) -> list[str]:
     return said
 
 
-def _size(pages: int) -> str:
-    size = pages << 12
-    return format_size(size) if size >> 20 < 10 else f"{size >> 20}M"
+def megabytes(pages: int) -> str:
+    """Pages as a size for people, such as 5.1M."""
+    return f"{pages / 256:.1f}".removesuffix(".0") + "M"

@@ -6,6 +6,7 @@ import mmap
 from array import array
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,17 @@ class OutOfMachineFrames(EmuError):
         self.free = free
 
 
+def sparse_zeros(count: int, dtype: type[np.generic]) -> np.ndarray[Any, Any]:
+    """An array of zeros that takes host memory only where it is written to, 4 KiB at a time.
+
+    (numpy asks the host for 2 MiB pages, which it has to fill with zeros, at the first touch of each.)
+    """
+    size = max(count * np.dtype(dtype).itemsize, 1)
+    memory = mmap.mmap(-1, size)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype, count)
+
+
 class MachineMemory:
     """All machine frames and who may use them.
 
@@ -67,7 +79,7 @@ class MachineMemory:
             raise BadInput("machine memory", f"{frames} frames cannot be had from the host: {error}") from None
         self.frames = frames
         self.pages = np.frombuffer(self._map, np.uint8).reshape(frames, PAGE_SIZE)
-        self.purpose = np.zeros(frames, np.uint8)
+        self.purpose = sparse_zeros(frames, np.uint8)
         self.owner = np.full(frames, NOBODY, np.int32)
         self.at = address_of(self.pages)
         self._free = array("i", range(frames - 1, -1, -1))  # the lowest mfn is handed out first
@@ -79,17 +91,20 @@ class MachineMemory:
         """Frames that nobody owns."""
         return len(self._free)
 
-    def take(self, owner: int, purpose: Purpose = Purpose.POOL) -> int:
-        """A free frame; its contents are whatever they were.
+    def take_many(self, count: int, owner: int) -> array[int]:
+        """As many free frames for a pool, the lowest first; their contents are whatever they were.
 
         Raises:
-            OutOfMachineFrames: none is free.
+            OutOfMachineFrames: there are fewer; nothing has changed.
         """
-        if not self._free:
-            raise OutOfMachineFrames(1, 0)
-        mfn = self._free.pop()
-        self.purpose[mfn], self.owner[mfn] = purpose, owner
-        return mfn
+        if count > len(self._free):
+            raise OutOfMachineFrames(count, len(self._free))
+        split = len(self._free) - count
+        frames = self._free[split:]
+        del self._free[split:]
+        self.purpose[frames], self.owner[frames] = Purpose.POOL, owner
+        frames.reverse()
+        return frames
 
     def take_run(self, count: int, owner: int) -> int:
         """The first of ``count`` free frames with consecutive numbers, from the top of memory, for shadow tables.
@@ -105,15 +120,17 @@ class MachineMemory:
         if not len(starts):
             raise OutOfMachineFrames(count, self.free)
         first = int(starts[-1])
-        self._free = array("i", (mfn for mfn in self._free if not first <= mfn < first + count))
+        left = np.array(self._free, np.int32)
+        left = left[(left < first) | (left >= first + count)]
+        self._free = array("i", left.tobytes())
         self.purpose[first : first + count], self.owner[first : first + count] = Purpose.TABLES, owner
         return first
 
     def give_back(self, frames: Iterable[int]) -> None:
         """Return frames that nobody uses any more."""
-        for mfn in frames:
-            self.purpose[mfn], self.owner[mfn] = Purpose.FREE, NOBODY
-            self._free.append(mfn)
+        returned = array("i", frames)
+        self.purpose[returned], self.owner[returned] = Purpose.FREE, NOBODY
+        self._free.extend(returned)
 
     def retire(self, mfn: int) -> None:
         """Take a frame that nobody uses any more, free or not, out of service."""
@@ -130,8 +147,11 @@ class MachineMemory:
         Raises:
             OutOfMachineFrames: none is free.
         """
+        if not self._free:
+            raise OutOfMachineFrames(1, 0)
         before = self.void_mfn
-        self.void_mfn = self.take(NOBODY, Purpose.VOID)
+        self.void_mfn = self._free.pop()
+        self.purpose[self.void_mfn] = Purpose.VOID
         self.pages[self.void_mfn] = 0xFF
         return before
 

@@ -24,7 +24,7 @@ from emu.boot.guest import Guest
 from emu.console import ConsoleWatch
 from emu.devices.disk import Disk
 from emu.dmm import catalog
-from emu.dmm.errors import OutOfFrames
+from emu.dmm.errors import OutOfFrames, StoreError, StoreFull
 from emu.errors import BadInput
 from emu.machine import Machine
 from emu.units import format_size, parse_size
@@ -160,6 +160,8 @@ class Ending(Enum):
     MAX_TIME = "max-time"  # the limit in virtual time was reached
     TIMEOUT = "timeout"  # the limit in wall time was reached
     OUT_OF_FRAMES = "out-of-frames"  # a page needed a frame, and the pool had none
+    STORE_FULL = "store-full"  # a page had to be evicted, and its contents fit nowhere
+    STORE_FAILED = "store-failed"  # the contents of an evicted page cannot be written or are damaged
     POWER_OFF = "power-off"  # the guest switched the machine off
     RESET = "reset"  # the guest reset the machine
     STOPPED = "stopped"  # somebody called VirtualMachine.request_stop
@@ -196,13 +198,26 @@ def run_vm(
     with _stop_at(vm, until) as watch, _alarm(vm, timeout) as alarm:
         try:
             stop = vm.run(None if max_time is None else vm.now + max_time)
-        except OutOfFrames as error:
-            return Outcome(Ending.OUT_OF_FRAMES, STATUS_LIMIT, str(error))
+        except MEMORY_ERRORS as error:
+            return outcome_of_error(error)
         if watch is not None and watch.end is not None:
             return Outcome(Ending.UNTIL, STATUS_SUCCESS, f"the console printed {until!r}")
         if stop == Stop.REQUESTED and alarm.rang:
             return Outcome(Ending.TIMEOUT, STATUS_LIMIT, "the limit in wall time was reached")
         return outcome_of(vm, stop)
+
+
+MEMORY_ERRORS = (OutOfFrames, StoreError)
+"""What :meth:`emu.vm.VirtualMachine.run` raises when a guest cannot go on for want of memory, or of what was in it."""
+
+
+def outcome_of_error(error: OutOfFrames | StoreError) -> Outcome:
+    """What one of MEMORY_ERRORS means."""
+    if isinstance(error, OutOfFrames):
+        return Outcome(Ending.OUT_OF_FRAMES, STATUS_LIMIT, str(error))
+    if isinstance(error, StoreFull):
+        return Outcome(Ending.STORE_FULL, STATUS_LIMIT, str(error))
+    return Outcome(Ending.STORE_FAILED, STATUS_FAULT, str(error))
 
 
 def outcome_of(vm: VirtualMachine, stop: Stop) -> Outcome:

@@ -272,6 +272,8 @@ class VirtualMachine:
         return self._run(until, stepping.UNLIMITED, kinds)
 
     def _run(self, until: int | None, instructions: int, kinds: Iterable[type[Event]]) -> Stop:
+        if self.machine.m2p.dmms.get(self.dmm.index) is not self.dmm:
+            raise ValueError(f"{self.name} has been removed from its machine")
         limit = clock.NEVER if until is None else until
         native = self.native
         self._asleep = False

@@ -208,12 +208,17 @@ def shared_page_has_lost_its_frame(s: Setting) -> None:
 
 @case("M2P", "in the P2M only")
 def shared_page_is_no_user(s: Setting) -> None:
-    s.vm.machine.m2p._shared[s.mfn(SHARED)].remove((0, SHARED_TOO))
+    del s.vm.machine.m2p._shared[s.mfn(SHARED)][0, SHARED_TOO]
 
 
-@case("M2P", "twice")
-def user_is_listed_twice(s: Setting) -> None:
-    s.vm.machine.m2p._shared[s.mfn(SHARED)].append((0, SHARED))
+@case("M2P", "no others")
+def frame_with_one_user_counts_as_shared(s: Setting) -> None:
+    mfn = s.mfn(SHARED)
+    for gfn in (SHARED, SHARED_TOO):
+        s.other.p2m.entries[gfn] = PageType.EMPTY << 4
+        del s.vm.machine.m2p._shared[mfn][1, gfn]
+    s.vm.p2m.entries[SHARED_TOO] = PageType.EMPTY << 4
+    del s.vm.machine.m2p._shared[mfn][0, SHARED_TOO]
 
 
 @case("M2P", "not the first")

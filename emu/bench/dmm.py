@@ -98,12 +98,17 @@ def _swapping(mmu: str) -> tuple[VirtualMachine, Policy]:
     return vm, swap
 
 
+def _evict_all(vm: VirtualMachine, keeper: Policy) -> None:
+    for gfn in _GFNS:
+        vm.dmm.evict(gfn, keeper)
+
+
 def _swap_out(mmu: str) -> Round:
     vm, swap = _swapping(mmu)
 
     def one_round() -> float:
         restart(vm, _PAGES)
-        return timed(lambda: [vm.dmm.evict(gfn, swap) for gfn in _GFNS], _PAGES)
+        return timed(lambda: _evict_all(vm, swap), _PAGES)
 
     return one_round
 
@@ -113,8 +118,7 @@ def _swap_in(mmu: str) -> Round:
 
     def one_round() -> float:
         restart(vm, _PAGES)
-        for gfn in _GFNS:
-            vm.dmm.evict(gfn, swap)
+        _evict_all(vm, swap)
         return timed(lambda: [vm.dmm.resolve(gfn, Intent.READ) for gfn in _GFNS], _PAGES)
 
     return one_round

@@ -56,8 +56,10 @@ class Replay:
     def dirty(self, gfn: int) -> bool:
         return gfn in self._dirty
 
-    def clear_accessed(self, gfns: Sequence[int]) -> None:
+    def take_accessed(self, gfns: Sequence[int]) -> list[bool]:
+        accessed = [gfn in self._accessed for gfn in gfns]
         self._accessed.difference_update(gfns)
+        return accessed
 
     def run(self) -> int:
         """Replay all of the trace; returns the number of faults."""

@@ -6,6 +6,7 @@ import difflib
 import struct
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
 from emu.boot.guest import Guest
@@ -207,6 +208,18 @@ def _has_multiboot2_header(head: bytes) -> bool:
 
 
 def _assemble(path: Path, load: int) -> bytes:
+    from emu import firmware
+
+    own = path.is_relative_to(firmware.firmware_directory())  # these do not change while emu runs
+    return _assembled_once(path, load) if own else _assembled(path, load)
+
+
+@lru_cache
+def _assembled_once(path: Path, load: int) -> bytes:
+    return _assembled(path, load)
+
+
+def _assembled(path: Path, load: int) -> bytes:
     from emu import firmware
     from emu.assembler import AssemblyError, assemble_image
 

@@ -57,7 +57,7 @@ from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
-    from emu.fleet import Fleet, FleetPlan
+    from emu.fleet import Fleet, FleetPlan, FleetStop
     from emu.vm import VirtualMachine
 
 USAGE = "FILE [options]"
@@ -67,8 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a fleet file, see below")
     parser.add_argument("--console", metavar="DIR", help="write what each guest prints to DIR/name.txt")
     parser.add_argument(
-        "--events", metavar="FILE", help="write the memory events of all VMs as JSON lines, turn by turn; - is standard output"
-    )
+        "--events", metavar="FILE",
+        help="write the memory events of all VMs as JSON lines, turn by turn; - is standard output",
+    )  # fmt: skip
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
     parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds, before the file's own")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")
@@ -77,30 +78,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     begin = time.perf_counter()
-    with explain_slow_start(), ExitStack() as files:
-        from emu.fleet import Fleet
-        from emu.fleet_file import input_files, load_fleet
+    with ExitStack() as files:
+        with explain_slow_start():
+            fleet, summary_file = _prepare(options, files)
+        from emu.commands.fleet_table import LiveTable, print_end
+        from emu.fleet_summary import status_of, summarise_fleet
+        from emu.summary import format_summary
+        from emu.units import format_time
 
-        plan = load_fleet(options.file)
-        inputs = [options.file, *input_files(plan)]
-        events_file = open_output(files, "--events", options.events, inputs)
-        summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
-        consoles = _open_consoles(files, options.console, plan, [*inputs], [events_file, summary_file])
-
-        def connect(vm: VirtualMachine) -> None:
-            if events_file is not None:
-                vm.events.listen(writer)
-            if consoles:
-                vm.platform.listen(consoles[vm.name].write)
-
-        if events_file is not None:
-            from emu.trace import EventWriter
-
-            writer = EventWriter(events_file.write)
-        try:
-            fleet = Fleet(plan, audit=options.audit, on_start=connect)
-        except BadInput as error:
-            raise BadInput(options.file, str(error)) from None
-        files.callback(fleet.close)
-        status = _run(fleet, options, summary_file, begin, files)
+        limits = [fleet.plan.max_time, None if options.max_time is None else round(options.max_time * NS_PER_SECOND)]
+        until = min((limit for limit in limits if limit is not None), default=None)
+        with stop_on_signals(fleet) as signals, _alarm(fleet, options.timeout), LiveTable(fleet) as table:
+            stop = fleet.run(until, table)
+        status = 128 + signals[0] if signals else status_of(fleet, stop)
+        print_end(fleet, sys.stderr if "-" in (options.events, options.summary) else sys.stdout)
+        wall = time.perf_counter() - begin
+        if summary_file is not None:
+            summary_file.write(format_summary(summarise_fleet(fleet, stop, status, wall)).encode())
+        times = f"{format_time(fleet.now)} virtual, {wall:.2f} s wall"
+        print(f"emu: {options.file}: {_closing_line(fleet, stop)}; status {status}, {times}", file=sys.stderr)
     return status
+
+
+def _prepare(options: argparse.Namespace, files: ExitStack) -> tuple[Fleet, OutputFile | None]:
+    """The fleet, with its outputs opened and connected, and the file for the summary."""
+    from emu.fleet import Fleet
+    from emu.fleet_file import input_files, load_fleet
+    from emu.trace import EventWriter
+
+    plan = load_fleet(options.file)
+    inputs = [options.file, *input_files(plan)]
+    events_file = open_output(files, "--events", options.events, inputs)
+    summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
+    consoles = _open_consoles(options.console, plan, files, inputs, [events_file, summary_file])
+    writer = EventWriter(events_file.write) if events_file is not None else None
+
+    def connect(vm: VirtualMachine) -> None:
+        if writer is not None:
+            vm.events.listen(writer)
+        if vm.name in consoles:
+            vm.platform.listen(consoles[vm.name].write)
+
+    try:
+        fleet = Fleet(plan, audit=options.audit, on_start=connect)
+    except BadInput as error:
+        raise BadInput(options.file, str(error)) from None
+    files.callback(fleet.close)
+    return fleet, summary_file
+
+
+def _open_consoles(
+    directory: str | None, plan: FleetPlan, files: ExitStack, inputs: list[str], outputs: list[OutputFile | None]
+) -> dict[str, OutputFile]:
+    """A file for each VM's console, by the VM's name."""
+    if directory is None:
+        return {}
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput("--console", f"{directory} cannot be made: {error.strerror or error}") from None
+    consoles = {}
+    for vm in plan.vms:
+        file = open_output(files, "--console", str(Path(directory) / f"{vm.name}.txt"), inputs, outputs)
+        assert file is not None
+        consoles[vm.name] = file
+    return consoles
+
+
+@contextmanager
+def _alarm(fleet: Fleet, timeout: float | None) -> Iterator[None]:
+    """Stop the fleet when its wall time is over."""
+    timer = threading.Timer(timeout, fleet.request_stop) if timeout is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _closing_line(fleet: Fleet, stop: FleetStop) -> str:
+    from emu.fleet import FleetStop
+
+    count = len(fleet.members)
+    if stop is FleetStop.ENDED:
+        return f"{fleet.well} of {count} VMs ended well"
+    left = sum(member.end is None for member in fleet.members)
+    why = "the limit in virtual time was reached" if stop is FleetStop.MAX_TIME else "the fleet was stopped"
+    return f"{why}, {left} of {count} VMs have not ended"

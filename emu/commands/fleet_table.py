@@ -12,14 +12,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from emu.addr import PAGE_SHIFT
 from emu.fleet import Fleet, Member
 from emu.fleet_numbers import Numbers
-from emu.fleet_summary import lines, numbers_of
+from emu.fleet_summary import lines, megabytes, numbers_of
 from emu.units import format_time
 
 _PERIOD_S = 0.2  # from one look of the live table to the next
 _PLAIN_WIDTH = 120  # columns where the output is no terminal
-_COLUMNS = ("time", "pool", "used", "resident", "shared", "swapped", "balloon", "faults", "evicted", "COW")
+_COLUMNS = ("time", "pool", "used", "shared", "swapped", "balloon", "faults", "evicted", "COW")
 
 
 class LiveTable:
@@ -42,8 +43,7 @@ class LiveTable:
 
     def __call__(self) -> None:
         if self._live is not None and time.monotonic() >= self._next:
-            heading = Text(f"fleet at {format_time(self._fleet.now)}", "bold")
-            self._live.update(Group(heading, _table(self._fleet)), refresh=True)
+            self._live.update(Group(Text(_heading(self._fleet), "bold"), _table(self._fleet)), refresh=True)
             self._next = time.monotonic() + _PERIOD_S
 
     def __exit__(self, *exception: object) -> None:
@@ -56,13 +56,20 @@ def print_end(fleet: Fleet, file: TextIO) -> None:
     console = Console(file=file, width=None if file.isatty() else _PLAIN_WIDTH, highlight=False)
     console.print(_table(fleet))
     for line in lines(fleet):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=not file.isatty())
+
+
+def _heading(fleet: Fleet) -> str:
+    vms, memory = fleet.running, fleet.machine.memory
+    committed = megabytes(sum(vm.ram for vm in vms) >> PAGE_SHIFT)
+    machine = f"{megabytes(memory.frames)} of machine memory, {megabytes(memory.free)} free"
+    return f"{format_time(fleet.now)}: {len(vms)} VMs with {committed} on {machine}"
 
 
 def _table(fleet: Fleet) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("VM", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("VM", overflow="ellipsis")  # these two give way on a narrow terminal
+    table.add_column("state", overflow="ellipsis")
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     total = [0] * (len(_COLUMNS) - 1)
@@ -77,12 +84,12 @@ def _table(fleet: Fleet) -> Table:
         table.add_row(member.plan.name, Text(member.state, _style(member)), *cells)
     if fleet.running:
         table.add_section()
-        table.add_row("running now", "", "", *map(str, total))
+        table.add_row("together", "", "", *map(str, total))
     return table
 
 
 def _counts(n: Numbers) -> list[int]:
-    return [n.pool, n.used, n.resident, n.shared, n.swapped, n.balloon, n.faults, n.evictions, n.unshared]
+    return [n.pool, n.used, n.shared, n.swapped, n.balloon, n.faults, n.evictions, n.unshared]
 
 
 def _style(member: Member) -> str:

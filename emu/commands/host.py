@@ -7,15 +7,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from emu.vm import VirtualMachine
+from typing import Protocol
 
 SLOW_START_S = 3.0  # what takes longer is worth a word
 _LOOKS_S = 0.5  # between two looks whether something is compiled
 COMPILING_ONCE = "compiling the native plane; this takes a while once, and later starts take a second"
 COMPILING_AGAIN = "compiling the native plane; this takes a while every time, for its cache cannot be written"
+
+
+class Stoppable(Protocol):
+    """What runs: a VM, or a fleet of them."""
+
+    def request_stop(self) -> None: ...
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def explain_slow_start() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signals(vm: VirtualMachine) -> Iterator[list[int]]:
+def stop_on_signals(run: Stoppable) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the run between two blocks of guest code; the list gets the signal's number."""
     seen: list[int] = []
 
@@ -51,7 +54,7 @@ def stop_on_signals(vm: VirtualMachine) -> Iterator[list[int]]:
         if seen:  # asked a second time: at once
             raise KeyboardInterrupt
         seen.append(number)
-        vm.request_stop()
+        run.request_stop()
 
     try:
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

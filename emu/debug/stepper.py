@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from emu.debug import look
-from emu.dmm.errors import OutOfFrames
+from emu.dmm.errors import DmmError
 from emu.dmm.policy import Policy
 from emu.errors import BadInput
 from emu.events import EVENT_TYPES, Event
-from emu.session import STATUS_LIMIT, Ending, Outcome, outcome_of
+from emu.session import MEMORY_ERRORS, Ending, Outcome, outcome_of, outcome_of_error
 from emu.vm import Stop
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Stepper:
             try:
                 stop = run()
                 outcome = None if stop == Stop.STEP else outcome_of(self.vm, stop)
-            except OutOfFrames as error:
-                outcome = Outcome(Ending.OUT_OF_FRAMES, STATUS_LIMIT, str(error))
+            except MEMORY_ERRORS as error:
+                outcome = outcome_of_error(error)
             self.vm.events.drain()
         if outcome is not None and outcome.ending in _FINAL:
             self.ended = outcome
@@ -155,7 +155,7 @@ class Stepper:
     def _change(self, what: str, change: Callable[[], _T]) -> _T:
         try:
             return change()
-        except (ValueError, OutOfFrames) as error:
+        except (ValueError, DmmError) as error:
             raise BadInput(what, str(error)) from None
         finally:
             self.vm.events.drain()

@@ -52,7 +52,8 @@ def _frame_states(vm: VirtualMachine) -> tuple[Array, Array]:
 
     def claim(frames: Array, purpose: int, vm_index: int, count: int) -> None:
         if len(frames) != count:
-            raise AuditFailure(vm.name, "machine frames", f"a frame is twice among those that are {_STATES[purpose]}")
+            what = f"{count} frames count as {_STATES[purpose]} (VM {vm_index}), {len(frames)} are: twice or lost"
+            raise AuditFailure(vm.name, "machine frames", what)
         if len(frames) and not (0 <= frames.min() and frames.max() < memory.frames):
             raise AuditFailure(vm.name, "machine frames", f"no such frame as {frames.max()} or {frames.min()}")
         taken = state[frames] != NO_FRAME
@@ -160,8 +161,9 @@ def _check_shared(vm: VirtualMachine, pages: set[tuple[int, int]]) -> None:
         raise AuditFailure(vm.name, "M2P", f"gfn {gfn:#x} uses shared mfn {mfn:#x} {what}")
     for mfn in m2p.shared_frames():
         users = m2p.users(mfn)
-        if len(set(users)) != len(users) or (int(m2p.vm[mfn]), int(m2p.gfn[mfn])) != users[0]:
-            raise AuditFailure(vm.name, "M2P", f"users {users} of mfn {mfn:#x}: one is there twice, or not the first")
+        if len(users) < 2 or m2p.first(mfn) != users[0]:
+            what = f"users {users} of mfn {mfn:#x}: there are no others, or {m2p.first(mfn)} is not the first"
+            raise AuditFailure(vm.name, "M2P", what)
     for gfn, mfn in sorted(pages):
         if vm.p2m.type(gfn) is not PageType.SHARED:
             raise AuditFailure(vm.name, "P2M", f"gfn {gfn:#x} is {vm.p2m.type(gfn).name}, mfn {mfn:#x} has other users")

@@ -80,6 +80,12 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return check
 
 
+def _victims(name: str) -> str:
+    from emu.dmm.victims import VICTIMS
+
+    return _one_of(*VICTIMS)(name)
+
+
 def _trace(path: str) -> ReferenceTrace:
     from emu.dmm.reference_trace import ReferenceTrace
 
@@ -87,7 +93,7 @@ def _trace(path: str) -> ReferenceTrace:
 
 
 _SWAP: dict[str, Callable[[str], Any]] = {
-    "victims": _one_of("fifo", "clock", "aging", "wsclock", "random", "2q", "optimal"),
+    "victims": _victims,
     "memory": parse_size,
     "algorithm": _one_of("lz4", "zstd"),
     "file": str,
@@ -112,6 +118,10 @@ POLICIES: dict[str, Entry] = {
         "emu.dmm.pool_control", "PoolControl", "the pool gets other sizes at set times", {"schedule": _schedule}
     ),
     "balance": Entry("emu.dmm.balance", "Balance", "frames move from VMs that do not use theirs to others", _BALANCE),
+    "record": Entry(
+        "emu.dmm.reference_trace", "ReferenceRecorder", "writes down which pages the guest uses when",
+        {"file": str, "window": _positive},
+    ),
     "retire": Entry("emu.dmm.retire", "Retire", "frames in use go out of service", _RETIRE),
 }
 DEFAULT = "demand"

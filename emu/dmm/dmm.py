@@ -333,6 +333,7 @@ class DMM:
                 keeper.keep(gfn, self.memory.pages[mfn].tobytes())
             finally:
                 del self._asking[gfn]
+            mfn = self.p2m.mfn(gfn)  # the policy may have retired the frame, or moved others that share it
             if self._keepers.get(gfn) is not keeper:
                 self.forget_copy(gfn)
                 self._keepers[gfn] = keeper
@@ -403,7 +404,7 @@ class DMM:
         """
         gfns = np.ascontiguousarray(gfns, np.int64)
         if len(gfns) and not 0 <= gfns.min() <= gfns.max() < len(self.p2m):
-            raise ValueError(f"{self.vm} has gfns from 0 to {len(self.p2m) - 1:#x}, not {gfns.min():#x} and {gfns.max():#x}")
+            raise ValueError(f"gfns from {gfns.min():#x} to {gfns.max():#x}: {self.vm} has {len(self.p2m):#x}")
         accessed = np.zeros(len(gfns), np.uint8)
         self.paging.forget_accesses(gfns, accessed)
         return accessed.view(bool)
@@ -468,9 +469,10 @@ class DMM:
             return before
         if self.m2p.count(before) > 1 or self.memory.owner.item(before) != self.index:
             after = self._take_frame(gfn)
-            if self.p2m.mfn(gfn) != before:  # making room evicted the very page
+            if self.p2m.mfn(gfn) != before:  # making room evicted or moved the very page
                 self.pool.give_back(after)
-                return self.populate(gfn)
+                self.populate(gfn)
+                return self.unshare(gfn)
             self.memory.pages[after] = self.memory.pages[before]
         self.paging.forget(gfn, before)
         self.p2m.set(gfn, PageType.RAM, after, self.p2m.rights(gfn) | Intent.WRITE, self.p2m.marks(gfn))
@@ -547,15 +549,14 @@ class DMM:
             policy.detach()
         self.policies.clear()
         self._keepers.clear()
+        self.paging.close()
         for gfn in self.p2m.resident().tolist():
             mfn = self.p2m.mfn(gfn)
-            self.paging.forget(gfn, mfn)
             self.p2m.set(gfn, PageType.EMPTY)
             self._give_up(gfn, mfn)
         for mfn in sorted(self.pool.used_frames()):
             self.pool.hand_over(mfn, self.m2p.dmms[self.m2p.first(mfn)[0]].pool)
         self.pool.shrink(self.pool.spare)
-        self.paging.close()
         del self.m2p.dmms[self.index]
 
     # --- what stands behind a gfn beside memory ---

@@ -5,7 +5,11 @@ from __future__ import annotations
 from emu.errors import EmuError
 
 
-class OutOfFrames(EmuError):
+class DmmError(EmuError):
+    """Base of them all."""
+
+
+class OutOfFrames(DmmError):
     """A page needs a frame, the pool has none, and no policy can make room.
 
     Attributes:
@@ -35,7 +39,7 @@ class NoProgress(OutOfFrames):
         )
 
 
-class NotEnoughSpare(EmuError):
+class NotEnoughSpare(DmmError):
     """A pool cannot shrink as far as was asked; it has not changed.
 
     Attributes:
@@ -53,7 +57,7 @@ class NotEnoughSpare(EmuError):
         self.pinned = pinned
 
 
-class PagePinned(EmuError):
+class PagePinned(DmmError):
     """A page that somebody pinned cannot lose its frame or its contents.
 
     Attributes:
@@ -67,7 +71,7 @@ class PagePinned(EmuError):
         self.gfn = gfn
 
 
-class CannotRetire(EmuError):
+class CannotRetire(DmmError):
     """A machine frame cannot be taken out of service now; nothing has changed.
 
     Attributes:
@@ -77,3 +81,33 @@ class CannotRetire(EmuError):
     def __init__(self, mfn: int, why: str) -> None:
         super().__init__(f"mfn {mfn:#x} cannot be taken out of service: {why}")
         self.mfn = mfn
+
+
+class StoreError(DmmError):
+    """A store cannot do what it was asked for.
+
+    Attributes:
+        vm: name of the VM.
+        gfn: the page.
+    """
+
+    def __init__(self, vm: str, gfn: int, what: str) -> None:
+        super().__init__(f"{vm}: the store of evicted pages, asked about gfn {gfn:#x}: {what}")
+        self.vm = vm
+        self.gfn = gfn
+
+
+class StoreFull(StoreError):
+    """Its limit is reached; a larger one would help."""
+
+
+class StoreCorrupt(StoreError):
+    """What is stored is not what was put there."""
+
+
+class StoreFailed(StoreError):
+    """The host refuses to read or write the file; the message has its reason."""
+
+
+class CompressionFailed(StoreError):
+    """The compression library refuses a page."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from emu.addr import NO_FRAME, PAGE_SHIFT
+from emu.ram import sparse_zeros
 
 Array = np.ndarray[Any, Any]
 
@@ -94,7 +95,7 @@ class P2M:
     """
 
     def __init__(self, size: int, memory: Iterable[range] | None = None) -> None:
-        self.entries = np.zeros(size, np.int64)
+        self.entries = sparse_zeros(size, np.int64)
         self.memory = tuple(memory) if memory is not None else (range(size),)
         for gfns in self.memory:
             self.entries[gfns.start : gfns.stop] = PageType.EMPTY << 4

@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 
-from emu.ram import MachineMemory, OutOfMachineFrames, Purpose
+from emu.ram import MachineMemory, Purpose
 
 
 class Pool:
@@ -85,10 +85,9 @@ class Pool:
         """
         if frames < 0:
             raise ValueError(f"cannot grow by {frames} frames")
-        if frames > self._memory.free:
-            raise OutOfMachineFrames(frames, self._memory.free)
-        taken = [self._memory.take(self._owner) for _ in range(frames)]
-        self._spare[:0] = array("i", reversed(taken))
+        taken = self._memory.take_many(frames, self._owner)
+        taken.reverse()
+        self._spare[:0] = taken
 
     def shrink(self, frames: int) -> None:
         """Own ``frames`` fewer; at least that many must be spare."""

@@ -26,8 +26,8 @@ class Pages(Protocol):
     def dirty(self, gfn: int) -> bool:
         """Whether ``gfn`` differs from the copy that a store or the guest image has, if there is one."""
 
-    def clear_accessed(self, gfns: Sequence[int]) -> None:
-        """Forget that ``gfns`` were accessed; one call for many, because each costs a TLB flush."""
+    def take_accessed(self, gfns: Sequence[int]) -> Sequence[bool]:
+        """What :meth:`accessed` is for each of ``gfns``, and forget it: one call, because each costs a TLB flush."""
 
 
 class Victims:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from emu.native import address_of, inlined, load32, store32
+from emu.ram import sparse_zeros
 
 NONE = -1
 
@@ -31,9 +32,9 @@ class Rmap:
     """
 
     def __init__(self, native: Any, frames: int, entries: int) -> None:
-        self.head = np.zeros(frames, np.int32)
-        self.next = np.zeros(entries, np.int32)
-        self.prev = np.zeros(entries, np.int32)
+        self.head = sparse_zeros(frames, np.int32)
+        self.next = sparse_zeros(entries, np.int32)
+        self.prev = sparse_zeros(entries, np.int32)
         native.rmap_head_at = address_of(self.head)
         native.rmap_next_at = address_of(self.next)
         native.rmap_prev_at = address_of(self.prev)

@@ -20,37 +20,8 @@ from typing import Protocol
 from xxhash import xxh64_intdigest
 
 from emu.addr import PAGE_SIZE
-from emu.errors import BadInput, EmuError
-
-
-class StoreError(EmuError):
-    """A store cannot do what it was asked for.
-
-    Attributes:
-        vm: name of the VM.
-        gfn: the page.
-    """
-
-    def __init__(self, vm: str, gfn: int, what: str) -> None:
-        super().__init__(f"{vm}: the store of evicted pages, asked about gfn {gfn:#x}: {what}")
-        self.vm = vm
-        self.gfn = gfn
-
-
-class StoreFull(StoreError):
-    """Its limit is reached; a larger one would help."""
-
-
-class StoreCorrupt(StoreError):
-    """What is stored is not what was put there."""
-
-
-class StoreFailed(StoreError):
-    """The host refuses to read or write the file; the message has its reason."""
-
-
-class CompressionFailed(StoreError):
-    """The compression library refuses a page."""
+from emu.dmm.errors import CompressionFailed, StoreCorrupt, StoreFailed, StoreFull
+from emu.errors import BadInput
 
 
 @dataclass

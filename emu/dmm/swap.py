@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from emu.dmm.errors import StoreFull
 from emu.dmm.p2m import PageType
 from emu.dmm.policy import Policy
-from emu.dmm.store import CompressedStore, FileStore, PageStore, StoreFull
+from emu.dmm.store import CompressedStore, FileStore, PageStore
 from emu.dmm.victims import VICTIMS, Victims
 from emu.errors import BadInput
 
@@ -34,8 +35,9 @@ class _ResidentPages:
     def now(self) -> int:
         return self._dmm.now
 
-    def clear_accessed(self, gfns: Sequence[int]) -> None:
-        self._dmm.take_accessed(np.array(gfns, np.int64))
+    def take_accessed(self, gfns: Sequence[int]) -> list[bool]:
+        accessed: list[bool] = self._dmm.take_accessed(np.array(gfns, np.int64)).tolist()
+        return accessed
 
 
 class Swap(Policy):
@@ -59,7 +61,7 @@ class Swap(Policy):
         self, image: GuestImage, victims: str = "clock", memory: int | None = None, algorithm: str = "lz4",
         file: str | None = None, size: int | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        unknown = options.keys() - VICTIMS[victims].options.keys()
+        unknown = options.keys() - set(VICTIMS[victims].options)
         if unknown:
             raise BadInput("--policy", f"swap: {min(unknown)} is no option of victims={victims}")
         if victims == "optimal" and "trace" not in options:

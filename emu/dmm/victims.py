@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from emu.dmm.optimal import Optimal
-from emu.dmm.reference_trace import ReferenceTrace
 from emu.dmm.replacement import Pages, Skip, Victims
 
 __all__ = [
@@ -73,7 +71,7 @@ def _second_chance(queue: _Queue, pages: Pages, skip: Skip) -> int | None:
             cleared.append(gfn)
         queue.move_to_end(gfn)
     if cleared:
-        pages.clear_accessed(cleared)
+        pages.take_accessed(cleared)
         if chosen is None:
             chosen = cleared[0]
     return chosen
@@ -127,7 +125,7 @@ class AgingLRU(Victims):
 
     name = "aging"
 
-    def __init__(self, pages: Pages, period: int = 1_000_000) -> None:
+    def __init__(self, pages: Pages, period: int = 10_000_000) -> None:
         super().__init__(pages)
         self.period: int = period
         self._counter: dict[int, int] = {}
@@ -159,15 +157,10 @@ class AgingLRU(Victims):
     def tick(self) -> None:
         counter = self._counter
         gfns = [*self._idle, *self._used]
-        used = [gfn for gfn in gfns if self._pages.accessed(gfn)]
-        for gfn in gfns:
-            counter[gfn] >>= 1
-        for gfn in used:
-            counter[gfn] |= 0x80
+        for gfn, accessed in zip(gfns, self._pages.take_accessed(gfns), strict=True):
+            counter[gfn] = counter[gfn] >> 1 | (0x80 if accessed else 0)
         self._idle = OrderedDict.fromkeys(sorted(gfns, key=counter.__getitem__))
         self._used.clear()
-        if used:
-            self._pages.clear_accessed(used)
 
 
 class WSClock(Victims):
@@ -233,7 +226,7 @@ class WSClock(Victims):
             self._stamps[gfn] = now
             self._stamps.move_to_end(gfn)
         if used:
-            pages.clear_accessed(used)
+            pages.take_accessed(used)
         if chosen is None:
             chosen = oldest
         return used[0] if chosen is None and used else chosen
@@ -293,27 +286,20 @@ class Algorithm:
     Attributes:
         factory: is called with the pages and the options as keywords.
         about: one line for people.
-        options: by name, what turns an option's text into its value (raising ValueError or BadInput).
+        options: their names.
     """
 
     factory: Callable[..., Victims]
     about: str
-    options: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
-
-
-def _nanoseconds(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError("expected a time in ns, above 0")
-    return value
+    options: tuple[str, ...] = ()
 
 
 VICTIMS: dict[str, Algorithm] = {
     "fifo": Algorithm(FIFO, "the page that came first"),
     "clock": Algorithm(Clock, "second chance: the page that came first and was not accessed since the hand passed"),
-    "aging": Algorithm(AgingLRU, "the page least used in the last eight periods", {"period": _nanoseconds}),
-    "wsclock": Algorithm(WSClock, "a page not used for a time tau, a clean one first", {"tau": _nanoseconds}),
+    "aging": Algorithm(AgingLRU, "the page least used in the last eight periods", ("period",)),
+    "wsclock": Algorithm(WSClock, "a page not used for a time tau, a clean one first", ("tau",)),
     "2q": Algorithm(TwoQueue, "the page that came first among those that have not come again"),
-    "random": Algorithm(RandomChoice, "any page", {"seed": int}),
-    "optimal": Algorithm(Optimal, "the page whose next use is farthest, as recorded", {"trace": ReferenceTrace.load}),
+    "random": Algorithm(RandomChoice, "any page", ("seed",)),
+    "optimal": Algorithm(Optimal, "the page whose next use is farthest, as recorded", ("trace",)),
 }

@@ -13,7 +13,7 @@ from emu.mmu import shadow
 from emu.mmu.fill import drop_frame_code
 from emu.mmu.walk import ACCESSED
 from emu.native import address_of, compiled, load64, store8, store64
-from emu.ram import FRAME_CODE, FRAME_TABLE, MachineMemory
+from emu.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
 from emu.state import state_at
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +67,7 @@ class Paging:
         self._vm_at = vm_at
         self._memory = memory
         self._native = native
-        self.flags = np.zeros(memory.frames, np.uint8)
+        self.flags = sparse_zeros(memory.frames, np.uint8)
         native.frame_flags_at = address_of(self.flags)
         native.nested = 1
         native.root_mfn = NO_FRAME
@@ -114,7 +114,8 @@ class Paging:
         return False
 
     def close(self) -> None:
-        """Give back what the architecture owns."""
+        """The VM runs no more: nothing leads to any frame, and what the architecture owns goes back to the machine."""
+        self.forget_translations()
 
     def _forget_code(self, mfn: int) -> None:
         if self.flags[mfn] & FRAME_CODE:
@@ -189,6 +190,7 @@ class ShadowPaging(Paging):
         return True
 
     def close(self) -> None:
+        super().close()
         self._memory.give_back(
             self.first + slot for slot in range(self.tables - 1, -1, -1) if slot not in self.retired
         )

@@ -44,8 +44,9 @@ def test_each_access_marks_its_page_and_what_leads_there(side: Side) -> None:
     assert marked(side)[0] == sorted([*always, DATA + 1, DATA + 2])
     side.stub.execute(gpa(DATA))
     assert marked(side)[0] == sorted([*always, DATA, DATA + 1, DATA + 2])
-    # a walk that sets an accessed or dirty bit is a store into the table
-    assert marked(side)[1] == sorted([*side.stub.tables, DATA, DATA + 2])
+    # a walk that sets an accessed or dirty bit is a store into the table; a PAE root has none
+    written = side.stub.tables[1:] if side.stub.mode.name == "pae" else side.stub.tables
+    assert marked(side)[1] == sorted([*written, DATA, DATA + 2])
 
 
 def test_after_the_bits_are_taken_each_access_sets_them_again(side: Side) -> None:

@@ -21,19 +21,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from emu.addr import PAGE_SIZE
 from emu.dmm import store
+from emu.dmm.errors import CompressionFailed, StoreCorrupt, StoreError, StoreFailed, StoreFull
 from emu.dmm.store import (
     ALGORITHMS,
     FILE_HEADER,
     SLOT_SIZE,
     SLOTS_AT,
     CompressedStore,
-    CompressionFailed,
     FileStore,
     PageStore,
-    StoreCorrupt,
-    StoreError,
-    StoreFailed,
-    StoreFull,
 )
 from emu.errors import BadInput
 

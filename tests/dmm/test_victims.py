@@ -56,9 +56,12 @@ class FakePages:
     def dirty(self, gfn: int) -> bool:
         return gfn in self.dirty_gfns
 
-    def clear_accessed(self, gfns: Sequence[int]) -> None:
-        self.clears.append(list(gfns))
+    def take_accessed(self, gfns: Sequence[int]) -> list[bool]:
+        accessed = [gfn in self.accessed_gfns for gfn in gfns]
+        if any(accessed):  # what costs a flush
+            self.clears.append([gfn for gfn in gfns if gfn in self.accessed_gfns])
         self.accessed_gfns.difference_update(gfns)
+        return accessed
 
 
 def none(gfn: int) -> bool:
