@@ -19,8 +19,11 @@ MIN_POOL = 4  # frames: one instruction can touch two code pages and two data pa
 
 
 def shadow_tables_for(ram: int) -> int:
-    """Shadow tables for a guest of ``ram`` bytes: one for each 64 frames, and a working set for any guest."""
-    return 128 + (ram >> PAGE_SHIFT) // 64
+    """Shadow tables for a guest of ``ram`` bytes: one for each 192 frames (0.5 %), and some for any guest.
+
+    The guests of firmware/ use up to 16, Linux with a shell about 100.  Where they do not suffice, all are made anew.
+    """
+    return 16 + (ram >> PAGE_SHIFT) // 192
 
 
 class Machine:

@@ -73,7 +73,7 @@ def _flush(mmu: str) -> Round:
 
 # --- policies ---------------------------------------------------------------------------------------------------
 
-ALL_POLICIES = ("swap", "share", "balloon", "balance", "retire:every=1s", "pool:schedule=1000s:4M")
+ALL_POLICIES = ("swap", "share", "balloon", "balance", "retire:every=1000s", "pool:schedule=1000s:4M")
 ALIASES = 100  # gvas of one page
 _GFNS = range(_FIRST_GFN, _FIRST_GFN + _PAGES)
 

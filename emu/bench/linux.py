@@ -1,4 +1,4 @@
-"""Group ``linux``: Debian's cloud kernel to its end, against QEMU's TCG with the same guest."""
+"""Group ``linux``: Debian's cloud kernel to its end, against QEMU's TCG with the same guest; and with all policies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emu import packages
+from emu.bench.dmm import ALL_POLICIES
 from emu.bench.harness import Case, Round
 from emu.boot.initramfs import build_initramfs
 from emu.errors import BadInput
@@ -60,9 +61,11 @@ def cases() -> Iterator[Case]:
             peer = _wall_seconds(
                 [qemu, *machine, "-kernel", str(kernel), "-initrd", str(initrd), "-append", ARGUMENTS]
             )
+        run = [sys.executable, "-m", "emu", "run", str(kernel), "--ram", "128M"]
+        run += ["--initrd", str(initrd), "--append", ARGUMENTS]
         for mmu in ("shadow", "nested"):
-            ours = _wall_seconds(
-                [sys.executable, "-m", "emu", "run", str(kernel), "--ram", "128M", "--initrd", str(initrd),
-                 "--append", ARGUMENTS, "--mmu", mmu]
-            )  # fmt: skip
+            ours = _wall_seconds([*run, "--mmu", mmu])
             yield Case("linux", f"boot to {HALTED!r}, {mmu}", ours, peer, "qemu-system-x86_64 -accel tcg", 1, "s")
+        all_policies = _wall_seconds([*run, *(f"--policy={policy}" for policy in ALL_POLICIES)])
+        static = _wall_seconds([*run, "--policy=static"])
+        yield Case("linux", "the same with all policies", all_policies, static, "static mapping", 1, "s")

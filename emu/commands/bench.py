@@ -1,8 +1,8 @@
 """Measure emu, side by side with a peer in one run.
 
 Prints a table of medians: engine (loops), mmu (TLB misses, delivery), dmm (what the mapping's changes cost), devices
-(registers and disks), start (a whole run), linux (Debian's kernel to its end, fetched by apt-get).  Ratios above 1 are
-in our favour.  Machines are noisy: look at ratios first.
+(registers and disks), start (a whole run), fleet (100 VMs), linux (Debian's kernel to its end, fetched by apt-get),
+linux-fleet (16 of them, merged).  Ratios above 1 are in our favour.  Machines are noisy: look at ratios first.
 
 `emu bench policies` measures no time: it records which pages a guest uses when, replays that through every page
 replacement algorithm in pools of several sizes, and prints the fault rates.
@@ -20,15 +20,16 @@ from emu.commands.arguments import text
 from emu.commands.files import open_output
 from emu.errors import BadInput
 
-GROUPS = {"engine": "engine", "mmu": "mmu", "dmm": "dmm", "devices": "devices", "start": "startup"}  # group: module
-ON_DEMAND = {"linux": "linux"}  # long, or in need of a package source
+GROUPS = {  # group: module
+    "engine": "engine", "mmu": "mmu", "dmm": "dmm", "devices": "devices", "start": "startup", "fleet": "fleet",
+}  # fmt: skip
+ON_DEMAND = {"linux": "linux", "linux-fleet": "linux_fleet"}  # long, or in need of a package source
 POLICIES = "policies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "groups", metavar="GROUP", nargs="*", help=f"{', '.join(GROUPS)} (all by default), linux; or policies"
-    )
+    groups = f"{', '.join(GROUPS)} (all by default), {', '.join(ON_DEMAND)}; or {POLICIES}"
+    parser.add_argument("groups", metavar="GROUP", nargs="*", help=groups)
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds in turn, of which the median counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE as one JSON object too")
     policies = parser.add_argument_group("for policies")

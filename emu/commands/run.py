@@ -5,8 +5,9 @@ exit status:
                --interactive
   (v << 1) | 1 the guest wrote v to port 0xF4, as with QEMU's isa-debug-exit: its success, v = 0, is status 1
   2            bad usage, or an input that cannot be used
-  124          a limit was reached: --max-time, --timeout, the frames of the pool; or the guest halted for ever
-  125          emu itself failed
+  124          a limit was reached: --max-time, --timeout, the frames of the pool, the store of evicted pages; or the
+               guest halted for ever
+  125          evicted pages cannot be stored or are damaged; or emu itself failed
   130, 143     stopped by Ctrl-C, by SIGTERM
   134          the guest crashed (triple fault)
 """

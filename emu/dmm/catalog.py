@@ -109,7 +109,10 @@ _BALANCE: dict[str, Callable[[str], Any]] = {
 _RETIRE: dict[str, Callable[[str], Any]] = {"every": parse_time, "count": _positive, "seed": int}
 
 POLICIES: dict[str, Entry] = {
-    "demand": Entry("emu.dmm.demand", "DemandPaging", "a page gets its frame when it is first touched", {}, True),
+    "demand": Entry(
+        "emu.dmm.demand", "DemandPaging", "a page gets its frame when it is first touched",
+        {"readahead": _positive}, True,
+    ),
     "static": Entry("emu.dmm.demand", "StaticMapping", "every page gets its frame before the guest starts", {}, True),
     "swap": Entry("emu.dmm.swap", "Swap", "when the pool is full, pages go to a store and come back later", _SWAP),
     "share": Entry("emu.dmm.share", "Share", "identical pages use one frame until they differ", {"rate": _positive}),

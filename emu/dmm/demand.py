@@ -15,15 +15,32 @@ class DemandPaging(Policy):
 
     Args:
         image: contents of the guest's memory at start.
+        readahead: pages of the image to load with one that was touched: those behind it, as far as they are the image's
+            and frames are spare.
     """
 
     name = "demand"
 
-    def __init__(self, image: GuestImage) -> None:
+    def __init__(self, image: GuestImage, readahead: int = 0) -> None:
         self._image = image
+        self._readahead = readahead
+        self._reading_ahead = False
 
     def populate(self, gfn: int, kind: PageType) -> bytes | None:
         return self._image.page(gfn) if kind == PageType.IMAGE else ZERO_PAGE
+
+    def entered(self, gfn: int) -> None:
+        if self._readahead and not self._reading_ahead and self.dmm.p2m.origin(gfn) is PageType.IMAGE:
+            self._reading_ahead = True
+            try:
+                for other in range(gfn + 1, gfn + 1 + self._readahead):
+                    if not self.dmm.pool.spare or not self.dmm.is_memory(other):
+                        break
+                    if self.dmm.p2m.type(other) is not PageType.IMAGE:
+                        break
+                    self.dmm.populate(other)
+            finally:
+                self._reading_ahead = False
 
 
 class StaticMapping(DemandPaging):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from emu.boot.image import GuestImage
     from emu.dmm.dmm import DMM
 
-INTERVAL = 1_000_000  # ns between two epochs: the rate is pages in a virtual millisecond
+INTERVAL_MS = 10  # virtual ms between two epochs
 
 
 class _Tables:
@@ -72,7 +72,7 @@ class Share(Policy):
 
     name = "share"
 
-    def __init__(self, image: GuestImage, rate: int = 10) -> None:
+    def __init__(self, image: GuestImage, rate: int = 2) -> None:
         self._rate = rate
         self._scan: list[int] = []  # gfns still to be looked at, the next one last
         self._unshared = self._volatile = 0
@@ -86,14 +86,14 @@ class Share(Policy):
         self._tables: _Tables = peers[0]._tables if peers else _Tables()
         self._bytes = memoryview(dmm.memory.pages.reshape(-1).data)
         self._seen = np.zeros(len(dmm.p2m), np.uint64)  # each page's hash at the last look
-        self._next = dmm.now + INTERVAL
+        self._next = dmm.now + INTERVAL_MS * 1_000_000
 
     def deadline(self) -> int | None:
         return self._next
 
     def epoch(self, now: int) -> None:
-        self._next = now + INTERVAL
-        self.scan(self._rate)
+        self._next = now + INTERVAL_MS * 1_000_000
+        self.scan(self._rate * INTERVAL_MS)
 
     def counters(self) -> Counters:
         """What the scanner has found."""
@@ -106,23 +106,19 @@ class Share(Policy):
 
     def scan(self, pages: int) -> None:
         """Look at the next ``pages`` resident pages, but at none twice."""
-        begun = False
-        while pages:
+        looked: set[int] = set()
+        while len(looked) < pages:
             if not self._scan:
-                if begun:
-                    return
-                begun = True
-                self._begin_scan()
-            batch = self._scan[-pages:]
-            del self._scan[-pages:]
-            pages -= len(batch)
-            for gfn in reversed(batch):
-                self._look(gfn)
-            if not batch:
+                self._scan = self.dmm.p2m.resident()[::-1].tolist()
+            if not self._scan or self._scan[-1] in looked:
                 return
+            gfn = self._scan.pop()
+            looked.add(gfn)
+            self._look(gfn)
+            if not self._scan:
+                self._end_scan()
 
-    def _begin_scan(self) -> None:
-        self._scan = self.dmm.p2m.resident()[::-1].tolist()
+    def _end_scan(self) -> None:
         self._last = self._unshared, self._volatile
         self._unshared = self._volatile = 0
         self.full_scans += 1

@@ -75,7 +75,8 @@ class Swap(Policy):
     def attach(self, dmm: DMM) -> None:
         super().attach(dmm)
         everything = len(dmm.p2m.known()) * 4096
-        below = FileStore(dmm.vm, self._file, self._size or everything) if self._file is not None else None
+        size = everything if self._size is None else self._size
+        below = FileStore(dmm.vm, self._file, size) if self._file is not None else None
         self.store = CompressedStore(
             dmm.vm, everything if self._memory is None else self._memory, below, self._algorithm
         )
@@ -121,7 +122,7 @@ class Swap(Policy):
 
     def _drop_stale_copies(self) -> int:
         """Forget what is stored of pages that came back and were changed since; returns how many there were."""
-        stale = [gfn for gfn in self.store.gfns() if self.dmm.is_evictable(gfn) and self.dmm.p2m.dirty(gfn)]
+        stale = [gfn for gfn in self.store.gfns() if self.dmm.is_resident(gfn) and self.dmm.p2m.dirty(gfn)]
         for gfn in stale:
             self.dmm.forget_copy(gfn)
         return len(stale)
