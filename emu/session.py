@@ -113,15 +113,19 @@ def boot_vm(
     if len(virtio) > 1:
         raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
     vm = machine.create_vm(name, ram, pool, mmu, ide, virtio[0] if virtio else None)
-    vm.boot(guest)
-    if audit:
-        vm.audit_every_change()
-    for choice in choices:
-        try:
-            vm.attach(choice.make(guest.image))
-        except OutOfFrames as error:
-            reason = f"{format_size(pool)} is too small to start with --policy {choice.name}"
-            raise BadInput("--pool", reason) from error
+    try:
+        vm.boot(guest)
+        if audit:
+            vm.audit_every_change()
+        for choice in choices:
+            try:
+                vm.attach(choice.make(guest.image))
+            except OutOfFrames as error:
+                reason = f"{format_size(pool)} is too small to start with --policy {choice.name}"
+                raise BadInput("--pool", reason) from error
+    except BaseException:
+        machine.remove_vm(vm)
+        raise
     vm.platform.uart.offer(serial_input)
     return vm
 

@@ -148,7 +148,7 @@ def frame_is_free_twice(s: Setting) -> None:
 
 @case("machine frames", "neither")
 def frame_is_lost(s: Setting) -> None:
-    s.vm.machine.memory.take(7)
+    s.vm.machine.memory._free.pop()
 
 
 @case("machine frames", "VM 1")
@@ -303,17 +303,17 @@ def frame_out_of_service_is_spare(s: Setting) -> None:
 
 @case("keepers", "nobody keeps")
 def evicted_page_is_kept_by_nobody(s: Setting) -> None:
-    del s.vm.dmm._keepers[EVICTED]
+    del s.vm.dmm._contents._keepers[EVICTED]
 
 
 @case("keepers", "never evicted")
 def resident_page_is_kept(s: Setting) -> None:
-    s.vm.dmm._keepers[DATA] = s.keeper
+    s.vm.dmm._contents._keepers[DATA] = s.keeper
 
 
 @case("keepers", "clean")
 def clean_page_has_no_copy_to_go_back_to(s: Setting) -> None:
-    del s.vm.dmm._keepers[ONCE_EVICTED]
+    del s.vm.dmm._contents._keepers[ONCE_EVICTED]
 
 
 @case("frame flags", "missing")
@@ -633,7 +633,7 @@ def test_audit_every_change_finds_it_at_the_next_change() -> None:
     setting = make("nested", "none")
     setting.vm.audit_every_change()
     setting.vm.dmm.remap(DATA)
-    del setting.vm.dmm._keepers[EVICTED]
+    del setting.vm.dmm._contents._keepers[EVICTED]
     with pytest.raises(AuditFailure, match="keepers"):
         setting.vm.dmm.remap(DATA)
 

@@ -27,7 +27,8 @@ A fleet file is TOML:
 
 Paths are relative to the file's directory; those within policies, to the current one. All times are those of the fleet,
 which begins at 0; a VM's own clock begins when it starts. A start or step takes place between two rounds of turns, as
-soon as its time has come. A step is done completely, or refused with a reason that the summary tells.
+soon as its time has come. A step is done completely, or refused with a reason that the summary tells and without any
+effect; only retire keeps what it has done before the frame that cannot go.
 
 Numbers in the table are frames (pool, used) and pages; those of a VM that has ended, at its end.
 
@@ -57,7 +58,7 @@ from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
-    from emu.fleet import Fleet, FleetPlan, FleetStop
+    from emu.fleet.fleet import Fleet, FleetPlan, FleetStop
     from emu.vm import VirtualMachine
 
 USAGE = "FILE [options]"
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the memory events of all VMs as JSON lines, turn by turn; - is standard output",
     )  # fmt: skip
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
-    parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds, before the file's own")
+    parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds, beside the file's")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")
     parser.add_argument("--audit", action="store_true", help="check every invariant after every change of a mapping")
 
@@ -82,7 +83,8 @@ def main(options: argparse.Namespace) -> int:
         with explain_slow_start():
             fleet, summary_file = _prepare(options, files)
         from emu.commands.fleet_table import LiveTable, print_end
-        from emu.fleet_summary import status_of, summarise_fleet
+        from emu.fleet.fleet import FleetStop
+        from emu.fleet.summary import status_of, summarise_fleet
         from emu.summary import format_summary
         from emu.units import format_time
 
@@ -90,7 +92,7 @@ def main(options: argparse.Namespace) -> int:
         until = min((limit for limit in limits if limit is not None), default=None)
         with stop_on_signals(fleet) as signals, _alarm(fleet, options.timeout), LiveTable(fleet) as table:
             stop = fleet.run(until, table)
-        status = 128 + signals[0] if signals else status_of(fleet, stop)
+        status = 128 + signals[0] if signals and stop is FleetStop.STOPPED else status_of(fleet, stop)
         print_end(fleet, sys.stderr if "-" in (options.events, options.summary) else sys.stdout)
         wall = time.perf_counter() - begin
         if summary_file is not None:
@@ -102,8 +104,8 @@ def main(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace, files: ExitStack) -> tuple[Fleet, OutputFile | None]:
     """The fleet, with its outputs opened and connected, and the file for the summary."""
-    from emu.fleet import Fleet
-    from emu.fleet_file import input_files, load_fleet
+    from emu.fleet.file import input_files, load_fleet
+    from emu.fleet.fleet import Fleet
     from emu.trace import EventWriter
 
     plan = load_fleet(options.file)
@@ -160,7 +162,7 @@ def _alarm(fleet: Fleet, timeout: float | None) -> Iterator[None]:
 
 
 def _closing_line(fleet: Fleet, stop: FleetStop) -> str:
-    from emu.fleet import FleetStop
+    from emu.fleet.fleet import FleetStop
 
     count = len(fleet.members)
     if stop is FleetStop.ENDED:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from emu.addr import PAGE_SHIFT
-from emu.fleet import Fleet, Member
-from emu.fleet_numbers import Numbers
-from emu.fleet_summary import lines, megabytes, numbers_of
+from emu.fleet.fleet import Fleet, Member
+from emu.fleet.summary import lines, megabytes, numbers_of
+from emu.summary import MemoryUse
 from emu.units import format_time
 
 _PERIOD_S = 0.2  # from one look of the live table to the next
@@ -63,7 +63,7 @@ def _heading(fleet: Fleet) -> str:
     vms, memory = fleet.running, fleet.machine.memory
     committed = megabytes(sum(vm.ram for vm in vms) >> PAGE_SHIFT)
     machine = f"{megabytes(memory.frames)} of machine memory, {megabytes(memory.free)} free"
-    return f"{format_time(fleet.now)}: {len(vms)} VMs with {committed} on {machine}"
+    return f"{format_time(fleet.now)}: {len(vms)} running with {committed} on {machine}"
 
 
 def _table(fleet: Fleet) -> Table:
@@ -88,7 +88,7 @@ def _table(fleet: Fleet) -> Table:
     return table
 
 
-def _counts(n: Numbers) -> list[int]:
+def _counts(n: MemoryUse) -> list[int]:
     return [n.pool, n.used, n.shared, n.swapped, n.balloon, n.faults, n.evictions, n.unshared]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emu.dmm.errors import NotEnoughSpare
+from emu.dmm.errors import NotEnoughSpare, StoreError
 from emu.dmm.policy import Policy
 
 if TYPE_CHECKING:
@@ -56,9 +56,11 @@ class Balance(Policy):
         self._idle_cost = 100 / (100 - tax)
         self._random = Random(seed)
         self._sample = np.zeros(0, np.int64)
+        self._came: set[int] = set()  # pages that have become resident since it was chosen
         self._fast = self._slow = self.active = 1.0
         self._pause = 1
         self._evicted = 0
+        self._giving = False
         self.pressure = 0
         self._next = 0
 
@@ -70,9 +72,14 @@ class Balance(Policy):
     def deadline(self) -> int | None:
         return self._next
 
+    def entered(self, gfn: int) -> None:
+        self._came.add(gfn)
+
     def make_room(self, frames: int) -> None:
         """Before anything is evicted: frames of the machine that nobody has."""
-        self.dmm.grow(min(frames, self.dmm.memory.free))
+        free = min(frames, self.dmm.memory.free)
+        if free and not self._giving:
+            self.dmm.grow(free)
 
     def epoch(self, now: int) -> None:
         evicted = self._evictions()
@@ -101,15 +108,19 @@ class Balance(Policy):
 
     def _estimate(self) -> None:
         """Look at the sample, and begin the next one."""
-        if len(self._sample):
-            marks = [self.dmm.p2m.accessed(gfn) for gfn in self._sample.tolist()]
+        p2m = self.dmm.p2m
+        # a page that was evicted says nothing, one that has come back was used: whoever chose it has cleared its bit
+        resident = [gfn for gfn in self._sample.tolist() if self.dmm.is_resident(gfn)]
+        marks = [gfn in self._came or p2m.accessed(gfn) for gfn in resident]
+        self._came.clear()
+        if marks:
             fraction = sum(marks) / len(marks)
             self._fast += _FAST * (fraction - self._fast)
             self._slow += _SLOW * (fraction - self._slow)
             before, self.active = self.active, max(fraction, self._fast, self._slow)
             steady = abs(self.active - before) < _STEADY
             self._pause = min(2 * self._pause, _LONGEST_PAUSE) if steady else 1
-        gfns = self.dmm.p2m.resident()
+        gfns = p2m.resident()
         chosen = self._random.sample(range(len(gfns)), min(self._size, len(gfns)))
         self._sample = gfns[chosen]
         self.dmm.take_accessed(self._sample)
@@ -135,10 +146,13 @@ class Balance(Policy):
         frames = min(frames, pool.size - max(LEAST, self.working_set))
         if frames <= 0:
             return 0
+        self._giving = True
         try:
             self.dmm.shrink(frames)
-        except NotEnoughSpare:
-            frames = pool.spare
+        except (NotEnoughSpare, StoreError):
+            frames = min(frames, pool.spare)
             self.dmm.shrink(frames)
+        finally:
+            self._giving = False
         self._evicted = self._evictions()  # these are not the guest's need
         return frames

@@ -15,7 +15,9 @@ import numpy as np
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.balloon import BalloonChannel
-from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames, PagePinned
+from emu.dmm.contents import Contents
+from emu.dmm.errors import CannotRetire, NotEnoughSpare, PagePinned
+from emu.dmm.frames import Frames
 from emu.dmm.m2p import M2P
 from emu.dmm.p2m import (
     ACCESSED,
@@ -31,9 +33,8 @@ from emu.dmm.p2m import (
 )
 from emu.dmm.policy import ZERO_PAGE, Policy, PolicyFault
 from emu.dmm.pool import Pool
-from emu.errors import EmuError
 from emu.mmu.paging import Paging
-from emu.ram import NOBODY, MachineMemory, OutOfMachineFrames, Purpose
+from emu.ram import MachineMemory, OutOfMachineFrames
 
 _READ_ONLY = Intent.READ | Intent.EXECUTE
 
@@ -68,8 +69,8 @@ class DMM:
         self.balloon = BalloonChannel()
         self.after_change: Callable[[], None] | None = None
         self._words = memory.pages.view(np.int64)
-        self._keepers: dict[int, Policy] = {}  # of evicted pages, and of resident ones that were evicted before
-        self._asking: dict[int, int] = {}  # gfns whose contents a policy fetches or stores now, and their new frames
+        self._frames = Frames(self)
+        self._contents = Contents(vm, self.policies, p2m)
         self._pins: dict[int, int] = {}
         self._detaching: Policy | None = None  # it must not evict other pages to make room for its own
         m2p.dmms[index] = self
@@ -98,21 +99,23 @@ class DMM:
         """
         self._detaching = policy
         try:
-            for gfn in [gfn for gfn, keeper in self._keepers.items() if keeper is policy]:
+            for gfn in self._contents.kept(policy):
                 self.populate(gfn)
-                self.forget_copy(gfn)
+                self._contents.forget(gfn)
             policy.detach()
         finally:
             self._detaching = None
         self.policies.remove(policy)
 
+    def policies_that_evict(self) -> list[Policy]:
+        """Those that may be asked to make room."""
+        return [policy for policy in self.policies if policy is not self._detaching]
+
     def forget_copy(self, gfn: int) -> None:
-        """The copy of ``gfn`` that some policy keeps, which must not be the only one, is of no use any more."""
-        keeper = self._keepers.pop(gfn, None)
-        if keeper is not None:
-            if self.is_resident(gfn):
-                self.p2m.mark(gfn, DIRTY)
-            keeper.release(gfn)
+        """The copy of a resident ``gfn`` that some policy keeps is of no use any more."""
+        if not self.is_resident(gfn):
+            raise ValueError(f"gfn {gfn:#x} is not resident: the copy is all that there is")
+        self._contents.forget(gfn)
 
     # --- what the guest asks for ---
 
@@ -163,19 +166,16 @@ class DMM:
 
     def _populate(self, gfn: int) -> int:
         self._check_not_asking(gfn)
-        mfn = self._take_frame(gfn)
+        mfn = self._frames.take(gfn)
         kind = self.p2m.type(gfn)
         if kind in RESIDENT:  # making room has populated it
             self.pool.give_back(mfn)
             return self.p2m.mfn(gfn)
-        self._asking[gfn] = mfn
         try:
-            contents = self._contents(gfn, kind)
+            contents = self._contents.fetch(gfn, mfn)
         except BaseException:
             self.pool.give_back(mfn)
             raise
-        finally:
-            del self._asking[gfn]
         # zeros are by far the most frequent contents, and filling is twice as fast as copying
         self.memory.pages[mfn] = 0 if contents is ZERO_PAGE else np.frombuffer(contents, np.uint8)
         self.m2p.add(mfn, self.index, gfn)
@@ -184,90 +184,6 @@ class DMM:
             policy.entered(gfn)
         self._changed()
         return mfn
-
-    def _contents(self, gfn: int, kind: PageType) -> bytes:
-        contents = None
-        if kind == PageType.EVICTED:
-            policy = self._keepers[gfn]
-            contents = policy.restore(gfn)
-        else:
-            for policy in self.policies:
-                contents = policy.populate(gfn, kind)
-                if contents is not None:
-                    break
-        if contents is None:
-            raise EmuError(f"{self.vm}: no policy populates gfn {gfn:#x}, which is {kind.name}")
-        if len(contents) != PAGE_SIZE:
-            raise PolicyFault(policy.name, gfn, f"hands out {len(contents)} bytes instead of {PAGE_SIZE}")
-        return contents
-
-    # --- frames ---
-
-    def _take_frame(self, gfn: int) -> int:
-        mfn = self.pool.take()
-        if mfn is None:
-            self._make_room(1)
-            mfn = self.pool.take()
-        if mfn is None:
-            raise OutOfFrames(self.vm, gfn, self.pool.size)
-        return mfn
-
-    def _make_room(self, spare: int) -> None:
-        """Have up to ``spare`` frames of the pool spare, as far as the policies can."""
-        for policy in self.policies:
-            if self.pool.spare < spare and policy is not self._detaching:
-                policy.make_room(spare - self.pool.spare)
-        if self.pool.spare < spare:
-            self._call_in(spare)
-
-    def _call_in(self, spare: int) -> None:
-        """Have other VMs pay for the shared frames of this pool that they alone use, until ``spare`` frames are."""
-        owned = (self.memory.owner == self.index) & (self.memory.purpose == Purpose.POOL)
-        foreign = owned & (self.m2p.vm != self.index) & (self.m2p.vm != NOBODY)
-        for mfn in np.flatnonzero(foreign).tolist():
-            if self.pool.spare >= spare:
-                return
-            for vm, _ in self.m2p.users(mfn):
-                other = self.m2p.dmms[vm]
-                if vm != self.index and not other.pool.spare:
-                    for policy in other.policies:
-                        policy.make_room(1)
-            self._hand_over(mfn)
-
-    def _hand_over(self, mfn: int) -> None:
-        """Exchange a frame of this pool that only other VMs use, if it is one and a user has a spare frame for it."""
-        if self.m2p.first(mfn)[0] == self.index:
-            return
-        users = self.m2p.users(mfn)
-        if any(vm == self.index for vm, _ in users):
-            return
-        for vm, _ in users:
-            other = self.m2p.dmms[vm].pool
-            if other.spare:
-                self.pool.exchange(mfn, other)
-                return
-
-    def _give_up(self, gfn: int, mfn: int) -> None:
-        """``gfn`` does not use ``mfn`` any more."""
-        users = self.m2p.remove(mfn, self.index, gfn)
-        owner = self.memory.owner.item(mfn)
-        if not users:
-            self.m2p.dmms[owner].pool.give_back(mfn)
-        elif owner == self.index:
-            self._hand_over(mfn)
-
-    def _move(self, before: int, after: int) -> None:
-        """Let all users of ``before``, of whatever VM, use ``after``."""
-        users = self.m2p.users(before)
-        for vm, gfn in users:
-            self.m2p.dmms[vm].paging.forget(gfn, before)
-        self.memory.pages[after] = self.memory.pages[before]
-        for vm, gfn in users:
-            user = self.m2p.dmms[vm]
-            user.p2m.set(gfn, user.p2m.type(gfn), after, user.p2m.rights(gfn), user.p2m.marks(gfn))
-            self.m2p.remove(before, vm, gfn)
-            self.m2p.add(after, vm, gfn)
-            user.log.record(events.Remap, gfn, before, after)
 
     # --- what policies ask for ---
 
@@ -282,12 +198,12 @@ class DMM:
             ValueError: the gfn is not resident.
         """
         before = self._resident(gfn)
-        after = self._take_frame(gfn)
+        after = self._frames.take(gfn)
         if self.p2m.mfn(gfn) != before:  # making room evicted the very page
             self.pool.give_back(after)
             return self.populate(gfn)
         users = self.m2p.users(before)
-        self._move(before, after)
+        self._frames.move(before, after)
         self.m2p.dmms[self.memory.owner.item(before)].pool.give_back(before)
         self._all_changed(users)
         return after
@@ -328,24 +244,17 @@ class DMM:
             became = PageType.EVICTED if self._words[mfn].any() else PageType.EMPTY
             stored = became is PageType.EVICTED
         if stored:
-            self._asking[gfn] = NO_FRAME
-            try:
-                keeper.keep(gfn, self.memory.pages[mfn].tobytes())
-            finally:
-                del self._asking[gfn]
+            self._contents.keep(gfn, self.memory.pages[mfn].tobytes(), keeper)
             mfn = self.p2m.mfn(gfn)  # the policy may have retired the frame, or moved others that share it
-            if self._keepers.get(gfn) is not keeper:
-                self.forget_copy(gfn)
-                self._keepers[gfn] = keeper
         elif became is not PageType.EVICTED:
-            self.forget_copy(gfn)
+            self._contents.forget(gfn)
         self._lose_frame(gfn, mfn, became)
         self.log.record(events.Evict, gfn, mfn, became, stored)
         self._changed()
 
     def _lose_frame(self, gfn: int, mfn: int, became: PageType) -> None:
         self.p2m.set(gfn, became)
-        self._give_up(gfn, mfn)
+        self._frames.give_up(gfn, mfn)
         for policy in self.policies:
             policy.left(gfn)
 
@@ -367,7 +276,7 @@ class DMM:
             self._lose_frame(gfn, mfn, PageType.EMPTY)
         else:
             self.p2m.set(gfn, PageType.EMPTY)
-        self.forget_copy(gfn)
+        self._contents.forget(gfn)
         self.log.record(events.Discard, gfn, mfn)
         self._changed()
 
@@ -388,7 +297,7 @@ class DMM:
 
     def is_evictable(self, gfn: int) -> bool:
         """Whether :meth:`evict` can take the frame of ``gfn`` now."""
-        return self.is_resident(gfn) and gfn not in self._pins and gfn not in self._asking
+        return self.is_resident(gfn) and gfn not in self._pins and gfn not in self._contents.in_flight
 
     def take_accessed(self, gfns: Array) -> Array:
         """Look which resident ``gfns`` were accessed, and clear their accessed bits: one flush for all of them.
@@ -413,7 +322,7 @@ class DMM:
 
     def is_shareable(self, gfn: int) -> bool:
         """Whether :meth:`share` can give the frame of ``gfn`` other users: it has one, and nobody withholds rights."""
-        if not self.is_resident(gfn) or gfn in self._asking:
+        if not self.is_resident(gfn) or gfn in self._contents.in_flight:
             return False
         return self.p2m.grants(gfn, _READ_ONLY if self.p2m.type(gfn) is PageType.SHARED else ALL_RIGHTS)
 
@@ -443,7 +352,7 @@ class DMM:
         self.paging.forget(gfn, before)
         self.p2m.set(gfn, PageType.SHARED, mfn, _READ_ONLY, self.p2m.marks(gfn))
         self.m2p.add(mfn, self.index, gfn)
-        self._give_up(gfn, before)
+        self._frames.give_up(gfn, before)
         self.log.record(events.Share, gfn, before, mfn, self.m2p.count(mfn))
         self._all_changed([(vm, first)])
         return True
@@ -468,7 +377,7 @@ class DMM:
         if self.p2m.type(gfn) is not PageType.SHARED:
             return before
         if self.m2p.count(before) > 1 or self.memory.owner.item(before) != self.index:
-            after = self._take_frame(gfn)
+            after = self._frames.take(gfn)
             if self.p2m.mfn(gfn) != before:  # making room evicted or moved the very page
                 self.pool.give_back(after)
                 self.populate(gfn)
@@ -478,7 +387,7 @@ class DMM:
         self.p2m.set(gfn, PageType.RAM, after, self.p2m.rights(gfn) | Intent.WRITE, self.p2m.marks(gfn))
         if after != before:
             self.m2p.add(after, self.index, gfn)
-            self._give_up(gfn, before)
+            self._frames.give_up(gfn, before)
         self.log.record(events.Unshare, gfn, before, after)
         self._changed()
         return after
@@ -502,7 +411,7 @@ class DMM:
         Raises:
             NotEnoughSpare: they cannot; the pool's size has not changed.
         """
-        self._make_room(frames)
+        self._frames.make_room(frames)
         if self.pool.spare < frames:
             raise NotEnoughSpare(self.vm, frames, self.pool.spare, sorted(self._pins))
         before = self.pool.size
@@ -516,14 +425,14 @@ class DMM:
         Raises:
             CannotRetire: there is none, or a policy is about to fill the frame.
         """
-        if mfn in self._asking.values():
+        if mfn in self._contents.in_flight.values():
             raise CannotRetire(mfn, "a page is being fetched into it")
         before = self.pool.size
         try:
             self.pool.grow(1)
         except OutOfMachineFrames:
             if self.m2p.count(mfn):
-                self._make_room(1)
+                self._frames.make_room(1)
             owner = self.memory.owner.item(mfn)
             if owner != self.index:  # who shares the frame has paid for it
                 return self.m2p.dmms[owner].retire(mfn)
@@ -536,7 +445,7 @@ class DMM:
             if taken is None:
                 raise CannotRetire(mfn, f"it is in use in {self.vm}, no frame is free and no policy makes room")
             after = taken
-            self._move(mfn, after)
+            self._frames.move(mfn, after)
             self.pool.lose(mfn)
         self.log.record(events.Retire, mfn, after)
         if self.pool.size != before:
@@ -548,15 +457,12 @@ class DMM:
         for policy in self.policies:
             policy.detach()
         self.policies.clear()
-        self._keepers.clear()
         self.paging.close()
         for gfn in self.p2m.resident().tolist():
             mfn = self.p2m.mfn(gfn)
             self.p2m.set(gfn, PageType.EMPTY)
-            self._give_up(gfn, mfn)
-        for mfn in sorted(self.pool.used_frames()):
-            self.pool.hand_over(mfn, self.m2p.dmms[self.m2p.first(mfn)[0]].pool)
-        self.pool.shrink(self.pool.spare)
+            self._frames.give_up(gfn, mfn)
+        self._frames.close()
         del self.m2p.dmms[self.index]
 
     # --- what stands behind a gfn beside memory ---
@@ -616,11 +522,11 @@ class DMM:
 
     def kept_gfns(self) -> set[int]:
         """The gfns of whose contents some policy keeps a copy."""
-        return set(self._keepers)
+        return set(self._contents.kept())
 
     def frames_in_flight(self) -> list[int]:
         """Frames taken from the pool for pages whose contents a policy is fetching at this moment."""
-        return [mfn for mfn in self._asking.values() if mfn != NO_FRAME]
+        return [mfn for mfn in self._contents.in_flight.values() if mfn != NO_FRAME]
 
     # --- checks ---
 
@@ -629,7 +535,7 @@ class DMM:
             raise ValueError(f"gfn {gfn:#x} is no memory of {self.vm}")
 
     def _check_not_asking(self, gfn: int) -> None:
-        if gfn in self._asking:
+        if gfn in self._contents.in_flight:
             raise ValueError(f"gfn {gfn:#x} cannot change while a policy fetches or stores its contents")
 
     def _check_not_pinned(self, gfn: int) -> None:

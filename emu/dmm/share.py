@@ -108,11 +108,11 @@ class Share(Policy):
         """Look at the next ``pages`` resident pages, but at none twice."""
         looked: set[int] = set()
         while len(looked) < pages:
-            if not self._scan:
-                self._scan = self.dmm.p2m.resident()[::-1].tolist()
-            if not self._scan or self._scan[-1] in looked:
+            left = self._scan or self.dmm.p2m.resident()[::-1].tolist()
+            if not left or left[-1] in looked:
                 return
-            gfn = self._scan.pop()
+            self._scan = left
+            gfn = left.pop()
             looked.add(gfn)
             self._look(gfn)
             if not self._scan:

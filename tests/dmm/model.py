@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from emu.addr import PAGE_SIZE
 from emu.dmm.catalog import Choice
 from emu.dmm.demand import DemandPaging
@@ -81,7 +83,7 @@ class Side:
     def _source(self, gfn: int, kind: PageType) -> bytes:
         """What a page that is of a kind without a frame, or was of that kind and is clean, must hold."""
         if kind is PageType.EVICTED:
-            return self.dmm._keepers[gfn].restore(gfn)
+            return self.dmm._contents._keepers[gfn].restore(gfn)
         return self.stub.image.page(gfn) if kind is PageType.IMAGE else bytes(PAGE_SIZE)
 
     def write(self, gfn: int, offset: int, data: bytes) -> None:
@@ -152,18 +154,18 @@ class Side:
             found = self.holds(gfn)
             if self.dmm.is_resident(gfn) and not self.p2m.dirty(gfn):
                 assert found == self._source(gfn, self.p2m.origin(gfn)), f"{self.vm.name}: gfn {gfn:#x} is not clean"
-            if gfn in self.stub.tables:  # accessed and dirty bits are not modelled
-                size = self.stub.mode.entry
-                found, wanted = _without_status(found, size), _without_status(wanted, size)
-            assert found == wanted, f"{self.vm.name}: gfn {gfn:#x} lost its contents"
+            size = self.stub.mode.entry if gfn in self.stub.tables else 0
+            assert _modelled(found, size) == _modelled(wanted, size), f"{self.vm.name}: gfn {gfn:#x} lost its contents"
         for gfn in self.pins:
             assert self.dmm.is_resident(gfn)
 
 
-def _without_status(table: bytes, size: int) -> bytearray:
-    cleared = bytearray(table)
-    cleared[::size] = bytes(byte & ~0x60 for byte in table[::size])
-    return cleared
+def _modelled(page: bytes | bytearray, entry: int) -> bytearray:
+    """A page without what the model does not know: the accessed and dirty bits of a table with such entries."""
+    modelled = bytearray(page)
+    if entry:
+        modelled[::entry] = bytes(byte & ~0x60 for byte in page[::entry])
+    return modelled
 
 
 def frame_counts(machine: Machine) -> dict[str, int]:
@@ -172,6 +174,15 @@ def frame_counts(machine: Machine) -> dict[str, int]:
 
 
 KINDS = [(mmu, mode) for mmu in ("shadow", "nested") for mode in MODES]
+
+
+def fill_unused_with_junk(machine: Machine) -> None:
+    """Whoever still reads a frame that nobody uses any more is found out."""
+    memory = machine.memory
+    unused = np.isin(memory.purpose, [Purpose.FREE, Purpose.RETIRED])
+    for dmm in machine.m2p.dmms.values():
+        unused[sorted(dmm.pool.spare_frames())] = True
+    memory.pages[unused] = 0xEE
 
 
 def make_sides(*kinds: tuple[str, str], pools: tuple[int, ...] = (), tables: int = 20, spare: int = 0) -> list[Side]:

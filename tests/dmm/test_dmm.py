@@ -15,7 +15,7 @@ from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
 from emu.dmm.policy import Policy, PolicyFault
 from emu.errors import EmuError
 from emu.machine import Machine
-from emu.ram import OutOfMachineFrames
+from emu.ram import OutOfMachineFrames, Purpose
 from emu.vm import VirtualMachine
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT, MODES, Stub
 
@@ -270,9 +270,7 @@ def test_remap_when_room_is_made_by_evicting_the_very_page(bench: Bench) -> None
         ("denied", lambda bench: bench.stub.store((DATA + 3) * PAGE_SIZE, 1)),
     ],
 )
-def test_an_answer_that_raises_changes_nothing(
-    bench: Bench, question: str, operation: Callable[[Bench], None]
-) -> None:
+def test_an_answer_that_raises_changes_nothing(bench: Bench, question: str, operation: Callable[[Bench], None]) -> None:
     bench.stub.store(DATA * PAGE_SIZE, 5)
     bench.stub.store((DATA + 2) * PAGE_SIZE, 6)
     bench.dmm.evict(DATA + 2, bench.keeper)
@@ -453,6 +451,20 @@ def test_reading_and_writing_from_outside_crosses_pages_and_holes(bench: Bench) 
     assert bench.dmm.read(DATA * PAGE_SIZE, 0) == b""
 
 
+def test_writing_from_outside_into_code_and_tables_counts_at_once(bench: Bench) -> None:
+    code = (DATA + 2) * PAGE_SIZE
+    bench.dmm.write(code, bytes([HLT, HLT]))
+    bench.stub.execute(code)
+    bench.dmm.write(code, b"\x90")
+    bench.stub.execute(code)
+    assert bench.vm.cpu.rip == code + 2
+    for gfn, value in ((DATA, 1), (DATA + 1, 2)):
+        bench.stub.store(gfn * PAGE_SIZE, value)
+        bench.dmm.write(bench.stub.entry_gpa(ALIASES), bench.stub.leaf(gfn).to_bytes(8, "little"))
+        bench.stub.reload()
+        assert bench.stub.load(ALIASES * PAGE_SIZE) == value
+
+
 def test_a_discarded_page_is_zero_when_it_is_touched_again(bench: Bench) -> None:
     gva = DATA * PAGE_SIZE + 5
     bench.stub.store(gva, 0x77)
@@ -595,3 +607,21 @@ def test_shrinking_names_the_pages_that_are_pinned(bench: Bench) -> None:
     with pytest.raises(NotEnoughSpare, match="2 pages are pinned, the first is gfn 0x7") as caught:
         bench.dmm.shrink(3)
     assert (caught.value.wanted, caught.value.spare, caught.value.pinned) == (3, 0, [DATA + 1, DATA + 2])
+
+
+# --- the end of a VM ---
+
+
+def test_a_vm_that_is_closed_gives_everything_back(bench: Bench) -> None:
+    bench.stub.load(DATA * PAGE_SIZE)
+    bench.fill_pool()
+    bench.dmm.evict(DATA, bench.keeper)
+    bench.dmm.pin(DATA + 1)
+    gone: list[str] = []
+    bench.keeper.detach = lambda: gone.append("keeper")  # type: ignore[method-assign]
+    bench.dmm.close()
+    memory = bench.machine.memory
+    assert gone == ["keeper"] and not bench.dmm.policies and not bench.machine.m2p.dmms
+    assert memory.free == memory.frames - 1 == len(memory.free_frames())
+    assert (bench.machine.m2p.gfn == NO_FRAME).all() and not len(bench.p2m.resident())
+    assert {int(purpose) for purpose in memory.purpose} == {Purpose.FREE, Purpose.VOID}

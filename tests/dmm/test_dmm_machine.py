@@ -27,7 +27,7 @@ from emu.dmm.retire import retire_frame
 from emu.machine import Machine
 from emu.mmu.shadow import MIN_TABLES
 from emu.ram import OutOfMachineFrames, Purpose
-from tests.dmm.model import ENOUGH, GFNS, KINDS, POOL, Side, frame_counts
+from tests.dmm.model import ENOUGH, GFNS, KINDS, POOL, Side, fill_unused_with_junk, frame_counts
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 
 SPARE = 8  # frames of the machine that no pool has at first
@@ -91,8 +91,11 @@ class DmmMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        for side in getattr(self, "sides", []):
+        if not hasattr(self, "machine"):
+            return
+        for side in self.sides:
             side.check()
+        fill_unused_with_junk(self.machine)
 
     # --- the guest ---
 
@@ -301,6 +304,20 @@ class DmmMachine(RuleBasedStateMachine):
             if side.holds(gfn) in first:
                 self.share_pages(side, gfn, from_side, first[side.holds(gfn)])
 
+    @rule(at=which, to=which, pages=st.integers(1, 6), pattern=patterns)
+    def lend(self, at: int, to: int, pages: int, pattern: bytes) -> None:
+        """Frames that others use, and that their owner does not: few other sequences lead there."""
+        side, other = self.side(at), self.side(to)
+        chosen = range(DATA, DATA + pages)
+        for gfn in chosen:
+            self.fill_from_outside(at, gfn, pattern)
+            self.fill_from_outside(to, gfn, pattern)
+            if side.dmm.is_resident(gfn) and other.dmm.is_resident(gfn):
+                self.share_pages(other, gfn, side, gfn)
+        self.read_everything_from_outside(to)
+        for gfn in chosen:
+            self.discard(at, gfn)
+
     @rule(at=which, n=nth)
     def unshare(self, at: int, n: int) -> None:
         side = self.side(at)
@@ -364,14 +381,14 @@ class DmmMachine(RuleBasedStateMachine):
     @rule(at=which, name=st.sampled_from(OTHER_POLICIES), size=st.integers(LEAST, 18))
     def attach(self, at: int, name: str, size: int) -> None:
         side = self.side(at)
-        options: dict[str, object] = {
+        options: dict[str, dict[str, object]] = {
             "share": {"rate": GFNS},
             "balance": {"sample": size},
             "pool": {"schedule": [(side.dmm.now, size * PAGE_SIZE)]},
             "retire": {"seed": size},
-        }.get(name, {})
+        }
         if name not in side.policies:
-            side.attach(name, **options)
+            side.attach(name, **options.get(name, {}))
 
     @rule(at=which, name=st.sampled_from(["swap", *OTHER_POLICIES]))
     def detach(self, at: int, name: str) -> None:
@@ -430,7 +447,7 @@ def test_dmm_machine() -> None:
         run_state_machine_as_test(
             DmmMachine,
             settings=settings(
-                max_examples=long or 40,
+                max_examples=long or 60,
                 stateful_step_count=100 if long else 50,
                 derandomize=not long,
                 database=None,

@@ -13,7 +13,7 @@ from emu.dmm.retire import Retire, retire_frame
 from emu.mmu.paging import ShadowPaging
 from emu.mmu.shadow import MIN_TABLES
 from emu.ram import Purpose
-from tests.dmm.model import ENOUGH, GFNS, KINDS, Side, frame_counts, make_sides
+from tests.dmm.model import ENOUGH, GFNS, KINDS, Side, fill_unused_with_junk, frame_counts, make_sides
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 
 HOLE = GFNS + 5
@@ -74,6 +74,7 @@ def test_every_frame_of_a_machine_one_after_the_other(kind: tuple[str, str], swa
             if step % 3 == 0:
                 go_on(side, step)
         side.check()
+        fill_unused_with_junk(side.vm.machine)
         if frame_counts(side.vm.machine) == before:
             break
     left = frame_counts(side.vm.machine)

@@ -10,8 +10,9 @@ from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.errors import CannotRetire, OutOfFrames
 from emu.dmm.p2m import Intent, PageType
+from emu.dmm.policy import Policy
 from emu.dmm.retire import retire_frame
-from tests.dmm.model import GFNS, KINDS, POOL, Side, make_sides
+from tests.dmm.model import GFNS, KINDS, POOL, Side, fill_unused_with_junk, make_sides
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 
 SAME = b"the same in all of them " * 100
@@ -177,6 +178,27 @@ def test_pages_whose_rights_are_withheld_are_not_shared(pair: list[Side]) -> Non
     assert second.dmm.share(DATA, first.p2m.mfn(DATA))
 
 
+def test_a_page_that_is_being_stored_is_not_shared(pair: list[Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = pair
+    for side in pair:
+        side.attach("swap")
+        fill(side, DATA)
+    assert first.swap
+    keep = first.swap.keep
+
+    def meddle(gfn: int, contents: bytes) -> None:
+        assert not second.dmm.share(DATA, first.p2m.mfn(DATA))
+        with pytest.raises(ValueError, match="cannot change"):
+            first.dmm.share(DATA, second.p2m.mfn(DATA))
+        keep(gfn, contents)
+
+    monkeypatch.setattr(first.swap, "keep", meddle)
+    first.dmm.evict(DATA, first.swap)
+    assert second.p2m.type(DATA) is PageType.RAM
+    for side in pair:
+        side.check()
+
+
 def test_what_cannot_be_shared_is_refused(pair: list[Side]) -> None:
     first, second = pair
     fill(first, DATA)
@@ -330,6 +352,46 @@ def test_without_a_frame_for_the_copy_everything_stays(pair: list[Side], operati
     assert second.p2m.type(DATA) is PageType.RAM
 
 
+class Mover(Policy):
+    """Makes room in a way that concerns the very page that needs it."""
+
+    name = "mover"
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+        self._kept: dict[int, bytes] = {}
+
+    def make_room(self, frames: int) -> None:
+        if self._how == "evict":
+            self.dmm.evict(DATA, self)
+        else:
+            self.dmm.grow(2)
+            self.dmm.remap(DATA)
+
+    def keep(self, gfn: int, contents: bytes) -> None:
+        self._kept[gfn] = contents
+
+    def restore(self, gfn: int) -> bytes:
+        return self._kept[gfn]
+
+
+@pytest.mark.parametrize("how", ["evict", "remap"])
+@pytest.mark.parametrize("mmu", ["shadow", "nested"])
+def test_making_room_for_the_copy_moves_the_very_page(mmu: str, how: str) -> None:
+    first, second = make_sides((mmu, "none"), (mmu, "none"), spare=2)
+    for side in (first, second):
+        fill(side, DATA)
+        side.stub.load(gpa(DATA))
+    merge((first, DATA), (second, DATA))
+    use_up(first)
+    first.dmm.attach(Mover(how))
+    assert first.dmm.unshare(DATA) == first.p2m.mfn(DATA)
+    assert first.p2m.type(DATA) is PageType.RAM and second.p2m.type(DATA) is PageType.SHARED
+    for side in (first, second):
+        assert side.stub.load(gpa(DATA)) == SAME[0]
+        side.check()
+
+
 # --- other changes to shared pages ---
 
 
@@ -372,12 +434,15 @@ def test_all_users_move_together(pair: list[Side], operation: str, mover: int) -
         side.stub.load(gpa(DATA))
         side.vm.events.listen(log.append)
     before = merge(*((side, DATA) for side in pair))
+    for side in pair:
+        side.stub.load(gpa(DATA))
     if operation == "remap":
         after = pair[mover].dmm.remap(DATA)
     else:
         retire_frame(pair[0].vm.machine.memory, pair[0].vm.machine.m2p, before)
         after = pair[0].p2m.mfn(DATA)
     assert after != before
+    fill_unused_with_junk(pair[0].vm.machine)
     for side, log in zip(pair, seen, strict=True):
         assert (side.p2m.mfn(DATA), side.p2m.type(DATA)) == (after, PageType.SHARED)
         assert side.stub.load(gpa(DATA)) == SAME[0]

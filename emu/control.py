@@ -1,12 +1,11 @@
-"""Steps of a fleet's schedule: what is done to a VM from outside, between two turns of its guest.
+"""What can be done to the memory of a running VM from outside: the actions of schedules and of the stepper.
 
-A step is carried out completely or refused with a reason, and the guest goes on either way.
+Each is carried out completely or refused with a reason, and the guest goes on either way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from emu.addr import PAGE_SIZE
@@ -19,51 +18,21 @@ from emu.ram import OutOfMachineFrames
 from emu.units import parse_size
 from emu.vm import VirtualMachine
 
-SHUTDOWN = "shutdown"  # the one action that ends the VM, which its fleet does
 _REFUSALS = (BadInput, DmmError, OutOfMachineFrames)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step.
+def perform(vm: VirtualMachine, action: str, value: str | int) -> str | None:
+    """Carry out an action on a VM that is not running at this moment.
 
-    Attributes:
-        at: fleet time in ns from which on it is due.
-        action: SHUTDOWN or a key of ACTIONS.
-        value: what a fleet file says behind that: a size, a policy, a number of frames, true.
-    """
-
-    at: int
-    action: str
-    value: str | int
-
-    def __str__(self) -> str:
-        return self.action if self.action == SHUTDOWN else f"{self.action} {self.value}"
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What became of a step.
-
-    Attributes:
-        time: fleet time in ns.
-        step: which.
-        refused: why it was not done; None when it was.
-    """
-
-    time: int
-    step: Step
-    refused: str | None
-
-
-def perform(vm: VirtualMachine, step: Step) -> str | None:
-    """Carry out a step, other than SHUTDOWN, on a VM that is not running at this moment.
+    Args:
+        action: a key of ACTIONS.
+        value: what it needs to know: a size, a policy, a number of frames.
 
     Returns:
         None, or why it cannot be done.
     """
     try:
-        ACTIONS[step.action](vm, step.value)
+        ACTIONS[action](vm, value)
     except _REFUSALS as error:
         return str(error)
     return None

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.fleet import Fleet, FleetStop, Member
-from emu.fleet_numbers import Numbers
-from emu.session import Ending, Outcome
-from emu.summary import summarise
+from emu.fleet.fleet import Fleet, FleetStop, Member
+from emu.session import STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
+from emu.summary import MemoryUse, summarise
 from emu.units import format_time
 
 STATUS_NOT_WELL = 1
-STATUS_LIMIT = 124
 
 
 def status_of(fleet: Fleet, stop: FleetStop) -> int:
     """The exit status of ``emu fleet``: 0 when all VMs ended well, 1 when some did not, 124 when some go on."""
     if stop is not FleetStop.ENDED:
         return STATUS_LIMIT
-    return 0 if fleet.well == len(fleet.members) else STATUS_NOT_WELL
+    return STATUS_SUCCESS if fleet.well == len(fleet.members) else STATUS_NOT_WELL
 
 
 def summarise_fleet(fleet: Fleet, stop: FleetStop, status: int, wall: float) -> dict[str, Any]:
@@ -29,12 +27,13 @@ def summarise_fleet(fleet: Fleet, stop: FleetStop, status: int, wall: float) -> 
         wall: seconds that it took.
 
     Returns:
-        ``outcome`` (:class:`emu.fleet.FleetStop`), ``status``, ``virtual_ns`` (fleet time), ``wall_s``, ``quantum_ns``;
-        ``machine``: ``memory_frames`` and the peaks ``committed_pages``, ``pool_frames``, ``used_frames``,
-        ``saved_frames`` (:class:`emu.fleet_numbers.Peaks`); ``vms``: for each what :func:`emu.summary.summarise` says,
-        but for its wall time, then ``well``, ``started_ns`` and ``ended_ns`` in fleet time, ``memory``
-        (:class:`emu.fleet_numbers.Numbers`) and ``schedule``, where ``refused`` is None for what was done.  Of a VM
-        that never started there is no more than ``vm``, ``outcome``, ``message`` and these.
+        ``outcome`` (:class:`emu.fleet.fleet.FleetStop`), ``status``, ``virtual_ns`` (fleet time), ``wall_s``,
+        ``quantum_ns``; ``machine``: ``memory_frames`` and the peaks ``committed_pages``, ``pool_frames``,
+        ``used_frames``, ``saved_frames`` (:class:`emu.fleet.peaks.Peaks`); ``vms``: for each what
+        :func:`emu.summary.summarise` says but for its wall time, then ``well``, ``started_ns`` and ``ended_ns`` in
+        fleet time, and ``schedule``, where
+        ``refused`` is None for what was done.  Of a VM that never started there is no more than ``vm``, ``outcome``,
+        ``message`` and these.
     """
     return {
         "outcome": stop.value,
@@ -54,7 +53,7 @@ def summarise_fleet(fleet: Fleet, stop: FleetStop, status: int, wall: float) -> 
 
 
 def _summarise_member(member: Member) -> dict[str, Any]:
-    end, numbers = member.end, numbers_of(member)
+    end = member.end
     if member.report is not None:
         report = member.report
     elif member.vm is not None:
@@ -66,16 +65,15 @@ def _summarise_member(member: Member) -> dict[str, Any]:
         "well": end is not None and end.well,
         "started_ns": member.started,
         "ended_ns": end.time if end else None,
-        "memory": None if numbers is None else vars(numbers),
         "schedule": [
             {"time_ns": result.time, "step": str(result.step), "refused": result.refused} for result in member.steps
         ],
     }
 
 
-def numbers_of(member: Member) -> Numbers | None:
+def numbers_of(member: Member) -> MemoryUse | None:
     """Of its memory now, or at its end; None without a life."""
-    return Numbers.of(member.vm) if member.vm is not None else member.numbers
+    return MemoryUse.of(member.vm) if member.vm is not None else member.numbers
 
 
 def lines(fleet: Fleet) -> list[str]:

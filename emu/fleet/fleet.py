@@ -21,14 +21,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from emu.dmm.errors import OutOfFrames, StoreError
+from emu.control import perform
 from emu.errors import BadInput
-from emu.fleet_numbers import Numbers, Peaks
-from emu.fleet_steps import SHUTDOWN, Step, StepResult, perform
+from emu.fleet.peaks import Peaks
+from emu.fleet.steps import SHUTDOWN, Step, StepResult
 from emu.machine import Machine
 from emu.ram import OutOfMachineFrames
-from emu.session import Ending, Outcome, boot_vm, outcome_of
-from emu.summary import summarise
+from emu.session import MEMORY_ERRORS, STATUS_SUCCESS, Ending, Outcome, boot_vm, outcome_of, outcome_of_error
+from emu.summary import MemoryUse, summarise
 from emu.units import format_size
 from emu.vm import Stop, VirtualMachine
 
@@ -84,8 +84,8 @@ class End:
     """How a VM ended.
 
     Attributes:
-        how: a value of :class:`emu.session.Ending`, or "shut-down" (by its schedule), "store-failed" (evicted pages
-            cannot be stored or restored), "not-started" (its start was due and impossible).
+        how: a value of :class:`emu.session.Ending`, or "shut-down" (by its schedule), "not-started" (its start was due
+            and impossible).
         well: the guest switched off, reset or wrote 0 to the exit port, or its schedule shut it down.
         sentence: for people, without a full stop.
         time: fleet time in ns.
@@ -117,7 +117,7 @@ class Member:
         self.started: int | None = None
         self.end: End | None = None
         self.steps: list[StepResult] = []
-        self.numbers: Numbers | None = None
+        self.numbers: MemoryUse | None = None
         self.report: dict[str, Any] | None = None
         self.console = b""
         self.due = list(plan.schedule)
@@ -166,6 +166,7 @@ class Fleet:
         self.peaks = Peaks()
         self._audit = audit
         self._on_start = on_start
+        self._round: list[Member] = []  # those that have not had their turn in this round
         self._stop_requested = False
         self._current: VirtualMachine | None = None
         try:
@@ -200,7 +201,7 @@ class Fleet:
 
     def run(self, until: int | None = None, after_turn: Callable[[], None] | None = None) -> FleetStop:
         """Run until every VM has ended, somebody requests a stop, or a round begins at ``until`` (fleet time in ns)
-        or later.  After a stop it can be run on: the round goes on where it was.
+        or later.  After a stop it can be run on, and the round goes on where it was.
 
         Args:
             after_turn: is called after each turn of a VM.
@@ -209,14 +210,22 @@ class Fleet:
             Exception: a fault of emu, of a device or of a policy.  What only one VM suffers from is its end instead.
         """
         while not self.is_over:
-            if until is not None and self.now >= until:
-                return FleetStop.MAX_TIME
-            if not self._round(after_turn or (lambda: None)):
+            if self._stop_requested:
                 self._stop_requested = False
                 return FleetStop.STOPPED
-            self.now += self.plan.quantum
-            if not self.running:
-                self._skip_to_next_start()
+            if not self._round:
+                if until is not None and self.now >= until:
+                    return FleetStop.MAX_TIME
+                self._begin_round()
+            while self._round and not self._stop_requested:
+                if self._turn(self._round[0]):
+                    del self._round[0]
+                if after_turn is not None:
+                    after_turn()
+            if not self._round:
+                self.now += self.plan.quantum
+                if not self.running:
+                    self._skip_to_next_start()
         return FleetStop.ENDED
 
     def close(self) -> None:
@@ -228,31 +237,24 @@ class Fleet:
 
     # --- a round ---
 
-    def _round(self, after_turn: Callable[[], None]) -> bool:
-        """False when it was cut short."""
+    def _begin_round(self) -> None:
         for member in self.members:
             if member.started is None and member.end is None and member.plan.start <= self.now:
                 self._start_late(member)
         for member in self.members:
             self._perform_due_steps(member)
         self.peaks.look(self.running)
-        for member in self.members:
-            if member.vm is not None:
-                self._turn(member, member.vm)
-                after_turn()
-            if self._stop_requested:
-                return False
-        return True
+        self._round = [member for member in self.members if member.vm is not None]
 
-    def _turn(self, member: Member, vm: VirtualMachine) -> None:
-        assert member.started is not None
+    def _turn(self, member: Member) -> bool:
+        """False when it was cut short."""
+        vm, stop = member.vm, Stop.DEADLINE
+        assert vm is not None and member.started is not None
         self._current = vm
         try:
             stop = vm.run(self.now + self.plan.quantum - member.started)
-        except OutOfFrames as error:
-            self._end(member, vm, Outcome(Ending.OUT_OF_FRAMES, 124, str(error)))
-        except StoreError as error:
-            self._end(member, vm, Outcome(Ending.STOPPED, 124, str(error)), "store-failed")
+        except MEMORY_ERRORS as error:
+            self._end(member, vm, outcome_of_error(error))
         else:
             if stop is Stop.DEADLINE and vm.waits_for_input and not member.due:
                 stop = Stop.HALTED  # nobody will ever wake it
@@ -262,6 +264,7 @@ class Fleet:
             self._current = None
         for other in self.running:
             other.events.drain()  # frames that it shares with others may have moved
+        return stop is not Stop.REQUESTED
 
     def _skip_to_next_start(self) -> None:
         starts = [member.plan.start for member in self.members if member.started is None and member.end is None]
@@ -281,8 +284,6 @@ class Fleet:
                 name=plan.name, machine=self.machine,
             )  # fmt: skip
         except (BadInput, OutOfMachineFrames) as error:
-            for half_made in [vm for vm in self.machine.vms.values() if vm.name == plan.name]:
-                self.machine.remove_vm(half_made)
             raise BadInput(plan.name, str(error).removeprefix("--")) from error
         member.vm, member.started = vm, self.now
         if self._on_start is not None:
@@ -302,10 +303,10 @@ class Fleet:
             step = member.due.pop(0)
             if step.action == SHUTDOWN:
                 member.steps.append(StepResult(self.now, step, None))
-                outcome = Outcome(Ending.STOPPED, 0, "its schedule shut it down")
+                outcome = Outcome(Ending.STOPPED, STATUS_SUCCESS, "its schedule shut it down")
                 self._end(member, member.vm, outcome, "shut-down")
             else:
-                member.steps.append(StepResult(self.now, step, perform(member.vm, step)))
+                member.steps.append(StepResult(self.now, step, perform(member.vm, step.action, step.value)))
                 self._audit_all()
 
     def _refuse_rest(self, member: Member, why: str) -> None:
@@ -322,7 +323,7 @@ class Fleet:
         how = how or outcome.ending.value
         well = how in ("power-off", "reset", "shut-down") or (how == "exit" and vm.exit_value == 0)
         member.end = End(how, well, outcome.sentence, member.started + vm.now)
-        member.numbers = Numbers.of(vm)
+        member.numbers = MemoryUse.of(vm)
         member.report = summarise(vm, outcome, 0) | {"outcome": how}
         member.console = bytes(vm.platform.console)
         member.vm = None

@@ -15,10 +15,11 @@ from emu import firmware
 from emu.addr import PAGE_SIZE
 from emu.boot.detect import detect
 from emu.boot.loader import split_modules
+from emu.control import ACTIONS
 from emu.dmm import catalog
 from emu.errors import BadInput
-from emu.fleet import QUANTUM, FleetPlan, VmPlan
-from emu.fleet_steps import ACTIONS, SHUTDOWN, Step
+from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
+from emu.fleet.steps import SHUTDOWN, Step
 from emu.machine import Machine
 from emu.session import DEFAULT_RAM
 from emu.units import format_size, parse_size, parse_time

@@ -1,0 +1,112 @@
+"""Frames: how one VM comes by machine frames, shares them with other VMs, and gives them up.
+
+Every frame in use is in the pool of one VM.  Where several VMs share a frame, one of them pays for it.  When that one
+does not use it any more, the frame moves to the pool of one that does, in exchange for a spare frame; so pools keep
+their sizes.  If none of these has a spare frame, the frame stays where it is until somebody needs room.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emu import events
+from emu.dmm.errors import OutOfFrames, StoreError
+from emu.ram import NOBODY, Purpose
+
+if TYPE_CHECKING:
+    from emu.dmm.dmm import DMM
+
+
+class Frames:
+    """The frames of one VM.
+
+    Args:
+        dmm: of the VM.
+    """
+
+    def __init__(self, dmm: DMM) -> None:
+        self._dmm = dmm
+        self._pool, self._m2p, self._memory = dmm.pool, dmm.m2p, dmm.memory
+
+    def take(self, gfn: int) -> int:
+        """A spare frame of the pool, in use from now on, for ``gfn``.
+
+        Raises:
+            OutOfFrames: there is none, and no policy makes room.
+        """
+        mfn = self._pool.take()
+        if mfn is None:
+            self.make_room(1)
+            mfn = self._pool.take()
+        if mfn is None:
+            raise OutOfFrames(self._dmm.vm, gfn, self._pool.size)
+        return mfn
+
+    def make_room(self, spare: int) -> None:
+        """Have up to ``spare`` frames of the pool spare, as far as the policies can."""
+        for policy in self._dmm.policies_that_evict():
+            if self._pool.spare < spare:
+                policy.make_room(spare - self._pool.spare)
+        if self._pool.spare < spare:
+            self._call_in(spare)
+
+    def _call_in(self, spare: int) -> None:
+        """Have other VMs pay for the frames of this pool that they alone use, until ``spare`` frames are spare."""
+        index = self._dmm.index
+        owned = (self._memory.owner == index) & (self._memory.purpose == Purpose.POOL)
+        foreign = owned & (self._m2p.vm != index) & (self._m2p.vm != NOBODY)
+        for mfn in np.flatnonzero(foreign).tolist():
+            if self._pool.spare >= spare:
+                return
+            for vm, _ in self._m2p.users(mfn):
+                other = self._m2p.dmms[vm]
+                if vm != index and not other.pool.spare:
+                    with suppress(StoreError):  # no room there; that VM is told when it needs room itself
+                        for policy in other.policies_that_evict():
+                            policy.make_room(1)
+            self._hand_over(mfn)
+
+    def _hand_over(self, mfn: int) -> None:
+        """Let a user of a frame of this pool that only other VMs use pay for it, if one has a spare frame."""
+        index = self._dmm.index
+        if not self._m2p.count(mfn) or self._m2p.first(mfn)[0] == index:
+            return
+        users = self._m2p.users(mfn)
+        if any(vm == index for vm, _ in users):
+            return
+        for vm, _ in users:
+            other = self._m2p.dmms[vm].pool
+            if other.spare:
+                self._pool.exchange(mfn, other)
+                return
+
+    def give_up(self, gfn: int, mfn: int) -> None:
+        """``gfn`` does not use ``mfn`` any more."""
+        users = self._m2p.remove(mfn, self._dmm.index, gfn)
+        owner = self._memory.owner.item(mfn)
+        if not users:
+            self._m2p.dmms[owner].pool.give_back(mfn)
+        elif owner == self._dmm.index:
+            self._hand_over(mfn)
+
+    def move(self, before: int, after: int) -> None:
+        """Let all users of ``before``, of whatever VM, use ``after``, which has the same contents then."""
+        users = self._m2p.users(before)
+        for vm, gfn in users:
+            self._m2p.dmms[vm].paging.forget(gfn, before)
+        self._memory.pages[after] = self._memory.pages[before]
+        for vm, gfn in users:
+            user = self._m2p.dmms[vm]
+            user.p2m.set(gfn, user.p2m.type(gfn), after, user.p2m.rights(gfn), user.p2m.marks(gfn))
+            self._m2p.remove(before, vm, gfn)
+            self._m2p.add(after, vm, gfn)
+            user.log.record(events.Remap, gfn, before, after)
+
+    def close(self) -> None:
+        """The VM, none of whose gfns uses a frame any more, gives back its pool; what others use moves to them."""
+        for mfn in sorted(self._pool.used_frames()):
+            self._pool.hand_over(mfn, self._m2p.dmms[self._m2p.first(mfn)[0]].pool)
+        self._pool.shrink(self._pool.spare)

@@ -1,0 +1,1 @@
+"""Many VMs on one machine memory, which take turns in virtual time."""

@@ -1,0 +1,413 @@
+"""Swapping under a guest that is driven access by access: what it costs a store, and what it never costs a page."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from emu import events
+from emu.addr import PAGE_SIZE
+from emu.cli import main
+from emu.dmm.catalog import choose
+from emu.dmm.errors import NotEnoughSpare, OutOfFrames, PagePinned, StoreFull
+from emu.dmm.p2m import PageType
+from emu.dmm.reference_trace import ReferenceRecorder, ReferenceTrace
+from emu.dmm.store import CompressedStore, FileStore
+from emu.dmm.swap import Swap
+from emu.dmm.victims import VICTIMS
+from emu.errors import BadInput
+from tests.dmm.model import ENOUGH, GFNS, POOL, Side, make_sides
+from tests.dmm.stub import CODE, DATA
+
+MMUS = ("shadow", "nested")
+PAGES = range(DATA, GFNS)  # that the guest does not need itself
+OPTIONS = {
+    "aging": {"period": 20},
+    "wsclock": {"tau": 50},
+    "random": {"seed": 5},
+    "optimal": {"trace": ReferenceTrace.of([])},  # of no use: no page is used ever again
+}
+
+
+def gpa(gfn: int) -> int:
+    return gfn * PAGE_SIZE
+
+
+def side_with_swap(mmu: str = "shadow", pool: int = POOL, spare: int = 0, **options: object) -> Side:
+    side = make_sides((mmu, "4level"), pools=(pool,), spare=spare)[0]
+    side.attach("swap", **options)
+    return side
+
+
+def fill(side: Side, gfn: int, random: Random) -> None:
+    """Put something into a page that no codec makes smaller."""
+    data = random.randbytes(PAGE_SIZE)
+    side.dmm.write(gpa(gfn), data)
+    side.write(gfn, 0, data)
+
+
+def store(side: Side, gfn: int, value: int, offset: int = 0) -> None:
+    side.stub.store(gpa(gfn) + offset, value)
+    side.write(gfn, offset, bytes([value]))
+
+
+def evict(side: Side, gfn: int) -> None:
+    assert side.swap is not None
+    side.dmm.evict(gfn, side.swap)
+
+
+def work(side: Side, steps: int, seed: int = 1) -> None:
+    """Loads and stores of the guest all over its pages; everything that it finds is compared with the model."""
+    random = Random(seed)
+    for step in range(steps):
+        gfn, offset = random.choice(PAGES), random.randrange(PAGE_SIZE - 4)
+        if random.random() < 0.4:
+            store(side, gfn, random.randrange(256), offset)
+        elif random.random() < 0.2 and gfn + 1 in PAGES:
+            value = random.getrandbits(32)
+            side.stub.store4(gpa(gfn + 1) - 2, value)
+            data = value.to_bytes(4, "little")
+            side.write(gfn, PAGE_SIZE - 2, data[:2])
+            side.write(gfn + 1, 0, data[2:])
+        else:
+            assert side.stub.load(gpa(gfn) + offset) == side.contents[gfn][offset]
+        if step % 16 == 0:
+            side.check()
+    side.check()
+
+
+@cache
+def recorded(steps: int, filled: bool) -> ReferenceTrace:
+    """The references of a run as :func:`in_half_of_its_memory` has them, without swapping."""
+    side = make_sides(("nested", "4level"), pools=(GFNS,))[0]
+    recorder = ReferenceRecorder(side.stub.image, window=ENOUGH)
+    side.dmm.attach(recorder)
+    in_half_of_its_memory(side, steps, filled)
+    return recorder.trace()
+
+
+def in_half_of_its_memory(side: Side, steps: int, filled: bool) -> None:
+    random = Random(0)
+    for gfn in PAGES[::2] if filled else ():
+        fill(side, gfn, random)
+    work(side, steps)
+
+
+def options_of(victims: str, steps: int, filled: bool) -> dict[str, object]:
+    if victims == "optimal":
+        return {"victims": victims, "trace": recorded(steps, filled)}
+    return {"victims": victims, **OPTIONS.get(victims, {})}
+
+
+# --- every algorithm, every store -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stores", ["memory", "zstd", "file", "both"])
+@pytest.mark.parametrize("victims", VICTIMS)
+def test_a_guest_in_half_of_its_memory(victims: str, stores: str, tmp_path: Path) -> None:
+    path = tmp_path / "swap"
+    kinds = {
+        "memory": {},
+        "zstd": {"algorithm": "zstd"},
+        "file": {"memory": 0, "file": str(path)},
+        "both": {"memory": 3 * PAGE_SIZE // 2, "file": str(path), "size": GFNS * PAGE_SIZE},
+    }
+    filled = victims != "optimal"  # filling takes no virtual time, which is what the optimum goes by
+    side = side_with_swap("nested", spare=POOL, **kinds[stores], **options_of(victims, 150, filled))
+    in_half_of_its_memory(side, 150, filled)
+    assert side.swap is not None and side.vm.events.counts()["evict"] > 50
+    statistics = side.swap.store.statistics
+    assert statistics.writes > 20 and statistics.reads > 20
+    assert path.exists() == ("file" in kinds[stores])
+    side.dmm.grow(POOL)
+    side.dmm.detach(side.swap)
+    assert not path.exists()
+    side.check()
+
+
+@pytest.mark.parametrize("victims", VICTIMS)
+def test_both_paging_architectures_evict_the_same_pages(victims: str) -> None:
+    chosen = []
+    for mmu in MMUS:
+        side = side_with_swap(mmu, **options_of(victims, 100, False))
+        evicted: list[tuple[int, int, int, int]] = []
+        side.vm.events.listen(
+            lambda event, evicted=evicted: evicted.append((event.time, event.gfn, event.became, event.stored)),
+            [events.Evict],
+        )
+        in_half_of_its_memory(side, 100, False)
+        side.vm.events.drain()
+        chosen.append(evicted)
+    assert chosen[0] == chosen[1] != []
+
+
+# --- what costs the store nothing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_clean_pages_are_not_written(mmu: str) -> None:
+    side = side_with_swap(mmu)
+    fill(side, DATA, Random(1))
+    evict(side, DATA)
+    assert side.swap is not None
+    statistics = side.swap.store.statistics
+    assert statistics.writes == 1
+    for _ in range(3):
+        assert side.stub.load(gpa(DATA)) == side.contents[DATA][0]
+        evict(side, DATA)
+    assert (statistics.writes, statistics.reads) == (1, 3)
+    store(side, DATA, side.contents[DATA][0] ^ 1)
+    evict(side, DATA)
+    assert (statistics.writes, statistics.reads) == (2, 4)
+    side.check()
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_pages_of_the_image_are_not_written_until_they_change(mmu: str) -> None:
+    side = side_with_swap(mmu)
+    side.stub.load(gpa(DATA))
+    evict(side, CODE)
+    assert side.p2m.type(CODE) is PageType.IMAGE
+    side.stub.load(gpa(DATA))
+    side.dmm.write(gpa(CODE) + 3000, b"x")
+    side.write(CODE, 3000, b"x")
+    evict(side, CODE)
+    assert side.p2m.type(CODE) is PageType.EVICTED
+    side.stub.load(gpa(DATA))
+    side.check()
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_zeros_take_no_room(mmu: str) -> None:
+    side = side_with_swap(mmu, memory=0)  # whatever had to be stored would not fit
+    for gfn in PAGES:
+        store(side, gfn, 0)
+        if side.pool.spare < 2:
+            evict(side, gfn)
+            assert side.p2m.type(gfn) is PageType.EMPTY
+    assert side.swap is not None and len(side.swap.store) == 0
+    side.check()
+
+
+def test_a_page_that_becomes_zeros_gives_its_room_back() -> None:
+    side = side_with_swap()
+    store(side, DATA, 7)
+    evict(side, DATA)
+    assert side.swap is not None and side.swap.store.gfns() == [DATA]
+    store(side, DATA, 0)
+    assert side.swap.store.gfns() == [DATA]
+    evict(side, DATA)
+    assert side.swap.store.gfns() == []
+    side.check()
+
+
+# --- a full store -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tier", ["memory", "file"])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_stale_copies_go_when_the_store_is_full(tier: str, pinned: bool, tmp_path: Path) -> None:
+    room = 2 * PAGE_SIZE
+    options = {"memory": room} if tier == "memory" else {"memory": 0, "file": str(tmp_path / "swap"), "size": room}
+    side = side_with_swap(**options)
+    assert side.swap is not None
+    random = Random(1)
+    for gfn in (DATA, DATA + 1):
+        fill(side, gfn, random)
+        evict(side, gfn)
+    store(side, DATA, side.contents[DATA][0] ^ 1)  # its copy is stale now
+    if pinned:
+        side.dmm.pin(DATA)
+    assert side.stub.load(gpa(DATA + 1)) == side.contents[DATA + 1][0]  # its copy is still good
+    fill(side, DATA + 2, random)
+    evict(side, DATA + 2)
+    assert side.swap.store.gfns() == [DATA + 1, DATA + 2]
+    fill(side, DATA + 3, random)
+    with pytest.raises(StoreFull) as caught:
+        evict(side, DATA + 3)
+    assert (caught.value.vm, caught.value.gfn) == (side.vm.name, DATA + 3)
+    assert side.dmm.is_resident(DATA + 3)
+    side.check()
+
+
+@pytest.mark.parametrize("size", [0, PAGE_SIZE, 3 * PAGE_SIZE])
+def test_the_file_holds_as_much_as_was_said(size: int, tmp_path: Path) -> None:
+    side = side_with_swap(memory=0, file=str(tmp_path / "swap"), size=size)
+    random = Random(1)
+    for gfn in PAGES[: size // PAGE_SIZE]:
+        fill(side, gfn, random)
+        evict(side, gfn)
+    fill(side, PAGES[-1], random)
+    with pytest.raises(StoreFull):
+        evict(side, PAGES[-1])
+    side.check()
+
+
+# --- coming and going -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_attached_to_a_running_guest_and_detached_while_it_runs(mmu: str, tmp_path: Path) -> None:
+    side = make_sides((mmu, "4level"), spare=GFNS)[0]
+    random = Random(2)
+    full = False
+    for gfn in PAGES:
+        if not full:
+            try:
+                fill(side, gfn, random)
+            except OutOfFrames:
+                full = True
+    assert full
+    path = tmp_path / "swap"
+    side.attach("swap", memory=PAGE_SIZE, file=str(path))
+    work(side, 60)
+    swap = side.swap
+    assert swap is not None and side.dmm.kept_gfns()
+
+    with pytest.raises(OutOfFrames):
+        side.dmm.detach(swap)
+    assert swap in side.dmm.policies and path.exists()
+    work(side, 60, seed=2)
+
+    side.dmm.grow(GFNS)
+    side.dmm.detach(swap)
+    del side.policies["swap"]
+    assert swap not in side.dmm.policies and not path.exists()
+    assert not side.dmm.kept_gfns()
+    assert PageType.EVICTED not in {side.p2m.type(gfn) for gfn in range(GFNS)}
+    work(side, 60, seed=3)
+    with pytest.raises(ValueError, match="not attached"):
+        side.dmm.evict(DATA, swap)
+
+
+def test_another_store_takes_over() -> None:
+    """A second policy is attached before the first goes: its store has what is evicted to make room for the rest."""
+    side = side_with_swap(memory=6 * PAGE_SIZE)
+    first = side.swap
+    assert first is not None
+    random = Random(3)
+    for gfn in PAGES[:5]:
+        fill(side, gfn, random)
+        evict(side, gfn)
+    for gfn in PAGES[5 : 5 + POOL]:
+        fill(side, gfn, random)
+    side.attach("swap")
+    side.dmm.detach(first)
+    second = side.swap
+    assert second is not None and second is not first
+    assert len(second.store) > 0
+    work(side, 60)
+
+
+# --- what stays -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victims", VICTIMS)
+def test_a_pool_shrinks_down_to_what_is_pinned(victims: str) -> None:
+    side = side_with_swap(victims=victims, **OPTIONS.get(victims, {}))
+    random = Random(4)
+    for gfn in PAGES[:8]:
+        fill(side, gfn, random)
+    pinned = [DATA, DATA + 3]
+    for gfn in pinned:
+        side.dmm.pin(gfn)
+        side.pins[gfn] = 1
+    side.dmm.shrink(POOL - ENOUGH)
+    assert (side.pool.size, side.pool.used) == (ENOUGH, ENOUGH)
+    side.check()
+    with pytest.raises(NotEnoughSpare) as caught:
+        side.dmm.shrink(ENOUGH - 1)
+    assert (caught.value.wanted, caught.value.spare, caught.value.pinned) == (ENOUGH - 1, ENOUGH - 2, pinned)
+    assert "2 pages are pinned, the first is gfn 0x6" in str(caught.value)
+    assert side.pool.size == ENOUGH
+    with pytest.raises(PagePinned):
+        evict(side, DATA)
+    side.check()
+    side.dmm.shrink(ENOUGH - 2)
+    assert side.p2m.resident().tolist() == pinned
+    side.check()
+
+
+@pytest.mark.parametrize("victims", VICTIMS)
+def test_shared_pages_go_last(victims: str) -> None:
+    side = side_with_swap(victims=victims, **OPTIONS.get(victims, {}))
+    shared = PAGES[:3]
+    for gfn in shared:
+        side.dmm.write(gpa(gfn), b"the same")
+        side.write(gfn, 0, b"the same")
+    for gfn in shared[1:]:
+        assert side.dmm.share(gfn, side.p2m.mfn(shared[0]))
+    random = Random(5)
+    for gfn in PAGES[3:9]:
+        fill(side, gfn, random)
+    evicted: list[int] = []
+    side.vm.events.listen(lambda event: evicted.append(event.gfn), [events.Evict])  # type: ignore[attr-defined]
+    others = set(side.p2m.resident().tolist()) - set(shared)
+    side.dmm.shrink(POOL)
+    side.vm.events.drain()
+    assert set(evicted[: len(others)]) == others
+    assert set(evicted[len(others) :]) == set(shared)
+    assert side.pool.size == 0
+    side.check()
+
+
+@pytest.mark.parametrize("mmus", [("shadow", "nested"), ("nested", "nested")])
+def test_a_page_in_a_frame_of_another_pool_is_worth_nothing(mmus: tuple[str, str]) -> None:
+    """Evicting it would give a frame to the other VM."""
+    owner, user = make_sides(*((mmu, "4level") for mmu in mmus))
+    user.attach("swap")
+    for side in (owner, user):
+        side.dmm.write(gpa(DATA), b"the same")
+        side.write(DATA, 0, b"the same")
+    assert user.dmm.share(DATA, owner.p2m.mfn(DATA))
+    random = Random(6)
+    for gfn in PAGES[1:7]:
+        fill(user, gfn, random)
+    user.dmm.shrink(POOL)
+    assert user.p2m.resident().tolist() == [DATA]
+    assert (user.pool.size, user.pool.used) == (0, 0)
+    owner.check()
+    user.check()
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+BAD_OPTIONS = {
+    "victims=nonsense": "expected one of fifo, clock",
+    "size=1M": "size= is that of file=, which is missing",
+    "victims=optimal": "needs trace=FILE",
+    "victims=fifo,tau=1ms": "tau is no option of victims=fifo",
+    "seed=1": "seed is no option of victims=clock",
+    "victims=aging,period=5": "not a virtual time",
+    "victims=optimal,trace=/nowhere/at/all": "/nowhere/at/all",
+    "memory=-1": "not a size",
+    "algorithm=zip": "expected one of lz4, zstd",
+    "file=/nowhere/at/all": "cannot be used as a swap file",
+    "colour=red": "does not understand 'colour=red'",
+}
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS)
+def test_options_that_cannot_be_are_one_line(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "hello", "--policy", f"swap:{options}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("emu: ") and err.count("\n") == 1
+    assert BAD_OPTIONS[options] in err
+
+
+def test_the_command_line_makes_what_python_makes(tmp_path: Path) -> None:
+    path = tmp_path / "swap"
+    side = make_sides(("nested", "4level"))[0]
+    choice = choose([f"swap:victims=wsclock,tau=1ms,memory=8K,algorithm=zstd,file={path},size=1M"])[0]
+    swap = choice.make(side.stub.image)
+    side.dmm.attach(swap)
+    assert isinstance(swap, Swap) and isinstance(swap.store, CompressedStore)
+    assert isinstance(swap.store._below, FileStore) and path.exists()
+    with pytest.raises(BadInput, match="is the swap file of another VM"):
+        side.dmm.attach(choice.make(side.stub.image))
+    assert side.dmm.policies[-1] is swap
+    side.dmm.detach(swap)
+    assert not path.exists()
