@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from emu import pagewalk
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from emu.debug.stepper import Stepper
 
 _RIGHTS = {"r": Intent.READ, "w": Intent.WRITE, "x": Intent.EXECUTE, "-": Intent(0)}
+_CONTROL = (  # emu.control.ACTIONS
+    ("pool", "SIZE", "grow or shrink the pool to SIZE, such as 512K"),
+    ("attach", "POLICY", "put a policy in force, written as for --policy"),
+    ("detach", "POLICY", "take a policy out of force"),
+    ("balloon", "SIZE", "ask the guest to give up SIZE, through the policy balloon"),
+    ("retire", "N", "take N of the machine frames in use out of service"),
+)
 _DUMP = 64  # bytes that `x` shows by default
 _LISTED = 20  # events that `l` shows by default
 _LARGEST_DUMP = 1 << 16
@@ -56,13 +64,12 @@ class Commands:
             _Command(("x", "memory"), "GVA [LENGTH]", "memory as the guest would find it", self._memory, 2),
             _Command(("remap",), "GFN", "move a page to another machine frame", self._remap, 1),
             _Command(("protect",), "GFN RIGHTS", "grant these rights on a page: rwx, rw-, r, - …", self._protect, 2),
+            _Command(("evict",), "GFN", "take a page's frame away; a policy keeps its contents", self._evict, 1),
+            *(_Command((name,), word, about, partial(self._control, name), 1) for name, word, about in _CONTROL),
             _Command(("l", "list"), "[N]", "the last events, and how many there were of each kind", self._list, 1),
             _Command(("h", "help", "?"), "", "this list", self._help, 0),
             _Command(("q", "quit"), "", "leave", self._quit, 0),
         ]  # fmt: skip
-        if stepper.keeper() is not None:
-            evict = _Command(("evict",), "GFN", "take a page's frame away; a policy keeps its contents", self._evict, 1)
-            self._commands.insert(-3, evict)
         self._by_name = {name: command for command in self._commands for name in command.names}
 
     def welcome(self) -> str:
@@ -184,6 +191,16 @@ class Commands:
             rights |= _RIGHTS[letter]
         happened = self._happened(lambda: self._stepper.protect(gfn, rights))
         return "\n".join([*happened, *text.about_gfn(self._stepper.vm, gfn)])
+
+    def _control(self, name: str, arguments: list[str]) -> str:
+        if not arguments:
+            raise BadInput(name, f"expected {self._by_name[name].arguments}")
+        value = self._number("frames", arguments[0]) if name == "retire" else arguments[0]
+        happened = self._happened(lambda: self._stepper.control(name, value))
+        vm = self._stepper.vm
+        policies = ", ".join(policy.name for policy in vm.dmm.policies)
+        state = f"{vm.pool.used} of {vm.pool.size} frames used; balloon target {vm.dmm.balloon.target}; {policies}"
+        return "\n".join([*happened, state])
 
     def _evict(self, arguments: list[str]) -> str:
         gfn = self._gfn("evict", arguments)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from emu import control
 from emu.debug import look
 from emu.dmm.errors import DmmError
 from emu.dmm.policy import Policy
@@ -146,6 +147,16 @@ class Stepper:
         if keeper is None:
             raise BadInput("evict", "no policy in force keeps pages")
         self._change("evict", lambda: self.vm.dmm.evict(gfn, keeper))
+
+    def control(self, action: str, value: str | int) -> None:
+        """Carry out one of :data:`emu.control.ACTIONS`: another pool, a policy switched on or off, frames retired, …
+
+        Raises:
+            BadInput: it cannot be done.
+        """
+        refused = self._change(action, lambda: control.perform(self.vm, action, value))
+        if refused is not None:
+            raise BadInput(action, refused.removeprefix(f"{action}: "))
 
     def keeper(self) -> Policy | None:
         """The first policy in force that keeps evicted pages."""

@@ -22,9 +22,9 @@ def resize(dmm: DMM, frames: int) -> None:
     Raises:
         NotEnoughSpare, OutOfMachineFrames: it cannot; its size has not changed.
     """
-    if frames >= dmm.pool.size:
+    if frames > dmm.pool.size:
         dmm.grow(frames - dmm.pool.size)
-    else:
+    elif frames < dmm.pool.size:
         dmm.shrink(dmm.pool.size - frames)
 
 

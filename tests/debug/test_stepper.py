@@ -185,12 +185,38 @@ def test_the_crash_report_follows_a_crash() -> None:
         ("remap 0x999999999", "not resident"),
         ("protect 8", "expected a gfn and rights"),
         ("protect 8 rq", "expected a gfn and rights"),
-        ("evict 8", "no such command"),
+        ("evict 8", "no policy in force keeps pages"),
+        ("pool", "expected SIZE"),
+        ("pool 1X", "not a size"),
+        ("pool 1G", "free frames"),
+        ("attach nonsense", "none of the policies"),
+        ("attach demand", "already"),
+        ("detach swap", "no policy of this name"),
+        ("detach demand", "no other policy that gives frames"),
+        ("balloon 4K", "no policy of this name"),
+        ("retire x", "expected a number"),
+        ("retire 9", "0 frames in use"),
     ],
 )
 def test_wrong_commands(line: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         Commands(stepper("hello")).execute(line)
+
+
+def test_a_running_guest_can_be_controlled() -> None:
+    """Another pool, policies on and off, a frame out of service: the guest ends as it would have."""
+    commands = Commands(stepper("paging32"))
+    vm = commands._stepper.vm
+    for line in ("attach swap:victims=fifo", "e dmm-fault", "pool 64K", "retire 1", "attach share:rate=100"):
+        assert commands.execute(line)
+    assert (vm.pool.size, vm.pool.used) == (16, 1)
+    answer = commands.execute("attach balloon") or ""
+    assert answer.endswith("1 of 16 frames used; balloon target 0; demand, swap, share, balloon")
+    assert "balloon target 2" in (commands.execute("balloon 8K") or "")
+    commands.execute("detach share")
+    answer = commands.execute("c") or ""
+    assert b"checksum 0x08a4cce1" in vm.platform.console and "status 1" in answer
+    assert vm.events.counts()["retire"] == 1 and vm.events.counts()["evict"] > 100
 
 
 def test_marks() -> None:
