@@ -60,7 +60,6 @@ class Balance(Policy):
         self._fast = self._slow = self.active = 1.0
         self._pause = 1
         self._evicted = 0
-        self._giving = False
         self.pressure = 0
         self._next = 0
 
@@ -75,10 +74,10 @@ class Balance(Policy):
     def entered(self, gfn: int) -> None:
         self._came.add(gfn)
 
-    def make_room(self, frames: int) -> None:
+    def extend_pool(self, frames: int) -> None:
         """Before anything is evicted: frames of the machine that nobody has."""
         free = min(frames, self.dmm.memory.free)
-        if free and not self._giving:
+        if free:
             self.dmm.grow(free)
 
     def epoch(self, now: int) -> None:
@@ -115,10 +114,10 @@ class Balance(Policy):
         self._came.clear()
         if marks:
             fraction = sum(marks) / len(marks)
+            steady = abs(fraction - self.active) < _STEADY
             self._fast += _FAST * (fraction - self._fast)
             self._slow += _SLOW * (fraction - self._slow)
-            before, self.active = self.active, max(fraction, self._fast, self._slow)
-            steady = abs(self.active - before) < _STEADY
+            self.active = max(fraction, self._fast, self._slow)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE) if steady else 1
         gfns = p2m.resident()
         chosen = self._random.sample(range(len(gfns)), min(self._size, len(gfns)))
@@ -146,13 +145,10 @@ class Balance(Policy):
         frames = min(frames, pool.size - max(LEAST, self.working_set))
         if frames <= 0:
             return 0
-        self._giving = True
         try:
             self.dmm.shrink(frames)
         except (NotEnoughSpare, StoreError):
             frames = min(frames, pool.spare)
             self.dmm.shrink(frames)
-        finally:
-            self._giving = False
         self._evicted = self._evictions()  # these are not the guest's need
         return frames

@@ -54,6 +54,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _period(text: str) -> int:
+    time = parse_time(text)
+    if not time:
+        raise ValueError("expected a time above 0")
+    return time
+
+
 def _percent(text: str) -> int:
     if not text.isdigit() or int(text) > 99:
         raise ValueError("expected a number from 0 to 99")
@@ -98,15 +105,15 @@ _SWAP: dict[str, Callable[[str], Any]] = {
     "algorithm": _one_of("lz4", "zstd"),
     "file": str,
     "size": parse_size,
-    "period": parse_time,
-    "tau": parse_time,
+    "period": _period,
+    "tau": _period,
     "seed": int,
     "trace": _trace,
 }
 _BALANCE: dict[str, Callable[[str], Any]] = {
-    "period": parse_time, "sample": _positive, "tax": _percent, "shares": _positive, "step": _positive, "seed": int,
+    "period": _period, "sample": _positive, "tax": _percent, "shares": _positive, "step": _positive, "seed": int,
 }  # fmt: skip
-_RETIRE: dict[str, Callable[[str], Any]] = {"every": parse_time, "count": _positive, "seed": int}
+_RETIRE: dict[str, Callable[[str], Any]] = {"every": _period, "count": _positive, "seed": int}
 
 POLICIES: dict[str, Entry] = {
     "demand": Entry(

@@ -39,6 +39,9 @@ class Frames:
         """
         mfn = self._pool.take()
         if mfn is None:
+            for policy in self._dmm.policies:
+                if not self._pool.spare:
+                    policy.extend_pool(1)
             self.make_room(1)
             mfn = self._pool.take()
         if mfn is None:

@@ -76,8 +76,11 @@ class Policy:
     def left(self, gfn: int) -> None:
         """``gfn`` is not resident any more."""
 
+    def extend_pool(self, frames: int) -> None:
+        """A page needs a frame and none is spare: let the pool grow by up to ``frames``, or do nothing."""
+
     def make_room(self, frames: int) -> None:
-        """The pool has too few spare frames: free up to ``frames`` of them, or do nothing."""
+        """The pool has too few spare frames for a page, or to shrink: free up to ``frames`` more, or do nothing."""
 
     def keep(self, gfn: int, contents: bytes) -> None:
         """Keep the contents of a page that this policy evicts (:meth:`emu.dmm.dmm.DMM.evict`)."""

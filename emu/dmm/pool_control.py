@@ -9,6 +9,7 @@ from emu import events
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import NotEnoughSpare
 from emu.dmm.policy import Policy
+from emu.errors import BadInput
 from emu.ram import OutOfMachineFrames
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class PoolControl(Policy):
 
     name = "pool"
 
-    def __init__(self, image: GuestImage, schedule: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, image: GuestImage, schedule: Sequence[tuple[int, int]] = ()) -> None:
+        if not schedule:
+            raise BadInput("--policy", "pool: schedule=TIME:SIZE/… is missing")
         self._schedule = sorted(schedule)
         self.refused: list[tuple[int, str]] = []
 

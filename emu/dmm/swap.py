@@ -74,6 +74,10 @@ class Swap(Policy):
 
     def attach(self, dmm: DMM) -> None:
         super().attach(dmm)
+        trace = self._options.get("trace")
+        if trace is not None and dmm.pool.size < trace.window:
+            what = f"the trace tells pages within a window of {trace.window} not apart: the pool is smaller"
+            raise BadInput("--policy", f"swap: victims=optimal: {what}")
         everything = len(dmm.p2m.known()) * 4096
         size = everything if self._size is None else self._size
         below = FileStore(dmm.vm, self._file, size) if self._file is not None else None
@@ -116,16 +120,16 @@ class Swap(Policy):
         try:
             self.store.put(gfn, contents)
         except StoreFull:
-            if not self._drop_stale_copies():
+            if not self._drop_copies():
                 raise
             self.store.put(gfn, contents)
 
-    def _drop_stale_copies(self) -> int:
-        """Forget what is stored of pages that came back and were changed since; returns how many there were."""
-        stale = [gfn for gfn in self.store.gfns() if self.dmm.is_resident(gfn) and self.dmm.p2m.dirty(gfn)]
-        for gfn in stale:
+    def _drop_copies(self) -> int:
+        """Forget what is stored of pages that have come back; returns how many there were."""
+        copies = [gfn for gfn in self.store.gfns() if self.dmm.is_resident(gfn)]
+        for gfn in copies:
             self.dmm.forget_copy(gfn)
-        return len(stale)
+        return len(copies)
 
     def restore(self, gfn: int) -> bytes:
         return self.store.get(gfn)

@@ -129,3 +129,8 @@ def test_schedules_that_cannot_be_are_one_line(schedule: str, capsys: pytest.Cap
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"emu: --policy: pool: schedule={schedule}: ")
+
+
+def test_without_a_schedule_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "hello", "--policy", "pool"]) == 2
+    assert capsys.readouterr() == ("", "emu: --policy: pool: schedule=TIME:SIZE/… is missing\n")

@@ -6,6 +6,7 @@ from collections import Counter
 from random import Random
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from emu.addr import PAGE_SIZE
 from emu.dmm import share
@@ -194,11 +195,9 @@ def test_pages_with_the_same_hash_are_compared(
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The first eight bytes of each page that is looked at, in order."""
     looks: list[bytes] = []
-    digest = share.xxh3_64_intdigest
-
     def count(page: memoryview) -> int:
         looks.append(bytes(page[:8]))
-        return int(digest(page))
+        return xxh3_64_intdigest(page)
 
     monkeypatch.setattr(share, "xxh3_64_intdigest", count)
     return looks
