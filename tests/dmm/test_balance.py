@@ -102,7 +102,7 @@ def test_the_estimate_rises_at_once_and_falls_slowly() -> None:
     for _ in range(100):
         guest.run("1ms")
         falling.append(balance.active)
-    assert all(after <= before + 0.02 for before, after in pairwise(falling))  # but for the chance of a sample
+    assert all(after <= before + 0.05 for before, after in pairwise(falling))  # but for the chance of a sample
     assert falling[3] > 0.6 and falling[-1] < 0.3
     guest.vm.dmm.write(USED, PAGES.to_bytes(4, "little"))
     guest.run(2 * LONGEST_PAUSE * PERIOD / 1e9)
