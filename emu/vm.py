@@ -357,20 +357,12 @@ class VirtualMachine:
         return True
 
     def _next_deadline(self) -> int:
-        deadline = self.platform.deadline()
-        for policy in self.dmm.policies:
-            epoch = policy.deadline()
-            if epoch is not None:
-                deadline = min(deadline, epoch)
-        return deadline
+        return min(self.platform.deadline(), self.dmm.next_epoch)
 
     def _tick(self) -> None:
         now = self.now
         self.platform.tick(now)
-        for policy in self.dmm.policies:
-            epoch = policy.deadline()
-            if epoch is not None and epoch <= now:
-                policy.epoch(now)
+        self.dmm.run_epochs(now)
 
     def _attention(self) -> None:
         self.native.stop = 1

@@ -49,7 +49,7 @@ class Balance(Policy):
     name = "balance"
 
     def __init__(
-        self, image: GuestImage, period: int = 20_000_000, sample: int = 100, tax: int = 75, shares: int = 1,
+        self, image: GuestImage, period: int = 50_000_000, sample: int = 100, tax: int = 75, shares: int = 1,
         step: int = 256, seed: int = 0,
     ) -> None:  # fmt: skip
         self._period, self._size, self._shares, self._step = period, sample, shares, step

@@ -14,6 +14,7 @@ import numpy as np
 
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
+from emu.clock import NEVER
 from emu.dmm.balloon import BalloonChannel
 from emu.dmm.contents import Contents
 from emu.dmm.errors import CannotRetire, NotEnoughSpare, PagePinned
@@ -50,6 +51,8 @@ class DMM:
     Attributes:
         policies: in force, in the order in which they are asked.
         balloon: what the VM's balloon devices and its balloon policy know of each other.
+        balloon: what its balloon devices and its balloon policy know of each other.
+        next_epoch: virtual time in ns of the next epoch of a policy, NEVER without one.
         after_change: called after each change of the mapping (``--audit``).
     """
 
@@ -66,7 +69,9 @@ class DMM:
         self.paging = paging
         self.log = log
         self.policies: list[Policy] = []
+        self._watching: list[Policy] = []  # those that are told which pages become resident
         self.balloon = BalloonChannel()
+        self.next_epoch = NEVER
         self.after_change: Callable[[], None] | None = None
         self._words = memory.pages.view(np.int64)
         self._frames = Frames(self)
@@ -90,6 +95,7 @@ class DMM:
         except BaseException:
             self.policies.remove(policy)
             raise
+        self._policies_changed()
 
     def detach(self, policy: Policy) -> None:
         """Take ``policy`` out of force; pages that it keeps come back first.
@@ -106,6 +112,28 @@ class DMM:
         finally:
             self._detaching = None
         self.policies.remove(policy)
+        self._policies_changed()
+
+    def _policies_changed(self) -> None:
+        self._watching = [policy for policy in self.policies if type(policy).entered is not Policy.entered]
+        self._plan_epoch()
+
+    def _plan_epoch(self) -> None:
+        deadlines = (policy.deadline() for policy in self.policies)
+        self.next_epoch = min((time for time in deadlines if time is not None), default=NEVER)
+
+    def run_epochs(self, now: int) -> None:
+        """Run the epochs of the policies whose deadline has come.
+
+        Args:
+            now: virtual time in ns.
+        """
+        if now >= self.next_epoch:
+            for policy in list(self.policies):
+                deadline = policy.deadline()
+                if deadline is not None and deadline <= now:
+                    policy.epoch(now)
+            self._plan_epoch()
 
     def policies_that_evict(self) -> list[Policy]:
         """Those that may be asked to make room."""
@@ -180,7 +208,7 @@ class DMM:
         self.memory.pages[mfn] = 0 if contents is ZERO_PAGE else np.frombuffer(contents, np.uint8)
         self.m2p.add(mfn, self.index, gfn)
         self.p2m.set(gfn, PageType.RAM, mfn, ALL_RIGHTS, marks_of(kind))
-        for policy in self.policies:
+        for policy in self._watching:
             policy.entered(gfn)
         self._changed()
         return mfn

@@ -94,7 +94,7 @@ class Policy:
         """What :meth:`keep` got is not needed any more."""
 
     def deadline(self) -> int | None:
-        """Virtual time in ns of the policy's next :meth:`epoch`; None for never."""
+        """Virtual time in ns of the policy's next :meth:`epoch`; None for never.  Asked again after each epoch."""
         return None
 
     def epoch(self, now: int) -> None:
