@@ -38,15 +38,25 @@ def perform(vm: VirtualMachine, action: str, value: str | int) -> str | None:
     return None
 
 
+def _pages(action: str, size: str) -> int:
+    try:
+        pages, rest = divmod(parse_size(size), PAGE_SIZE)
+    except ValueError as error:
+        raise BadInput(action, str(error)) from None
+    if rest:
+        raise BadInput(action, f"{size} is not a multiple of 4K")
+    return pages
+
+
 def _resize_pool(vm: VirtualMachine, size: str) -> None:
-    resize(vm.dmm, parse_size(size) // PAGE_SIZE)
+    resize(vm.dmm, _pages("pool", size))
 
 
 def _set_balloon(vm: VirtualMachine, size: str) -> None:
     balloon = vm.dmm.balloon.policy
     if balloon is None:
         raise BadInput("balloon", f"{vm.name} has no policy of this name at the moment")
-    balloon.set_target(parse_size(size) // PAGE_SIZE)
+    balloon.set_target(_pages("balloon", size))
 
 
 def _attach(vm: VirtualMachine, policy: str) -> None:
@@ -78,11 +88,25 @@ def _retire(vm: VirtualMachine, frames: int) -> None:
             raise BadInput("retire", f"after {done} of {frames} frames: {error}") from error
 
 
+def _pin(vm: VirtualMachine, gfn: int) -> None:
+    if not vm.dmm.is_memory(gfn):
+        raise BadInput("pin", f"gfn {gfn:#x} is no memory of {vm.name}")
+    vm.dmm.pin(gfn)
+
+
+def _unpin(vm: VirtualMachine, gfn: int) -> None:
+    if gfn not in vm.dmm.pinned():
+        raise BadInput("unpin", f"gfn {gfn:#x} is not pinned")
+    vm.dmm.unpin(gfn)
+
+
 ACTIONS: dict[str, Callable[[VirtualMachine, Any], None]] = {
     "pool": _resize_pool,
     "balloon": _set_balloon,
     "attach": _attach,
     "detach": _detach,
     "retire": _retire,
+    "pin": _pin,
+    "unpin": _unpin,
 }
 """By name: the function that carries it out, raising one of the refusals when it cannot."""

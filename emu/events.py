@@ -18,8 +18,8 @@ from emu.ram import sparse_zeros
 from emu.state import state_at
 
 WORDS = 8  # int64 per ring entry: sequence number, virtual time, kind, five fields
-RING_CAPACITY = 1 << 15  # entries
-RING_MARGIN = 1 << 12  # entries kept free for what happens within one block
+RING_CAPACITY = 1 << 15  # entries, at the least
+RING_MARGIN = 1 << 12  # entries kept free for what happens within one block, beside the dropping of all shadow entries
 
 # kinds, in the order of the classes at the end of this module
 (PAGE_FAULT, EXCEPTION, INTERRUPT, CR3_SWITCH, TABLE_WRITE, SHADOW_FILL, SHADOW_ZAP,
@@ -52,7 +52,7 @@ def record(vm: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
     store64(at + 48, d)
     store64(at + 56, e)
     vm.event_head += 1
-    if vm.event_head - vm.event_tail >= vm.event_capacity - RING_MARGIN:
+    if vm.event_head - vm.event_tail >= vm.event_capacity - vm.event_margin:
         vm.stop = 1
         vm.limit = 0
 
@@ -504,17 +504,20 @@ class EventLog:
         name: the VM's name.
         native: the VM's shared record (:mod:`emu.state`).
         native_at: its host address.
+        shadow_entries: that there can be: all may be dropped at once.
     """
 
-    def __init__(self, name: str, native: Any, native_at: int) -> None:
+    def __init__(self, name: str, native: Any, native_at: int, shadow_entries: int) -> None:
         self._name = name
         self._native = native
-        self._ring = sparse_zeros(RING_CAPACITY * WORDS, np.int64).reshape(RING_CAPACITY, WORDS)
+        margin = RING_MARGIN + shadow_entries
+        self._capacity = max(RING_CAPACITY, 1 << (2 * margin - 1).bit_length())
+        self._ring = sparse_zeros(self._capacity * WORDS, np.int64).reshape(self._capacity, WORDS)
         self._counts = np.zeros(KINDS, np.int64)
         self._listeners: list[tuple[Listener, frozenset[int]]] = []
         self._vm_at = native_at
         native.event_ring_at = address_of(self._ring)
-        native.event_capacity = RING_CAPACITY
+        native.event_capacity, native.event_margin = self._capacity, margin
         native.event_counts_at = address_of(self._counts)
 
     @property
@@ -545,14 +548,14 @@ class EventLog:
         """Record an event that happened in the Python plane."""
         # numba dispatches plain ints fastest
         record_from_python(self._vm_at, kind.KIND, int(a), int(b), int(c), int(d), int(e))
-        if self._native.event_head - self._native.event_tail >= RING_CAPACITY - RING_MARGIN:
+        if self._native.event_head - self._native.event_tail >= self._capacity - self._native.event_margin:
             self.drain()
 
     def drain(self) -> None:
         """Hand everything recorded so far to the listeners."""
         native = self._native
         while native.event_tail < native.event_head:
-            row = self._ring[native.event_tail % RING_CAPACITY].tolist()
+            row = self._ring[native.event_tail % self._capacity].tolist()
             native.event_tail += 1
             event = self._decode(row)
             for listener, kinds in self._listeners:

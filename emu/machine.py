@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from emu.addr import PAGE_SHIFT, PAGE_SIZE
 from emu.devices.disk import Disk
 from emu.dmm.m2p import M2P
+from emu.dmm.pool import MIN_POOL
 from emu.errors import BadInput
 from emu.ram import MachineMemory
 from emu.units import format_size
@@ -15,7 +16,6 @@ from emu.vm import VirtualMachine
 MMU_NAMES = ("shadow", "nested")
 MIN_RAM = 64 << 10  # bytes: what real mode and its stack need
 MAX_RAM = 1 << 40  # bytes: 40 physical address bits
-MIN_POOL = 4  # frames: one instruction can touch two code pages and two data pages
 
 
 def shadow_tables_for(ram: int) -> int:
@@ -97,5 +97,5 @@ class Machine:
 
     def remove_vm(self, vm: VirtualMachine) -> None:
         """Take a VM off the machine: its frames are free for others."""
-        vm.dmm.close()
         del self.vms[vm.dmm.index]
+        vm.dmm.close()

@@ -32,7 +32,7 @@ fault_vector fault_error fault_gva sys_value sys_mfn sys_page sys_page_mfn exter
 debugging watching watch_step watch_hits watch_stored watch_mfn0 watch_mfn1 watch_mfn2 watch_mfn3
 seen_dr0 seen_dr1 seen_dr2 seen_dr3 seen_dr4 seen_dr5 seen_dr6 seen_dr7
 shutdown intr_line engine_error
-event_ring_at event_capacity event_head event_tail event_mask event_counts_at event_stop_mask
+event_ring_at event_capacity event_margin event_head event_tail event_mask event_counts_at event_stop_mask
 stepping step_count step_precise step_hit step_over step_gva step_alone step_shadow step_size step_sum
 """.split()
 

@@ -68,10 +68,10 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
 
     Returns:
         ``guest``, ``guest_kind``, ``vm``; ``outcome`` (:class:`emu.session.Ending`), ``status``, ``exit_value`` (None
-        when the guest wrote none), ``message``; ``virtual_ns``, ``wall_s``; ``mmu``, ``policies``; ``ram_bytes``,
-        ``pool_frames``, ``pool_bytes``, ``frames_used``, ``shadow_tables`` (in use); ``memory``, the fields of
-        :class:`MemoryUse`; ``console_bytes``; ``exits``, how often the native plane was left, by reason; ``events``, by
-        kind.
+        when the guest wrote none), ``message``; ``virtual_ns``, ``wall_s``; ``mmu``; ``policies``, by name with their
+        statistics; ``ram_bytes``, ``pool_frames``, ``pool_bytes``, ``frames_used``, ``shadow_tables`` (in use);
+        ``memory``, the fields of :class:`MemoryUse`; ``console_bytes``; ``exits``, how often the native plane was left,
+        by reason; ``events``, by kind.
     """
     return {
         "guest": vm.guest.name if vm.guest else None,
@@ -84,7 +84,7 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
         "virtual_ns": vm.now,
         "wall_s": round(wall, 6),
         "mmu": vm.paging.name,
-        "policies": [policy.name for policy in vm.dmm.policies],
+        "policies": {policy.name: policy.statistics() for policy in vm.dmm.policies},
         "ram_bytes": vm.ram,
         "pool_frames": vm.pool.size,
         "pool_bytes": vm.pool.size << 12,

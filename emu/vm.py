@@ -29,6 +29,7 @@ from emu.errors import EmuError
 from emu.events import EVENT_TYPES, Event, EventLog
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
+from emu.mmu.shadow import ENTRIES
 from emu.native import address_of
 from emu.runloop import Reason
 from emu.state import State
@@ -108,7 +109,7 @@ class VirtualMachine:
         memory_gfns = [range(r.start >> PAGE_SHIFT, r.stop >> PAGE_SHIFT) for r in layout.ram_ranges(ram)]
         self.p2m = P2M(max(MMIO_SIZE >> PAGE_SHIFT, memory_gfns[-1].stop), memory_gfns)
         self._fill_native()
-        self.events = EventLog(name, self.native, self.native_at)
+        self.events = EventLog(name, self.native, self.native_at, tables * ENTRIES)
         self.paging: Paging
         if mmu == "shadow":
             self.paging = ShadowPaging(self.native, self.native_at, memory, tables, index)

@@ -176,11 +176,6 @@ def unknown_page_type(s: Setting) -> None:
     s.vm.p2m.entries[UNTOUCHED] = 15 << 4
 
 
-@case("P2M", "unknown bits")
-def unknown_bits(s: Setting) -> None:
-    s.vm.p2m.entries[DATA] |= 1 << 3
-
-
 @case("P2M", "origin")
 def unknown_origin(s: Setting) -> None:
     s.vm.p2m.entries[DATA] |= 3 << 10
@@ -208,7 +203,7 @@ def shared_page_has_lost_its_frame(s: Setting) -> None:
 
 @case("M2P", "in the P2M only")
 def shared_page_is_no_user(s: Setting) -> None:
-    del s.vm.machine.m2p._shared[s.mfn(SHARED)][0, SHARED_TOO]
+    del s.vm.machine.m2p._shared[s.mfn(SHARED)][0][SHARED_TOO]
 
 
 @case("M2P", "no others")
@@ -216,9 +211,9 @@ def frame_with_one_user_counts_as_shared(s: Setting) -> None:
     mfn = s.mfn(SHARED)
     for gfn in (SHARED, SHARED_TOO):
         s.other.p2m.entries[gfn] = PageType.EMPTY << 4
-        del s.vm.machine.m2p._shared[mfn][1, gfn]
+        del s.vm.machine.m2p._shared[mfn][1][gfn]
     s.vm.p2m.entries[SHARED_TOO] = PageType.EMPTY << 4
-    del s.vm.machine.m2p._shared[mfn][0, SHARED_TOO]
+    del s.vm.machine.m2p._shared[mfn][0][SHARED_TOO]
 
 
 @case("M2P", "not the first")

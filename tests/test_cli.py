@@ -123,7 +123,7 @@ def test_append_and_policy_and_sizes(capsys: Capture) -> None:
     options = ["--append", "pages=8 rounds=1", "--ram", "2M", "--pool", "2M", "--policy", "static", "--summary", "-"]
     assert main(["run", "memory", *options]) == 1
     summary = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
-    assert (summary["ram_bytes"], summary["policies"]) == (2 << 20, ["static"])
+    assert (summary["ram_bytes"], summary["policies"]) == (2 << 20, {"static": {}})
     assert summary["frames_used"] == summary["pool_frames"] == 512
 
 

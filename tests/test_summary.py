@@ -19,7 +19,7 @@ def test_a_run_in_numbers(mmu: str) -> None:
     assert summary["guest"] == "hello" and summary["vm"] == "vm0"
     assert (summary["outcome"], summary["status"], summary["exit_value"]) == ("exit", 1, 0)
     assert (summary["ram_bytes"], summary["pool_bytes"], summary["pool_frames"]) == (2 << 20, 1 << 20, 256)
-    assert summary["mmu"] == mmu and summary["policies"] == ["demand"]
+    assert summary["mmu"] == mmu and summary["policies"] == {"demand": {}}
     assert 0 < summary["frames_used"] < 256
     assert summary["frames_used"] == summary["events"]["dmm-fault"] == summary["exits"]["need"]
     assert summary["virtual_ns"] == vm.now and summary["wall_s"] == 0.25

@@ -73,7 +73,9 @@ def _flush(mmu: str) -> Round:
 
 # --- policies ---------------------------------------------------------------------------------------------------
 
-ALL_POLICIES = ("swap", "share", "balloon", "balance", "retire:every=1000s", "pool:schedule=1000s:4M")
+ALL_POLICIES = (
+    "demand:readahead=8", "swap", "share", "balloon", "balance", "retire:every=1000s", "pool:schedule=1000s:4M",
+)  # fmt: skip
 ALIASES = 100  # gvas of one page
 _GFNS = range(_FIRST_GFN, _FIRST_GFN + _PAGES)
 

@@ -86,6 +86,9 @@ def main(options: argparse.Namespace) -> int:
             print(report(vm), file=sys.stderr)
         if typist.left:
             print(f"emu: --type: the console never printed {_text(typist.left[0].prompt)}", file=sys.stderr)
+        for policy in vm.dmm.policies:
+            for remark in policy.remarks():
+                print(f"emu: {remark}", file=sys.stderr)
         print(f"emu: {_closing_line(vm, outcome, status, wall)}", file=sys.stderr)
         if screen_file is not None:
             screen_file.write(_picture(vm, options.screen))

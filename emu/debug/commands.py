@@ -23,6 +23,8 @@ _CONTROL = (  # emu.control.ACTIONS
     ("detach", "POLICY", "take a policy out of force"),
     ("balloon", "SIZE", "ask the guest to give up SIZE, through the policy balloon"),
     ("retire", "N", "take N of the machine frames in use out of service"),
+    ("pin", "GFN", "keep a page in machine memory; pins count"),
+    ("unpin", "GFN", "take one pin back"),
 )
 _DUMP = 64  # bytes that `x` shows by default
 _LISTED = 20  # events that `l` shows by default
@@ -195,7 +197,7 @@ class Commands:
     def _control(self, name: str, arguments: list[str]) -> str:
         if not arguments:
             raise BadInput(name, f"expected {self._by_name[name].arguments}")
-        value = self._number("frames", arguments[0]) if name == "retire" else arguments[0]
+        value = self._number(name, arguments[0]) if name in ("retire", "pin", "unpin") else arguments[0]
         happened = self._happened(lambda: self._stepper.control(name, value))
         vm = self._stepper.vm
         policies = ", ".join(policy.name for policy in vm.dmm.policies)

@@ -106,10 +106,9 @@ def _check_p2m(vm: VirtualMachine) -> tuple[Array, Array]:
     entries = vm.p2m.entries[described]
     kind = entries >> 4 & 15
     refuse(kind > max(PageType), "no such page type")
-    refuse(entries & 8 != 0, "unknown bits")
     refuse(entries >> 10 & 3 == 3, "no such origin")
     resident = np.isin(kind, _RESIDENT)
-    refuse(~resident & (entries & 0xF07 != 0), "rights or marks on a page that is not resident")
+    refuse(~resident & (entries & 0xF0F != 0), "rights or marks on a page that is not resident")
     refuse((kind == PageType.SHARED) & (entries & Intent.WRITE != 0), "a shared page that is writable")
     refuse(~resident & (entries >> PAGE_SHIFT != 0), "a frame behind a page that is not resident")
     refuse(resident & ((entries < 0) | (entries >> PAGE_SHIFT >= vm.machine.memory.frames)), "no such frame")

@@ -56,7 +56,6 @@ class Balance(Policy):
         self._idle_cost = 100 / (100 - tax)
         self._random = Random(seed)
         self._sample = np.zeros(0, np.int64)
-        self._came: set[int] = set()  # pages that have become resident since it was chosen
         self._fast = self._slow = self.active = 1.0
         self._pause = 1
         self._evicted = 0
@@ -70,9 +69,6 @@ class Balance(Policy):
 
     def deadline(self) -> int | None:
         return self._next
-
-    def entered(self, gfn: int) -> None:
-        self._came.add(gfn)
 
     def extend_pool(self, frames: int) -> None:
         """Before anything is evicted: frames of the machine that nobody has."""
@@ -99,6 +95,9 @@ class Balance(Policy):
         used = self.working_set
         return self._shares / max(used + self._idle_cost * (self.dmm.pool.size - used), 1)
 
+    def statistics(self) -> dict[str, int]:
+        return {"working_set": self.working_set}
+
     def _resident(self) -> int:
         return len(self.dmm.p2m.resident())
 
@@ -107,22 +106,19 @@ class Balance(Policy):
 
     def _estimate(self) -> None:
         """Look at the sample, and begin the next one."""
-        p2m = self.dmm.p2m
-        # a page that was evicted says nothing, one that has come back was used: whoever chose it has cleared its bit
-        resident = [gfn for gfn in self._sample.tolist() if self.dmm.is_resident(gfn)]
-        marks = [gfn in self._came or p2m.accessed(gfn) for gfn in resident]
-        self._came.clear()
-        if marks:
-            fraction = sum(marks) / len(marks)
+        young = self.dmm.take_young(self._sample)
+        resident = [self.dmm.is_resident(gfn) for gfn in self._sample.tolist()]  # a page that was evicted says nothing
+        if any(resident):
+            fraction = float(young[resident].mean())
             steady = abs(fraction - self.active) < _STEADY
             self._fast += _FAST * (fraction - self._fast)
             self._slow += _SLOW * (fraction - self._slow)
             self.active = max(fraction, self._fast, self._slow)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE) if steady else 1
-        gfns = p2m.resident()
+        gfns = self.dmm.p2m.resident()
         chosen = self._random.sample(range(len(gfns)), min(self._size, len(gfns)))
         self._sample = gfns[chosen]
-        self.dmm.take_accessed(self._sample)
+        self.dmm.take_young(self._sample)
 
     def _rebalance(self) -> None:
         """Give to the VM under pressure that pays most for a frame, from the machine or from who pays least."""

@@ -139,6 +139,9 @@ class Balloon(Policy):
         for gfn in gfns:
             self._discard(gfn)
 
+    def statistics(self) -> dict[str, int]:
+        return {"target": self.target, "held": len(self.held), "refused": self.refused}
+
     def entered(self, gfn: int) -> None:
         self.held.discard(gfn)
 

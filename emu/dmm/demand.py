@@ -6,6 +6,7 @@ Pages of the guest image are read from it then; all others are zero-filled.
 from __future__ import annotations
 
 from emu.boot.image import GuestImage
+from emu.dmm.errors import OutOfFrames
 from emu.dmm.p2m import PageType
 from emu.dmm.policy import ZERO_PAGE, Policy
 
@@ -50,6 +51,9 @@ class StaticMapping(DemandPaging):
 
     def attach(self, dmm) -> None:  # type: ignore[no-untyped-def]
         super().attach(dmm)
+        missing = [gfn for gfns in dmm.p2m.memory for gfn in gfns if not dmm.is_resident(gfn)]
+        if len(missing) > dmm.pool.spare:
+            raise OutOfFrames(dmm.vm, missing[dmm.pool.spare], dmm.pool.size)
         for gfns in dmm.p2m.memory:
             for gfn in gfns:
                 dmm.populate(gfn)

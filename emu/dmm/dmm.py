@@ -9,6 +9,7 @@ Whatever a policy raises passes through, and leaves the mapping as it was before
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.clock import NEVER
 from emu.dmm.balloon import BalloonChannel
 from emu.dmm.contents import Contents
-from emu.dmm.errors import CannotRetire, NotEnoughSpare, PagePinned
+from emu.dmm.errors import CannotRetire, NotEnoughSpare, PagePinned, StoreError
 from emu.dmm.frames import Frames
 from emu.dmm.m2p import M2P
 from emu.dmm.p2m import (
@@ -51,7 +52,6 @@ class DMM:
     Attributes:
         policies: in force, in the order in which they are asked.
         balloon: what the VM's balloon devices and its balloon policy know of each other.
-        balloon: what its balloon devices and its balloon policy know of each other.
         next_epoch: virtual time in ns of the next epoch of a policy, NEVER without one.
         after_change: called after each change of the mapping (``--audit``).
     """
@@ -90,12 +90,14 @@ class DMM:
     def attach(self, policy: Policy) -> None:
         """Put ``policy`` in force, behind those that already are."""
         self.policies.append(policy)
+        self._watching = self._watchers()
         try:
             policy.attach(self)
         except BaseException:
             self.policies.remove(policy)
             raise
-        self._policies_changed()
+        finally:
+            self._policies_changed()
 
     def detach(self, policy: Policy) -> None:
         """Take ``policy`` out of force; pages that it keeps come back first.
@@ -115,8 +117,11 @@ class DMM:
         self._policies_changed()
 
     def _policies_changed(self) -> None:
-        self._watching = [policy for policy in self.policies if type(policy).entered is not Policy.entered]
+        self._watching = self._watchers()
         self._plan_epoch()
+
+    def _watchers(self) -> list[Policy]:
+        return [policy for policy in self.policies if type(policy).entered is not Policy.entered]
 
     def _plan_epoch(self) -> None:
         deadlines = (policy.deadline() for policy in self.policies)
@@ -323,12 +328,21 @@ class DMM:
         if not self._pins[gfn]:
             del self._pins[gfn]
 
+    def pinned(self) -> list[int]:
+        """The gfns that are pinned, in ascending order."""
+        return sorted(self._pins)
+
     def is_evictable(self, gfn: int) -> bool:
-        """Whether :meth:`evict` can take the frame of ``gfn`` now."""
-        return self.is_resident(gfn) and gfn not in self._pins and gfn not in self._contents.in_flight
+        """Whether :meth:`evict` can take the frame of ``gfn`` now, and the pool may gain one by it."""
+        free = gfn not in self._pins and gfn not in self._contents.in_flight
+        return free and self.is_resident(gfn) and self._frames.may_gain(gfn)
+
+    def can_pay(self) -> bool:
+        """Whether the pool has, or could have, a spare frame."""
+        return self._frames.can_pay()
 
     def take_accessed(self, gfns: Array) -> Array:
-        """Look which resident ``gfns`` were accessed, and clear their accessed bits: one flush for all of them.
+        """Look which ``gfns`` were accessed, and clear their accessed bits: one flush for all of them.
 
         Args:
             gfns: int64 array; those that are not resident count as not accessed.
@@ -339,11 +353,18 @@ class DMM:
         Raises:
             ValueError: there is no such gfn; nothing has changed.
         """
+        return self._look_at_accesses(gfns, young=False)
+
+    def take_young(self, gfns: Array) -> Array:
+        """As :meth:`take_accessed`, but for accesses since the last call of this method, whoever has cleared bits."""
+        return self._look_at_accesses(gfns, young=True)
+
+    def _look_at_accesses(self, gfns: Array, young: bool) -> Array:
         gfns = np.ascontiguousarray(gfns, np.int64)
         if len(gfns) and not 0 <= gfns.min() <= gfns.max() < len(self.p2m):
             raise ValueError(f"gfns from {gfns.min():#x} to {gfns.max():#x}: {self.vm} has {len(self.p2m):#x}")
         accessed = np.zeros(len(gfns), np.uint8)
-        self.paging.forget_accesses(gfns, accessed)
+        self.paging.forget_accesses(gfns, accessed, young)
         return accessed.view(bool)
 
     # --- sharing ---
@@ -392,7 +413,7 @@ class DMM:
         self.log.record(events.Protect, gfn, ALL_RIGHTS, _READ_ONLY)
 
     def unshare(self, gfn: int) -> int:
-        """Give a shared ``gfn`` a frame of its own, and the right to write (copy-on-write break).
+        """Give a shared ``gfn`` a frame of its own (copy-on-write break); its rights stay as they are.
 
         Returns:
             Its mfn.
@@ -412,7 +433,7 @@ class DMM:
                 return self.unshare(gfn)
             self.memory.pages[after] = self.memory.pages[before]
         self.paging.forget(gfn, before)
-        self.p2m.set(gfn, PageType.RAM, after, self.p2m.rights(gfn) | Intent.WRITE, self.p2m.marks(gfn))
+        self.p2m.set(gfn, PageType.RAM, after, self.p2m.rights(gfn), self.p2m.marks(gfn))
         if after != before:
             self.m2p.add(after, self.index, gfn)
             self._frames.give_up(gfn, before)
@@ -438,10 +459,11 @@ class DMM:
 
         Raises:
             NotEnoughSpare: they cannot; the pool's size has not changed.
+            StoreError: a page cannot be stored; the same.
         """
         self._frames.make_room(frames)
         if self.pool.spare < frames:
-            raise NotEnoughSpare(self.vm, frames, self.pool.spare, sorted(self._pins))
+            raise NotEnoughSpare(self.vm, frames, self.pool.spare, self.pinned())
         before = self.pool.size
         self.pool.shrink(frames)
         self.log.record(events.PoolResize, before, self.pool.size)
@@ -460,7 +482,10 @@ class DMM:
             self.pool.grow(1)
         except OutOfMachineFrames:
             if self.m2p.count(mfn):
-                self._frames.make_room(1)
+                try:
+                    self._frames.make_room(1)
+                except StoreError as error:
+                    raise CannotRetire(mfn, str(error)) from error
             owner = self.memory.owner.item(mfn)
             if owner != self.index:  # who shares the frame has paid for it
                 return self.m2p.dmms[owner].retire(mfn)
@@ -481,10 +506,19 @@ class DMM:
         self._all_changed(users)
 
     def close(self) -> None:
-        """The VM is gone: everything that it has goes back to the machine; shared frames go to who else uses them."""
-        for policy in self.policies:
-            policy.detach()
+        """The VM is gone: everything that it has goes back to the machine; shared frames go to who else uses them.
+
+        Raises:
+            BadInput: a policy cannot settle what it has in files; all else is done.
+        """
+        with ExitStack() as steps:
+            steps.callback(self._give_back_all)
+            for policy in self.policies:
+                steps.callback(policy.detach)
+
+    def _give_back_all(self) -> None:
         self.policies.clear()
+        self._policies_changed()
         self.paging.close()
         for gfn in self.p2m.resident().tolist():
             mfn = self.p2m.mfn(gfn)

@@ -2,7 +2,8 @@
 
 Every frame in use is in the pool of one VM.  Where several VMs share a frame, one of them pays for it.  When that one
 does not use it any more, the frame moves to the pool of one that does, in exchange for a spare frame; so pools keep
-their sizes.  If none of these has a spare frame, the frame stays where it is until somebody needs room.
+their sizes.  If none of these has a spare frame, the frame stays where it is until somebody needs room.  Only when a VM
+ends, such a frame makes the pool larger to which it moves.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from emu import events
 from emu.dmm.errors import OutOfFrames, StoreError
+from emu.dmm.policy import Policy
 from emu.ram import NOBODY, Purpose
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Frames:
     def __init__(self, dmm: DMM) -> None:
         self._dmm = dmm
         self._pool, self._m2p, self._memory = dmm.pool, dmm.m2p, dmm.memory
+        self._given_up = 0  # counts, to see whether anything happens
 
     def take(self, gfn: int) -> int:
         """A spare frame of the pool, in use from now on, for ``gfn``.
@@ -50,11 +53,31 @@ class Frames:
 
     def make_room(self, spare: int) -> None:
         """Have up to ``spare`` frames of the pool spare, as far as the policies can."""
-        for policy in self._dmm.policies_that_evict():
+        before = -1
+        while self._pool.spare < spare and self._given_up != before:
+            before = self._given_up
+            for policy in self._dmm.policies_that_evict():
+                if self._pool.spare < spare:
+                    policy.make_room(spare - self._pool.spare)
             if self._pool.spare < spare:
-                policy.make_room(spare - self._pool.spare)
-        if self._pool.spare < spare:
-            self._call_in(spare)
+                self._call_in(spare)
+
+    def can_pay(self) -> bool:
+        """Whether the pool has, or could have, a spare frame."""
+        return self._pool.spare > 0 or any(
+            type(policy).make_room is not Policy.make_room for policy in self._dmm.policies_that_evict()
+        )
+
+    def may_gain(self, gfn: int) -> bool:
+        """Whether the pool can gain a frame when the resident ``gfn`` does not use its frame any more.
+
+        Not if another pool pays for it, or if other VMs use it that could not pay instead.
+        """
+        mfn, index = self._dmm.p2m.mfn(gfn), self._dmm.index
+        if self._memory.owner.item(mfn) != index:
+            return False
+        others = [vm for vm in self._m2p.vms(mfn) if vm != index]
+        return not others or any(self._m2p.dmms[vm].can_pay() for vm in others)
 
     def _call_in(self, spare: int) -> None:
         """Have other VMs pay for the frames of this pool that they alone use, until ``spare`` frames are spare."""
@@ -64,23 +87,24 @@ class Frames:
         for mfn in np.flatnonzero(foreign).tolist():
             if self._pool.spare >= spare:
                 return
-            for vm, _ in self._m2p.users(mfn):
+            vms = self._m2p.vms(mfn)
+            for vm in vms if index not in vms else ():
                 other = self._m2p.dmms[vm]
-                if vm != index and not other.pool.spare:
+                if not other.pool.spare:
                     with suppress(StoreError):  # no room there; that VM is told when it needs room itself
                         for policy in other.policies_that_evict():
                             policy.make_room(1)
+                if other.pool.spare:
+                    break
             self._hand_over(mfn)
 
     def _hand_over(self, mfn: int) -> None:
         """Let a user of a frame of this pool that only other VMs use pay for it, if one has a spare frame."""
         index = self._dmm.index
-        if not self._m2p.count(mfn) or self._m2p.first(mfn)[0] == index:
+        vms = self._m2p.vms(mfn)
+        if index in vms:
             return
-        users = self._m2p.users(mfn)
-        if any(vm == index for vm, _ in users):
-            return
-        for vm, _ in users:
+        for vm in vms:
             other = self._m2p.dmms[vm].pool
             if other.spare:
                 self._pool.exchange(mfn, other)
@@ -88,6 +112,7 @@ class Frames:
 
     def give_up(self, gfn: int, mfn: int) -> None:
         """``gfn`` does not use ``mfn`` any more."""
+        self._given_up += 1
         users = self._m2p.remove(mfn, self._dmm.index, gfn)
         owner = self._memory.owner.item(mfn)
         if not users:
@@ -111,5 +136,10 @@ class Frames:
     def close(self) -> None:
         """The VM, none of whose gfns uses a frame any more, gives back its pool; what others use moves to them."""
         for mfn in sorted(self._pool.used_frames()):
-            self._pool.hand_over(mfn, self._m2p.dmms[self._m2p.first(mfn)[0]].pool)
+            other = self._m2p.dmms[self._m2p.first(mfn)[0]]
+            if other.pool.spare:
+                self._pool.exchange(mfn, other.pool)
+            else:
+                self._pool.hand_over(mfn, other.pool)
+                other.log.record(events.PoolResize, other.pool.size - 1, other.pool.size)
         self._pool.shrink(self._pool.spare)

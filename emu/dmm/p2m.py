@@ -3,6 +3,7 @@
 One int64 per gfn, read by both planes and written by :mod:`emu.dmm` alone::
 
     bits 0-2    rights: READ, WRITE, EXECUTE; a missing right means "ask the DMM first"
+    bit 3       young: was accessed when the accessed bit was cleared (as in Linux's idle page tracking)
     bits 4-7    page type
     bit 8       accessed since the DMM last looked (as in an EPT entry, SDM vol. 3C, 28.3.5)
     bit 9       dirty: the contents may differ from those that the page came with
@@ -71,10 +72,10 @@ LEGAL = {
 }
 """The transitions that a gfn's type may make."""
 
-ACCESSED, DIRTY = 1 << 8, 1 << 9
+YOUNG, ACCESSED, DIRTY = 1 << 3, 1 << 8, 1 << 9
 _ORIGIN_SHIFT = 10
 _ORIGINS = (PageType.EMPTY, PageType.IMAGE, PageType.EVICTED)
-_MARKS = ACCESSED | DIRTY | 3 << _ORIGIN_SHIFT
+_MARKS = YOUNG | ACCESSED | DIRTY | 3 << _ORIGIN_SHIFT
 
 
 def marks_of(origin: PageType) -> int:

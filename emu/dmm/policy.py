@@ -93,6 +93,14 @@ class Policy:
     def release(self, gfn: int) -> None:
         """What :meth:`keep` got is not needed any more."""
 
+    def statistics(self) -> dict[str, int]:
+        """Numbers about what it has done, for summaries."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """What people should be told at the end of a run, a line each."""
+        return []
+
     def deadline(self) -> int | None:
         """Virtual time in ns of the policy's next :meth:`epoch`; None for never.  Asked again after each epoch."""
         return None

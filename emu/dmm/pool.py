@@ -8,12 +8,14 @@ import numpy as np
 
 from emu.ram import MachineMemory, Purpose
 
+MIN_POOL = 4  # frames: two code pages and two data pages, for an instruction of a guest without paging
+
 
 class Pool:
     """Frames owned by one VM, in use or spare.
 
     A frame is in use while a gfn of any VM uses it: one that is shared stays in the pool that it came from, or moves to
-    that of another user in exchange for a spare frame (:meth:`exchange`), so sharing changes the size of no pool.
+    that of another user in exchange for a spare frame (:meth:`exchange`).
 
     Args:
         memory: where frames come from and go back to.

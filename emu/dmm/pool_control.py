@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from emu import events
 from emu.addr import PAGE_SIZE
-from emu.dmm.errors import NotEnoughSpare
+from emu.dmm.errors import DmmError
 from emu.dmm.policy import Policy
+from emu.dmm.pool import MIN_POOL
 from emu.errors import BadInput
 from emu.ram import OutOfMachineFrames
+from emu.units import format_time
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
@@ -21,8 +23,11 @@ def resize(dmm: DMM, frames: int) -> None:
     """Grow or shrink the pool of a VM to ``frames``.
 
     Raises:
-        NotEnoughSpare, OutOfMachineFrames: it cannot; its size has not changed.
+        BadInput: it would be too small for any guest, or larger than the VM's memory.
+        NotEnoughSpare, StoreError, OutOfMachineFrames: it cannot; its size has not changed.
     """
+    if not MIN_POOL <= frames <= len(dmm.p2m.known()):
+        raise BadInput("pool", f"{frames} frames: {dmm.vm} can do with {MIN_POOL} to {len(dmm.p2m.known())}")
     if frames > dmm.pool.size:
         dmm.grow(frames - dmm.pool.size)
     elif frames < dmm.pool.size:
@@ -50,11 +55,17 @@ class PoolControl(Policy):
     def deadline(self) -> int | None:
         return self._schedule[0][0] if self._schedule else None
 
+    def remarks(self) -> list[str]:
+        return [f"pool, at {format_time(time)}: {reason}" for time, reason in self.refused]
+
+    def statistics(self) -> dict[str, int]:
+        return {"refused": len(self.refused)}
+
     def epoch(self, now: int) -> None:
         while self._schedule and self._schedule[0][0] <= now:
             _, size = self._schedule.pop(0)
             try:
                 resize(self.dmm, size // PAGE_SIZE)
-            except (NotEnoughSpare, OutOfMachineFrames) as error:
+            except (BadInput, DmmError, OutOfMachineFrames) as error:
                 self.refused.append((now, str(error)))
                 self.dmm.log.record(events.PoolRefused, self.dmm.pool.size, size // PAGE_SIZE)

@@ -75,6 +75,9 @@ class Retire(Policy):
     def deadline(self) -> int | None:
         return self._next if self._left else None
 
+    def statistics(self) -> dict[str, int]:
+        return {"retired": self.retired, "refused": self.refused}
+
     def epoch(self, now: int) -> None:
         self._next = now + self._every
         gfns = self.dmm.p2m.resident()

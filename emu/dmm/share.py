@@ -12,13 +12,14 @@ resource management in VMware ESX Server", OSDI 2002, section 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from emu.addr import PAGE_SHIFT, PAGE_SIZE
+from emu.addr import PAGE_SHIFT
 from emu.dmm.p2m import PageType
 from emu.dmm.policy import Policy
 
@@ -27,21 +28,32 @@ if TYPE_CHECKING:
     from emu.dmm.dmm import DMM
 
 INTERVAL_MS = 10  # virtual ms between two epochs
+_VM_SHIFT = 48
 
 
 class _Tables:
     """What the scanners of a machine know together.
 
     Attributes:
-        stable: hash to the mfn of a shared frame.
-        hints: hash to (VM number, gfn).
+        stable: hash to the mfn of a shared frame; ``hashes`` is its inverse.
+        hints: hash to a page: VM number << 48 | gfn.
         round: numbers of the VMs that have been all round since the hints were emptied.
     """
 
     def __init__(self) -> None:
         self.stable: dict[int, int] = {}
-        self.hints: dict[int, tuple[int, int]] = {}
+        self.hashes: dict[int, int] = {}
+        self.hints: dict[int, int] = {}
         self.round: set[int] = set()
+
+    def add(self, digest: int, mfn: int) -> None:
+        """``mfn`` is a shared frame."""
+        self.stable[digest] = mfn
+        self.hashes[mfn] = digest
+
+    def remove(self, digest: int) -> None:
+        """The frame with this hash is shared no more, or has other contents."""
+        del self.hashes[self.stable.pop(digest)]
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,9 @@ class Share(Policy):
 
     name = "share"
 
-    def __init__(self, image: GuestImage, rate: int = 1) -> None:
+    def __init__(self, image: GuestImage, rate: int = 5) -> None:
         self._rate = rate
-        self._scan: list[int] = []  # gfns still to be looked at, the next one last
+        self._scan = array("q")  # gfns still to be looked at, the next one last
         self._unshared = self._volatile = 0
         self._last = (0, 0)
         self.full_scans = 0
@@ -104,11 +116,14 @@ class Share(Policy):
         frames = len(np.unique(mfns))
         return Counters(frames, len(mfns) - frames, *self._last, self.full_scans)
 
+    def statistics(self) -> dict[str, int]:
+        return asdict(self.counters())
+
     def scan(self, pages: int) -> None:
         """Look at the next ``pages`` resident pages, but at none twice."""
         looked: set[int] = set()
         while len(looked) < pages:
-            left = self._scan or self.dmm.p2m.resident()[::-1].tolist()
+            left = self._scan or array("q", self.dmm.p2m.resident()[::-1].tobytes())
             if not left or left[-1] in looked:
                 return
             self._scan = left
@@ -127,35 +142,50 @@ class Share(Policy):
         if tables.round.issuperset([self.dmm.index, *(peer.dmm.index for peer in self.peers(Share))]):
             tables.hints.clear()
             tables.round.clear()
+            for digest in [digest for digest, mfn in tables.stable.items() if not self._is_shared(mfn)]:
+                tables.remove(digest)
 
     def _look(self, gfn: int) -> None:
-        dmm = self.dmm
-        entry = dmm.p2m.entries.item(gfn)
-        if entry >> 4 & 15 != PageType.RAM:
-            return
-        at = entry >> PAGE_SHIFT << PAGE_SHIFT
-        digest = xxh3_64_intdigest(self._bytes[at : at + PAGE_SIZE])
+        entry = self.dmm.p2m.entries.item(gfn)
+        kind, mfn = entry >> 4 & 15, entry >> PAGE_SHIFT
+        if kind == PageType.RAM:
+            digest = self._hash(mfn)
+            if not self._merge_with_stable(gfn, digest):
+                self._merge_with_hint(gfn, digest)
+        elif kind == PageType.SHARED and mfn not in self._tables.hashes:  # merged before, or moved to another frame
+            digest = self._hash(mfn)
+            if not self._merge_with_stable(gfn, digest):
+                self._tables.add(digest, mfn)
+
+    def _hash(self, mfn: int) -> int:
+        return xxh3_64_intdigest(self._bytes[mfn << PAGE_SHIFT : mfn + 1 << PAGE_SHIFT])
+
+    def _merge_with_stable(self, gfn: int, digest: int) -> bool:
         tables = self._tables
         mfn = tables.stable.get(digest)
-        if mfn is not None:
-            if self._is_shared(mfn) and dmm.share(gfn, mfn):
-                return
-            if not self._is_shared(mfn):
-                del tables.stable[digest]
+        if mfn is None:
+            return False
+        if self._is_shared(mfn) and self.dmm.share(gfn, mfn):
+            return True
+        tables.remove(digest)  # if it is a shared frame yet, the next look at a page in it finds that
+        return False
+
+    def _merge_with_hint(self, gfn: int, digest: int) -> None:
         if self._seen.item(gfn) != digest:
             self._seen[gfn] = digest
             self._volatile += 1
             return
-        hint = tables.hints.get(digest)
-        if hint is not None and hint != (dmm.index, gfn):
-            other = dmm.m2p.dmms.get(hint[0])
-            if other is not None and other.is_shareable(hint[1]):
-                mfn = other.p2m.mfn(hint[1])
-                if dmm.share(gfn, mfn):
-                    tables.stable[digest] = mfn
-                    del tables.hints[digest]
-                    return
-        tables.hints[digest] = dmm.index, gfn
+        dmm, tables = self.dmm, self._tables
+        me = dmm.index << _VM_SHIFT | gfn
+        hint = tables.hints.get(digest, me)
+        other, other_gfn = dmm.m2p.dmms.get(hint >> _VM_SHIFT), hint & (1 << _VM_SHIFT) - 1
+        if hint != me and other is not None and other.is_shareable(other_gfn):
+            mfn = other.p2m.mfn(other_gfn)
+            if dmm.share(gfn, mfn):
+                tables.add(digest, mfn)
+                del tables.hints[digest]
+                return
+        tables.hints[digest] = me
         self._unshared += 1
 
     def _is_shared(self, mfn: int) -> bool:

@@ -7,12 +7,12 @@ Which page goes is decided by an algorithm of :mod:`emu.dmm.victims`, and where 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from emu.dmm.errors import StoreFull
-from emu.dmm.p2m import PageType
 from emu.dmm.policy import Policy
 from emu.dmm.store import CompressedStore, FileStore, PageStore
 from emu.dmm.victims import VICTIMS, Victims
@@ -99,22 +99,20 @@ class Swap(Policy):
         self._victims.left(gfn)
 
     def make_room(self, frames: int) -> None:
-        goal = self.dmm.pool.spare + frames
-        for cannot_go in (self._is_held_or_shared, self._is_of_another_pool):
-            while self.dmm.pool.spare < goal:
-                gfn = self._victims.victim(cannot_go)
-                if gfn is None:
-                    break
-                self.dmm.evict(gfn, self)
+        pool = self.dmm.pool
+        goal = pool.spare + frames
+        while pool.spare < goal:
+            gfn = self._victims.victim(self._must_stay)
+            if gfn is None:
+                return
+            spare = pool.spare
+            self.dmm.evict(gfn, self)
+            if pool.spare == spare:
+                return  # others use the frame, and may have to pay for it first
 
-    def _is_held_or_shared(self, gfn: int) -> bool:
-        """Evicting it is impossible, or gains a frame only when all others that share it go, too."""
-        return not self.dmm.is_evictable(gfn) or self.dmm.p2m.type(gfn) is PageType.SHARED
-
-    def _is_of_another_pool(self, gfn: int) -> bool:
-        """Evicting it is impossible, or gains a frame for another VM only."""
-        mfn = self.dmm.p2m.mfn(gfn)
-        return not self.dmm.is_evictable(gfn) or self.dmm.memory.owner.item(mfn) != self.dmm.index
+    def _must_stay(self, gfn: int) -> bool:
+        """Evicting it is impossible, or gains nothing for this VM."""
+        return not self.dmm.is_evictable(gfn)
 
     def keep(self, gfn: int, contents: bytes) -> None:
         try:
@@ -136,6 +134,9 @@ class Swap(Policy):
 
     def release(self, gfn: int) -> None:
         self.store.drop(gfn)
+
+    def statistics(self) -> dict[str, int]:
+        return asdict(self.store.statistics) | {"pages": len(self.store)}
 
     def deadline(self) -> int | None:
         return self._next_tick if self._victims.period is not None else None

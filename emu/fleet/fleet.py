@@ -225,7 +225,7 @@ class Fleet:
             if not self._round:
                 self.now += self.plan.quantum
                 if not self.running:
-                    self._skip_to_next_start()
+                    self._skip_to_next_start(until)
         return FleetStop.ENDED
 
     def close(self) -> None:
@@ -254,6 +254,8 @@ class Fleet:
         try:
             stop = vm.run(self.now + self.plan.quantum - member.started)
         except MEMORY_ERRORS as error:
+            if error.vm != vm.name:
+                raise
             self._end(member, vm, outcome_of_error(error))
         else:
             if stop is Stop.DEADLINE and vm.waits_for_input and not member.due:
@@ -266,11 +268,12 @@ class Fleet:
             other.events.drain()  # frames that it shares with others may have moved
         return stop is not Stop.REQUESTED
 
-    def _skip_to_next_start(self) -> None:
+    def _skip_to_next_start(self, until: int | None) -> None:
         starts = [member.plan.start for member in self.members if member.started is None and member.end is None]
         if starts:
             quantum = self.plan.quantum
-            self.now = max(self.now, -(-min(starts) // quantum) * quantum)
+            then = -(-min(starts) // quantum) * quantum
+            self.now = max(self.now, then if until is None else min(then, until))
 
     # --- starting ---
 
@@ -328,7 +331,10 @@ class Fleet:
         member.console = bytes(vm.platform.console)
         member.vm = None
         self._refuse_rest(member, "the VM had ended")
-        self.machine.remove_vm(vm)
+        try:
+            self.machine.remove_vm(vm)
+        except BadInput as error:  # what a policy has for a file
+            member.end = End(how, False, f"{outcome.sentence}; {error}", member.end.time)
         self._audit_all()
 
     def _audit_all(self) -> None:

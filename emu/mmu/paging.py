@@ -11,7 +11,7 @@ from emu.addr import NO_FRAME
 from emu.dmm.rmap import Rmap
 from emu.mmu import shadow
 from emu.mmu.fill import drop_frame_code
-from emu.mmu.walk import ACCESSED
+from emu.mmu.walk import ACCESSED, YOUNG
 from emu.native import address_of, compiled, load64, store8, store64
 from emu.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
 from emu.state import state_at
@@ -31,21 +31,22 @@ def _drop_frame_code(vm_at: int, mfn: int) -> None:
 
 
 @compiled
-def _take_accessed(vm_at: int, gfns_at: int, count: int, accessed_at: int) -> int:
+def _take_accessed(vm_at: int, gfns_at: int, count: int, accessed_at: int, young: int) -> int:
     vm = state_at(vm_at)
     taken = 0
+    wanted = ACCESSED | YOUNG if young else ACCESSED
     for i in range(count):
         gfn = load64(gfns_at + 8 * i)
         at = vm.p2m_at + gfn * 8
         entry = load64(at)
+        store8(accessed_at + i, 1 if entry & wanted else 0)
         if entry & ACCESSED:
             taken += 1
-            store8(accessed_at + i, 1)
-            store64(at, entry & ~ACCESSED)
             if not vm.nested:
                 shadow.forget_uses(vm_at, gfn, entry >> 12)
-        else:
-            store8(accessed_at + i, 0)
+            store64(at, entry & ~wanted if young else (entry & ~ACCESSED) | YOUNG)
+        elif entry & wanted:
+            store64(at, entry & ~wanted)
     return taken
 
 
@@ -90,14 +91,15 @@ class Paging:
         """What stands behind gfns without frames has changed."""
         flush_tlb(self._vm_at)
 
-    def forget_accesses(self, gfns: Array, accessed: Array) -> None:
-        """Clear the accessed bits of resident ``gfns``: the next access to each sets them again.
+    def forget_accesses(self, gfns: Array, accessed: Array, young: bool) -> None:
+        """Clear the accessed bits of ``gfns``: the next access to each sets them again.
 
         Args:
             gfns: int64 array.
             accessed: uint8 array of the same length; gets 1 where the bit was set, else 0.
+            young: look at the young marks, too, and clear both; else the pages that were accessed become young.
         """
-        if _take_accessed(self._vm_at, address_of(gfns), len(gfns), address_of(accessed)):
+        if _take_accessed(self._vm_at, address_of(gfns), len(gfns), address_of(accessed), int(young)):
             flush_tlb(self._vm_at)
 
     def void_moved(self) -> None:

@@ -43,7 +43,7 @@ OK, FAULT, NEED, NON_CANONICAL = 0, 1, 2, 3
 
 _P2M_RIGHT_READ, _P2M_RIGHT_WRITE, ALL_RIGHTS = 1, 2, 7  # Intent.READ, Intent.WRITE, every right
 HOLE, RAM, MMIO, SHARED = 0, 2, 5, 6  # PageType
-ACCESSED, DIRTY = 1 << 8, 1 << 9  # in a P2M entry
+YOUNG, ACCESSED, DIRTY = 1 << 3, 1 << 8, 1 << 9  # in a P2M entry
 _ROOT_PAE = 0xFFFF_FFE0  # CR3 bits that locate the page-directory-pointer table
 _ROOT_32 = 0xFFFF_F000
 

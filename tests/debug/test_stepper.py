@@ -188,7 +188,7 @@ def test_the_crash_report_follows_a_crash() -> None:
         ("evict 8", "no policy in force keeps pages"),
         ("pool", "expected SIZE"),
         ("pool 1X", "not a size"),
-        ("pool 1G", "free frames"),
+        ("pool 1G", "can do with 4 to"),
         ("attach nonsense", "none of the policies"),
         ("attach demand", "already"),
         ("detach swap", "no policy of this name"),
@@ -196,6 +196,8 @@ def test_the_crash_report_follows_a_crash() -> None:
         ("balloon 4K", "no policy of this name"),
         ("retire x", "expected a number"),
         ("retire 9", "0 frames in use"),
+        ("pin 0x999999", "no memory"),
+        ("unpin 8", "not pinned"),
     ],
 )
 def test_wrong_commands(line: str, message: str) -> None:

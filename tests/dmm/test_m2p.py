@@ -38,7 +38,7 @@ def test_the_native_plane_sees_the_first_user() -> None:
     for vm, gfn in ((1, 5), (0, 6), (1, 7)):
         m2p.add(1, vm, gfn)
     assert m2p.shared_frames() == [1]
-    for users in ([(0, 6), (1, 7)], [(1, 7)]):
+    for users in ([(1, 7), (0, 6)], [(0, 6)]):
         vm, gfn = m2p.users(1)[0]
         assert m2p.remove(1, vm, gfn) == len(users)
         assert m2p.users(1) == users and (m2p.vm[1], m2p.gfn[1]) == users[0]
@@ -49,15 +49,27 @@ def test_users_against_a_model() -> None:
     chance = random.Random(1)
     m2p = M2P(3)
     model: dict[int, list[tuple[int, int]]] = {mfn: [] for mfn in range(3)}
+
+    def in_order(users: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """By VM, in the order in which these came, and each VM's gfns in the order in which they came."""
+        return [user for vm in came[id(users)] for user in users if user[0] == vm]
+
+    came: dict[int, list[int]] = {id(users): [] for users in model.values()}
     for _ in range(2000):
         mfn, user = chance.randrange(3), (chance.randrange(2), chance.randrange(4))
         if user in model[mfn]:
             model[mfn].remove(user)
+            if user[0] not in [vm for vm, _ in model[mfn]]:
+                came[id(model[mfn])].remove(user[0])
             assert m2p.remove(mfn, *user) == len(model[mfn])
         else:
             model[mfn].append(user)
+            if user[0] not in came[id(model[mfn])]:
+                came[id(model[mfn])].append(user[0])
             m2p.add(mfn, *user)
-        assert [m2p.users(frame) for frame in model] == list(model.values())
+        assert [m2p.users(frame) for frame in model] == [in_order(users) for users in model.values()]
+        assert [m2p.vms(frame) for frame in model] == [came[id(users)] for users in model.values()]
         assert [m2p.count(frame) for frame in model] == [len(users) for users in model.values()]
         assert m2p.shared_frames() == [frame for frame, users in model.items() if len(users) > 1]
-        assert [int(m2p.gfn[frame]) for frame in model] == [users[0][1] if users else -1 for users in model.values()]
+        firsts = [in_order(users)[0][1] if users else -1 for users in model.values()]
+        assert [int(m2p.gfn[frame]) for frame in model] == firsts

@@ -74,11 +74,11 @@ def test_what_is_late_is_made_up_for() -> None:
 @pytest.mark.parametrize("swap", [False, True])
 def test_what_cannot_be_is_an_event_and_never_half_done(swap: bool) -> None:
     side = full_side(swap)
-    for gfn in range(3):
+    for gfn in range(5):
         side.dmm.pin(gfn)
         side.pins[gfn] = 1
     seen = resizes(side)
-    least = 3 if swap else POOL
+    least = 5 if swap else POOL
     control = PoolControl(side.stub.image, [(1, size(POOL + SPARE + 1)), (2, size(least - 1)), (3, size(least))])
     side.dmm.attach(control)
     control.epoch(1)
@@ -91,7 +91,7 @@ def test_what_cannot_be_is_an_event_and_never_half_done(swap: bool) -> None:
     side.check()
     assert [time for time, _ in control.refused] == [1, 2]
     assert f"{SPARE} free frames, {SPARE + 1} wanted" in control.refused[0][1]
-    assert "cannot give up" in control.refused[1][1] and "3 pages are pinned" in control.refused[1][1]
+    assert "cannot give up" in control.refused[1][1] and "5 pages are pinned" in control.refused[1][1]
     side.vm.events.drain()
     assert seen[:2] == [("refused", POOL, POOL + SPARE + 1), ("refused", POOL, least - 1)]
     assert control.deadline() is None
