@@ -11,8 +11,8 @@ from typing import Any
 from emu.addr import PAGE_SIZE
 from emu.dmm import catalog
 from emu.dmm.errors import CannotRetire, DmmError
-from emu.dmm.pool_control import resize
-from emu.dmm.retire import retire_frame
+from emu.dmm.frames import retire_frame
+from emu.dmm.policies.pool_control import resize
 from emu.errors import BadInput
 from emu.ram import OutOfMachineFrames
 from emu.units import parse_size

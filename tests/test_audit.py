@@ -10,8 +10,8 @@ import pytest
 
 from emu.addr import PAGE_SIZE
 from emu.dmm.audit import AuditFailure, audit
-from emu.dmm.demand import DemandPaging
 from emu.dmm.p2m import ACCESSED, DIRTY, Intent, PageType
+from emu.dmm.policies.demand import DemandPaging
 from emu.machine import Machine
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging

@@ -11,7 +11,7 @@ from emu.addr import PAGE_SIZE
 from emu.bench.harness import Case, Round
 from emu.bench.linux import ARGUMENTS, HALTED, INIT
 from emu.boot.initramfs import build_initramfs
-from emu.dmm.share import Share
+from emu.dmm.policies.share import Share
 from emu.errors import BadInput
 from emu.machine import Machine
 from emu.session import boot_vm, run_vm

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from emu.dmm.reference_trace import ReferenceRecorder, ReferenceTrace, Window
-from emu.dmm.replacement import Pages, Victims
-from emu.dmm.victims import VICTIMS
+from emu.dmm.policies.reference_trace import ReferenceRecorder, ReferenceTrace, Window
+from emu.dmm.policies.replacement import Pages, Victims
+from emu.dmm.policies.victims import VICTIMS
 from emu.errors import BadInput
 from emu.session import Ending, boot_vm, run_vm
 
@@ -21,9 +21,10 @@ PERCENT = range(10, 101, 10)  # pool sizes, of the pages that the run touches
 
 
 class Replay:
-    """A trace in a pool of ``frames``, and what an algorithm may ask about it (:class:`emu.dmm.replacement.Pages`).
+    """A trace in a pool of ``frames``, and what an algorithm may ask about it (``Pages`` of
+    :mod:`emu.dmm.policies.replacement`).
 
-    The pages in the trace's window stay resident, see :mod:`emu.dmm.reference_trace`.
+    The pages in the trace's window stay resident, see :mod:`emu.dmm.policies.reference_trace`.
 
     Args:
         make: makes the algorithm for the replay.

@@ -40,7 +40,7 @@ from emu.devices.wires import NoWire, SwitchedWire, Wires
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
-    from emu.dmm.balloon import BalloonChannel
+    from emu.dmm.balloon_channel import BalloonChannel
 
 
 class Platform:

@@ -16,8 +16,8 @@ from emu.units import parse_size, parse_time
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
+    from emu.dmm.policies.reference_trace import ReferenceTrace
     from emu.dmm.policy import Policy
-    from emu.dmm.reference_trace import ReferenceTrace
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Entry:
     """One policy.
 
     Attributes:
-        module, factory: where its class is; it is called with the guest's image and the options as keywords.
+        module, factory: where its class is, below :mod:`emu.dmm.policies`; it is called with the guest's image and the
+            options as keywords.
         about: one line for people.
         options: by name, what turns an option's text into its value (raising ValueError).
         populates: it answers every ``populate``, so that demand paging need not stand behind it.
@@ -88,13 +89,13 @@ def _one_of(*names: str) -> Callable[[str], str]:
 
 
 def _victims(name: str) -> str:
-    from emu.dmm.victims import VICTIMS
+    from emu.dmm.policies.victims import VICTIMS
 
     return _one_of(*VICTIMS)(name)
 
 
 def _trace(path: str) -> ReferenceTrace:
-    from emu.dmm.reference_trace import ReferenceTrace
+    from emu.dmm.policies.reference_trace import ReferenceTrace
 
     return ReferenceTrace.load(path)
 
@@ -117,22 +118,22 @@ _RETIRE: dict[str, Callable[[str], Any]] = {"every": _period, "count": _positive
 
 POLICIES: dict[str, Entry] = {
     "demand": Entry(
-        "emu.dmm.demand", "DemandPaging", "a page gets its frame when it is first touched",
+        "demand", "DemandPaging", "a page gets its frame when it is first touched",
         {"readahead": _positive}, True,
     ),
-    "static": Entry("emu.dmm.demand", "StaticMapping", "every page gets its frame before the guest starts", {}, True),
-    "swap": Entry("emu.dmm.swap", "Swap", "when the pool is full, pages go to a store and come back later", _SWAP),
-    "share": Entry("emu.dmm.share", "Share", "identical pages use one frame until they differ", {"rate": _positive}),
-    "balloon": Entry("emu.dmm.balloon", "Balloon", "the guest gives up pages when it is asked to", {"target": _pages}),
+    "static": Entry("demand", "StaticMapping", "every page gets its frame before the guest starts", {}, True),
+    "swap": Entry("swap", "Swap", "when the pool is full, pages go to a store and come back later", _SWAP),
+    "share": Entry("share", "Share", "identical pages use one frame until they differ", {"rate": _positive}),
+    "balloon": Entry("balloon", "Balloon", "the guest gives up pages when it is asked to", {"target": _pages}),
     "pool": Entry(
-        "emu.dmm.pool_control", "PoolControl", "the pool gets other sizes at set times", {"schedule": _schedule}
+        "pool_control", "PoolControl", "the pool gets other sizes at set times", {"schedule": _schedule}
     ),
-    "balance": Entry("emu.dmm.balance", "Balance", "frames move from VMs that do not use theirs to others", _BALANCE),
+    "balance": Entry("balance", "Balance", "frames move from VMs that do not use theirs to others", _BALANCE),
     "record": Entry(
-        "emu.dmm.reference_trace", "ReferenceRecorder", "writes down which pages the guest uses when",
+        "reference_trace", "ReferenceRecorder", "writes down which pages the guest uses when",
         {"file": str, "window": _positive},
     ),
-    "retire": Entry("emu.dmm.retire", "Retire", "frames in use go out of service", _RETIRE),
+    "retire": Entry("retire", "Retire", "frames in use go out of service", _RETIRE),
 }
 DEFAULT = "demand"
 
@@ -147,7 +148,8 @@ class Choice:
     def make(self, image: GuestImage) -> Policy:
         """The policy itself, not yet attached."""
         entry = POLICIES[self.name]
-        policy: Policy = getattr(import_module(entry.module), entry.factory)(image, **self.options)
+        module = import_module(f"emu.dmm.policies.{entry.module}")
+        policy: Policy = getattr(module, entry.factory)(image, **self.options)
         return policy
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.clock import NEVER
-from emu.dmm.balloon import BalloonChannel
+from emu.dmm.balloon_channel import BalloonChannel
 from emu.dmm.contents import Contents
 from emu.dmm.errors import CannotRetire, NotEnoughSpare, PagePinned, StoreError
 from emu.dmm.frames import Frames

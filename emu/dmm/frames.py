@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emu import events
-from emu.dmm.errors import OutOfFrames, StoreError
+from emu.dmm.errors import CannotRetire, OutOfFrames, StoreError
+from emu.dmm.m2p import M2P
 from emu.dmm.policy import Policy
-from emu.ram import NOBODY, Purpose
+from emu.ram import NOBODY, MachineMemory, OutOfMachineFrames, Purpose
 
 if TYPE_CHECKING:
     from emu.dmm.dmm import DMM
@@ -143,3 +144,34 @@ class Frames:
                 self._pool.hand_over(mfn, other.pool)
                 other.log.record(events.PoolResize, other.pool.size - 1, other.pool.size)
         self._pool.shrink(self._pool.spare)
+
+
+def retire_frame(memory: MachineMemory, m2p: M2P, mfn: int) -> None:
+    """Take any frame of the machine out of service, whatever it is for.
+
+    Raises:
+        CannotRetire: nothing can do its work; nothing has changed.
+        ValueError: there is no such frame.
+    """
+    if not 0 <= mfn < memory.frames:
+        raise ValueError(f"mfn {mfn:#x} is no frame of the machine")
+    purpose = memory.purpose[mfn]
+    owner = m2p.dmms.get(memory.owner.item(mfn))
+    if purpose == Purpose.POOL:
+        assert owner is not None
+        owner.retire(mfn)
+    elif purpose == Purpose.TABLES:
+        assert owner is not None
+        if not owner.paging.retire(mfn):
+            raise CannotRetire(mfn, f"{owner.vm} has no shadow tables to spare")
+        memory.retire(mfn)
+    elif purpose == Purpose.VOID:
+        try:
+            memory.move_void()
+        except OutOfMachineFrames:
+            raise CannotRetire(mfn, "it stands behind all gfns without memory, and no frame is free") from None
+        for index in sorted(m2p.dmms):
+            m2p.dmms[index].paging.void_moved()
+        memory.retire(mfn)
+    elif purpose == Purpose.FREE:
+        memory.retire(mfn)

@@ -10,8 +10,8 @@ import pytest
 
 from emu.bench.policies import PERCENT, Replay, compare, table
 from emu.cli import main
-from emu.dmm.reference_trace import ReferenceTrace
-from emu.dmm.victims import FIFO, VICTIMS
+from emu.dmm.policies.reference_trace import ReferenceTrace
+from emu.dmm.policies.victims import FIFO, VICTIMS
 from emu.errors import BadInput
 
 Capture = pytest.CaptureFixture[str]

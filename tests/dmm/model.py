@@ -9,11 +9,11 @@ import numpy as np
 
 from emu.addr import PAGE_SIZE
 from emu.dmm.catalog import Choice
-from emu.dmm.demand import DemandPaging
 from emu.dmm.errors import NoProgress, OutOfFrames
 from emu.dmm.p2m import Intent, PageType
+from emu.dmm.policies.demand import DemandPaging
+from emu.dmm.policies.swap import Swap
 from emu.dmm.policy import Policy
-from emu.dmm.swap import Swap
 from emu.machine import Machine
 from emu.ram import Purpose
 from emu.vm import VirtualMachine

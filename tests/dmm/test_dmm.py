@@ -8,10 +8,10 @@ import pytest
 
 from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
-from emu.dmm.demand import DemandPaging, StaticMapping
 from emu.dmm.dmm import DMM
 from emu.dmm.errors import NotEnoughSpare, OutOfFrames, PagePinned
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
+from emu.dmm.policies.demand import DemandPaging, StaticMapping
 from emu.dmm.policy import Policy, PolicyFault
 from emu.errors import EmuError
 from emu.machine import Machine

@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames, PagePinned
+from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
-from emu.dmm.retire import retire_frame
 from emu.machine import Machine
 from emu.mmu.shadow import MIN_TABLES
 from emu.ram import OutOfMachineFrames, Purpose

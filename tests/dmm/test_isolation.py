@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from emu.addr import PAGE_SIZE
+from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import PageType
-from emu.dmm.retire import retire_frame
 from emu.mmu.paging import ShadowPaging
 from emu.ram import Purpose
 from tests.dmm.model import ENOUGH, GFNS, Side, make_sides

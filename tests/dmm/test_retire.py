@@ -7,9 +7,10 @@ import pytest
 from emu import events
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import CannotRetire
+from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import PageType
+from emu.dmm.policies.retire import Retire
 from emu.dmm.policy import Policy
-from emu.dmm.retire import Retire, retire_frame
 from emu.mmu.paging import ShadowPaging
 from emu.mmu.shadow import MIN_TABLES
 from emu.ram import Purpose

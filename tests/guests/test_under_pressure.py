@@ -14,8 +14,8 @@ import pytest
 from emu.addr import PAGE_SIZE
 from emu.boot.image import GuestImage
 from emu.dmm.dmm import DMM
+from emu.dmm.policies.share import Share
 from emu.dmm.policy import Policy
-from emu.dmm.share import Share
 from emu.machine import Machine, shadow_tables_for
 from emu.testing import GuestUnderTest, boot
 

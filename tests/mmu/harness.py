@@ -22,8 +22,8 @@ from unicorn.unicorn_py3.unicorn import uclib
 from emu import cpustate
 from emu.addr import PAGE_SHIFT, TRAP_BASE
 from emu.cpustate import HFLAGS, set_hflags_mode
-from emu.dmm.demand import StaticMapping
 from emu.dmm.p2m import Intent, PageType
+from emu.dmm.policies.demand import StaticMapping
 from emu.dmm.policy import Policy
 from emu.machine import Machine
 from emu.mmu import shadow, walk

@@ -9,7 +9,7 @@ import pytest
 
 from emu import packages
 from emu.boot.initramfs import build_initramfs
-from emu.dmm.balloon import Balloon
+from emu.dmm.policies.balloon import Balloon
 from emu.session import Ending
 from emu.testing import GuestUnderTest, boot
 from tests.systems.conftest import fetched

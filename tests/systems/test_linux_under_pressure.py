@@ -11,7 +11,7 @@ import pytest
 from emu import packages
 from emu.addr import PAGE_SIZE
 from emu.boot.initramfs import build_initramfs
-from emu.dmm.balloon import Balloon
+from emu.dmm.policies.balloon import Balloon
 from emu.events import BY_NAME
 from emu.machine import Machine, shadow_tables_for
 from emu.session import Ending, boot_vm, run_vm

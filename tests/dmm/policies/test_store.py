@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from emu.addr import PAGE_SIZE
-from emu.dmm import store
 from emu.dmm.errors import CompressionFailed, StoreCorrupt, StoreError, StoreFailed, StoreFull
-from emu.dmm.store import (
+from emu.dmm.policies import store
+from emu.dmm.policies.store import (
     ALGORITHMS,
     FILE_HEADER,
     SLOT_SIZE,
@@ -271,7 +271,7 @@ def test_a_limit_on_file_size(path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from emu.dmm.store import FileStore, StoreFailed
+from emu.dmm.policies.store import FileStore, StoreFailed
 stored = FileStore("vm0", {str(path)!r}, 1 << 20)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({SLOTS_AT + SLOT_SIZE + 2000}, resource.RLIM_INFINITY))
 stored.put(1, bytes(4096))
@@ -345,7 +345,7 @@ def test_the_file_of_another_is_not_removed(file_store: FileStore, path: Path) -
 def test_a_crash_leaves_a_file_that_the_next_run_uses(path: Path) -> None:
     code = f"""
 import os, signal
-from emu.dmm.store import FileStore
+from emu.dmm.policies.store import FileStore
 stored = FileStore("vm0", {str(path)!r}, 1 << 20)
 stored.put(1, bytes([9]) * 4096)
 os.kill(os.getpid(), signal.SIGKILL)

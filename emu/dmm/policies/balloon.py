@@ -10,7 +10,7 @@ Source of the idea: C. A. Waldspurger, "Memory Resource Management in VMware ESX
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -22,45 +22,6 @@ from emu.errors import BadInput
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
     from emu.dmm.dmm import DMM
-
-
-class BalloonChannel:
-    """What a VM's balloon devices and its balloon policy know of each other; each VM has one.
-
-    It is harmless when an end is missing: without a policy the target is 0 and what the guest says is ignored, without
-    a driver in the guest nobody looks at the target.
-
-    Attributes:
-        target: pages that the guest is asked to have in the balloon.
-        front_ends: the devices: called with each new target.
-        policy: the policy in force, told what the guest says.
-    """
-
-    def __init__(self) -> None:
-        self.target = 0
-        self.front_ends: list[Callable[[int], None]] = []
-        self.policy: Balloon | None = None
-
-    def set_target(self, pages: int) -> None:
-        """Ask the guest to have ``pages`` pages in the balloon."""
-        self.target = pages
-        for tell in self.front_ends:
-            tell(pages)
-
-    def inflate(self, gfns: Iterable[int]) -> None:
-        """The guest has put ``gfns`` into the balloon."""
-        if self.policy is not None:
-            self.policy.inflate(gfns)
-
-    def deflate(self, gfns: Iterable[int]) -> None:
-        """The guest takes ``gfns`` out of the balloon."""
-        if self.policy is not None:
-            self.policy.deflate(gfns)
-
-    def report(self, gfns: Iterable[int]) -> None:
-        """The guest does not use ``gfns`` at the moment."""
-        if self.policy is not None:
-            self.policy.report(gfns)
 
 
 class Balloon(Policy):

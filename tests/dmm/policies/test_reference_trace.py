@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.dmm.demand import DemandPaging
-from emu.dmm.reference_trace import FILE_MAGIC, ReferenceRecorder, ReferenceTrace, Window
+from emu.dmm.policies.demand import DemandPaging
+from emu.dmm.policies.reference_trace import FILE_MAGIC, ReferenceRecorder, ReferenceTrace, Window
 from emu.errors import BadInput
 from emu.machine import Machine
 from emu.session import Ending, boot_vm, run_vm

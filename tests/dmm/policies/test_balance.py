@@ -8,9 +8,9 @@ import pytest
 
 from emu import events
 from emu.addr import PAGE_SIZE
-from emu.dmm import balance as module
-from emu.dmm.balance import LEAST, Balance
-from emu.dmm.pool_control import PoolControl
+from emu.dmm.policies import balance as module
+from emu.dmm.policies.balance import LEAST, Balance
+from emu.dmm.policies.pool_control import PoolControl
 from emu.machine import Machine
 from emu.testing import boot
 from emu.vm import VirtualMachine

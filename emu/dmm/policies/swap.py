@@ -1,7 +1,8 @@
 """Swapping: when the pool is full or shrinks, pages are evicted to a store, and come back when they are touched.
 
-Which page goes is decided by an algorithm of :mod:`emu.dmm.victims`, and where its contents go by the stores of
-:mod:`emu.dmm.store`.  Pages of zeros, and pages that still are what the store or the guest image has, are not written.
+Which page goes is decided by an algorithm of :mod:`emu.dmm.policies.victims`, and where its contents go by the stores
+of :mod:`emu.dmm.policies.store`.  Pages of zeros, and pages that still are what the store or the guest image has, are
+not written.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emu.dmm.errors import StoreFull
+from emu.dmm.policies.store import CompressedStore, FileStore, PageStore
+from emu.dmm.policies.victims import VICTIMS, Victims
 from emu.dmm.policy import Policy
-from emu.dmm.store import CompressedStore, FileStore, PageStore
-from emu.dmm.victims import VICTIMS, Victims
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _ResidentPages:
-    """:class:`emu.dmm.victims.Pages` of a VM."""
+    """:class:`emu.dmm.policies.victims.Pages` of a VM."""
 
     def __init__(self, dmm: DMM) -> None:
         self._dmm = dmm

@@ -7,7 +7,7 @@ import pytest
 from emu import events
 from emu.addr import PAGE_SIZE
 from emu.cli import main
-from emu.dmm.retire import Retire
+from emu.dmm.policies.retire import Retire
 from emu.machine import Machine
 from emu.ram import Purpose
 from emu.testing import GuestUnderTest, boot

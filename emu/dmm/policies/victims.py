@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
-from emu.dmm.optimal import Optimal
-from emu.dmm.replacement import Pages, Skip, Victims
+from emu.dmm.policies.optimal import Optimal
+from emu.dmm.policies.replacement import Pages, Skip, Victims
 
 __all__ = [
     "FIFO", "VICTIMS", "AgingLRU", "Algorithm", "Clock", "Optimal", "Pages", "RandomChoice", "Skip", "TwoQueue",

@@ -2,7 +2,7 @@
 
 An algorithm is told which pages come and go, and may ask :class:`Pages` about them.  It sees no references as such:
 as on a real machine there is an accessed bit for each page, which somebody has to clear, at the price of a TLB flush.
-The algorithms are in :mod:`emu.dmm.victims`.
+The algorithms are in :mod:`emu.dmm.policies.victims`.
 """
 
 from __future__ import annotations

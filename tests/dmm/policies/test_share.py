@@ -9,9 +9,9 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from emu.addr import PAGE_SIZE
-from emu.dmm import share
 from emu.dmm.p2m import PageType
-from emu.dmm.share import Counters, Share
+from emu.dmm.policies import share
+from emu.dmm.policies.share import Counters, Share
 from emu.session import boot_vm, run_vm
 from tests.dmm.model import GFNS, Side, make_sides
 from tests.dmm.stub import DATA

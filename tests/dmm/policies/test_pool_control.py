@@ -8,7 +8,7 @@ from emu import events
 from emu.addr import PAGE_SIZE
 from emu.cli import main
 from emu.dmm.errors import NotEnoughSpare
-from emu.dmm.pool_control import PoolControl, resize
+from emu.dmm.policies.pool_control import PoolControl, resize
 from emu.machine import Machine
 from emu.ram import OutOfMachineFrames
 from emu.testing import boot

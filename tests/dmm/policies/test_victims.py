@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.bench.policies import Replay
-from emu.dmm.reference_trace import ReferenceTrace, Window
-from emu.dmm.replacement import Pages, Victims
-from emu.dmm.victims import FIFO, VICTIMS, AgingLRU, Clock, Optimal, RandomChoice, TwoQueue, WSClock
+from emu.dmm.policies.reference_trace import ReferenceTrace, Window
+from emu.dmm.policies.replacement import Pages, Victims
+from emu.dmm.policies.victims import FIFO, VICTIMS, AgingLRU, Clock, Optimal, RandomChoice, TwoQueue, WSClock
 
 BELADY = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]  # Belady, Nelson, Shedler 1969
 

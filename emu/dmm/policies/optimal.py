@@ -6,8 +6,8 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from emu.dmm.reference_trace import ReferenceTrace, Window
-from emu.dmm.replacement import Pages, Skip, Victims
+from emu.dmm.policies.reference_trace import ReferenceTrace, Window
+from emu.dmm.policies.replacement import Pages, Skip, Victims
 
 _NEVER = 1 << 63  # after every time of a trace
 

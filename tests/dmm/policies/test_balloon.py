@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from emu.dmm.balloon import Balloon, BalloonChannel
+from emu.dmm.balloon_channel import BalloonChannel
 from emu.dmm.p2m import PageType
+from emu.dmm.policies.balloon import Balloon
 from emu.errors import BadInput
 from emu.testing import GuestUnderTest, boot
 from tests.guests.programs import program

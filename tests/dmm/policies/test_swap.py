@@ -15,10 +15,10 @@ from emu.cli import main
 from emu.dmm.catalog import choose
 from emu.dmm.errors import NotEnoughSpare, OutOfFrames, PagePinned, StoreFull
 from emu.dmm.p2m import PageType
-from emu.dmm.reference_trace import ReferenceRecorder, ReferenceTrace
-from emu.dmm.store import CompressedStore, FileStore
-from emu.dmm.swap import Swap
-from emu.dmm.victims import VICTIMS
+from emu.dmm.policies.reference_trace import ReferenceRecorder, ReferenceTrace
+from emu.dmm.policies.store import CompressedStore, FileStore
+from emu.dmm.policies.swap import Swap
+from emu.dmm.policies.victims import VICTIMS
 from emu.errors import BadInput
 from tests.dmm.model import ENOUGH, GFNS, POOL, Side, make_sides
 from tests.dmm.stub import CODE, DATA

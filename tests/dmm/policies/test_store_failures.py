@@ -12,11 +12,11 @@ import pytest
 
 from emu.addr import PAGE_SIZE
 from emu.cli import main
-from emu.dmm import store
 from emu.dmm.errors import CompressionFailed, NotEnoughSpare, StoreCorrupt, StoreFailed, StoreFull
 from emu.dmm.p2m import PageType
-from emu.dmm.store import SLOT_SIZE, SLOTS_AT
-from emu.dmm.swap import Swap
+from emu.dmm.policies import store
+from emu.dmm.policies.store import SLOT_SIZE, SLOTS_AT
+from emu.dmm.policies.swap import Swap
 from emu.session import Ending
 from emu.testing import GuestUnderTest, boot
 from tests.dmm.model import GFNS, Side, make_sides

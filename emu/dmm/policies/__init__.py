@@ -1,0 +1,1 @@
+"""The memory policies: each decides, and has the DMM act (:mod:`emu.dmm.policy`)."""
