@@ -22,6 +22,7 @@ A fleet file is TOML:
     { at = "7ms", attach = "balloon" },             # a policy that is in force from now on
     { at = "8ms", balloon = "1M" },                 # what the guest is asked to give up
     { at = "9ms", retire = 4 },                     # so many of its frames go out of service
+    { at = "9ms", pin = 8 },                        # the page with this gfn stays in machine memory, until unpin = 8
     { at = "20ms", shutdown = true },
   ]
 

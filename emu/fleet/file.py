@@ -30,7 +30,7 @@ _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "policies": list, "append": str,
     "initrd": str, "disks": list, "input": str, "start": str, "schedule": list,
 }  # fmt: skip
-_STEP = {"at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, SHUTDOWN: bool}
+_STEP = {"at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int, SHUTDOWN: bool}
 _TYPES = {str: "text in quotes", int: "a number", bool: "true", list: "a list", dict: "a table"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # console files are called so
 MOST_VMS = 1000
@@ -87,6 +87,7 @@ def _fleet(table: Mapping[str, Any], directory: Path) -> FleetPlan:
             raise BadInput(f"VM {name}", "there are two of this name")
     if not vms:
         raise BadInput("file", "there is no [[vm]]")
+    _check_policy_files(vms)
     _check_fit(vms, memory)
     return FleetPlan(memory, tuple(vms), quantum, max_time)
 
@@ -170,6 +171,18 @@ def _check_action(action: str, value: Any, ram: int, mmu: str) -> None:
         raise BadInput("retire", "expected a number above 0")
     elif action == SHUTDOWN and not value:
         raise BadInput(SHUTDOWN, "expected true")
+
+
+def _check_policy_files(vms: list[VmPlan]) -> None:
+    """No two policies may write to one file."""
+    users: dict[Path, str] = {}
+    for vm in vms:
+        attached = [str(step.value) for step in vm.schedule if step.action == "attach"]
+        for choice in (catalog.parse(text) for text in (*vm.policies, *attached)):
+            file = choice.options.get("file")
+            if file is not None and users.setdefault(Path(file).absolute(), vm.name) != vm.name:
+                other = users[Path(file).absolute()]
+                raise BadInput(f"VM {vm.name}", f"policy {choice.name}: file {file} is that of {other} already")
 
 
 def _check_fit(vms: list[VmPlan], memory: int) -> None:

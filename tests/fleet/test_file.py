@@ -148,3 +148,13 @@ def test_the_files_that_come_with_emu_are_good() -> None:
     assert files
     for file in files:
         load_fleet(file)
+
+
+@pytest.mark.parametrize("policy", ["swap:file=s", "record:file=t"])
+def test_no_two_vms_write_to_one_file(policy: str, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(
+        f'[machine]\nmemory = "16M"\n[[vm]]\nname = "a"\nguest = "hello"\ncount = 2\npolicies = ["{policy}"]\n'
+    )
+    with pytest.raises(BadInput, match=r"VM a-1: policy \w+: file . is that of a-0 already"):
+        load_fleet(file)

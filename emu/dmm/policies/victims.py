@@ -23,6 +23,16 @@ def _first(gfns: Iterable[int], skip: Skip) -> int | None:
     return next((gfn for gfn in gfns if not skip(gfn)), None)
 
 
+def _front(queue: _Queue, skip: Skip) -> int | None:
+    """The first page that need not be skipped; those before it go to the back, so that they are not met every time."""
+    for _ in range(len(queue)):
+        gfn = next(iter(queue))
+        if not skip(gfn):
+            return gfn
+        queue.move_to_end(gfn)
+    return None
+
+
 class FIFO(Victims):
     """The page that has been resident longest.
 
@@ -43,7 +53,7 @@ class FIFO(Victims):
         del self._queue[gfn]
 
     def victim(self, skip: Skip) -> int | None:
-        return _first(self._queue, skip)
+        return _front(self._queue, skip)
 
 
 class Clock(FIFO):
@@ -144,15 +154,15 @@ class AgingLRU(Victims):
         used = []
         chosen = None
         for gfn in self._idle:
-            if self._pages.accessed(gfn):
+            if self._pages.accessed(gfn) or skip(gfn):
                 used.append(gfn)
-            elif not skip(gfn):
+            else:
                 chosen = gfn
                 break
         for gfn in used:
             del self._idle[gfn]
             self._used[gfn] = None
-        return _first(self._used, skip) if chosen is None else chosen
+        return _front(self._used, skip) if chosen is None else chosen
 
     def tick(self) -> None:
         counter = self._counter
@@ -195,12 +205,13 @@ class WSClock(Victims):
     def victim(self, skip: Skip) -> int | None:
         now, pages = self._pages.now, self._pages
         used: list[int] = []
+        young: list[int] = []  # by decree: they cannot go
         dirty: list[int] = []
         chosen = oldest = None
         for gfn, stamp in self._stamps.items():
             if skip(gfn):
-                continue
-            if pages.accessed(gfn):
+                young.append(gfn)
+            elif pages.accessed(gfn):
                 used.append(gfn)
             elif now - stamp <= self._tau:
                 oldest = gfn
@@ -221,7 +232,7 @@ class WSClock(Victims):
                     chosen = gfn
                     break
                 used.append(gfn)
-        for gfn in used:
+        for gfn in used + young:
             self._old_dirty.pop(gfn, None)
             self._stamps[gfn] = now
             self._stamps.move_to_end(gfn)
@@ -270,10 +281,10 @@ class TwoQueue(Victims):
 
     def victim(self, skip: Skip) -> int | None:
         resident = len(self._a1in) + len(self._am)
-        chosen = _first(self._a1in, skip) if len(self._a1in) > resident // 4 else None
+        chosen = _front(self._a1in, skip) if len(self._a1in) > resident // 4 else None
         if chosen is None:
             chosen = _second_chance(self._am, self._pages, skip)
-        return _first(self._a1in, skip) if chosen is None else chosen
+        return _front(self._a1in, skip) if chosen is None else chosen
 
 
 # --- by name ----------------------------------------------------------------------------------------------------
