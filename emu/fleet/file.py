@@ -30,7 +30,10 @@ _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "policies": list, "append": str,
     "initrd": str, "disks": list, "input": str, "start": str, "schedule": list,
 }  # fmt: skip
-_STEP = {"at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int, SHUTDOWN: bool}
+_STEP = {
+    "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
+    SHUTDOWN: bool,
+}  # fmt: skip
 _TYPES = {str: "text in quotes", int: "a number", bool: "true", list: "a list", dict: "a table"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # console files are called so
 MOST_VMS = 1000
