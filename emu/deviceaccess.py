@@ -28,6 +28,7 @@ class DeviceAccess:
 
     Attributes:
         closed: what the guest writes is lost: it has ended, though its block of code has not.
+        deadline: of the devices, after the last access: virtual time in ns.
     """
 
     def __init__(self, native: Any, platform: Platform, dmm: DMM) -> None:
@@ -35,6 +36,7 @@ class DeviceAccess:
         self._platform = platform
         self._dmm = dmm
         self.closed = False
+        self.deadline = platform.deadline()
         self._apic_mapped = True
         self._raised: BaseException | None = None
         self._thunks: list[Any] = []  # keeps what native code calls alive
@@ -64,7 +66,7 @@ class DeviceAccess:
         def call(*arguments: int) -> int:
             try:
                 value = function(*arguments)
-                deadline = self._platform.deadline()  # the access may have moved it forward
+                deadline = self.deadline = self._platform.deadline()  # the access may have moved it
                 if deadline < self._native.deadline:
                     self._native.deadline = deadline
                     self._native.limit = 0

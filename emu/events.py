@@ -521,6 +521,11 @@ class EventLog:
         native.event_counts_at = address_of(self._counts)
 
     @property
+    def has_listeners(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._listeners)
+
+    @property
     def now(self) -> int:
         """The VM's virtual time in ns."""
         return int(self._native.vtime)

@@ -280,6 +280,7 @@ class VirtualMachine:
         self._asleep = False
         within_block = stepping.is_within_block(native)
         stepping.begin(native, instructions, kinds)
+        reason = Reason.STOP
         while True:
             if stepping.is_over(native):
                 return Stop.STEP
@@ -291,7 +292,9 @@ class VirtualMachine:
                     return Stop.REQUESTED
                 if native.vtime >= limit:
                     return Stop.DEADLINE
-            device_deadline = self._next_deadline()
+            if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes no device's plans
+                self._devices.deadline = self.platform.deadline()
+            device_deadline = min(self._devices.deadline, self.dmm.next_epoch)
             native.deadline = min(limit, device_deadline, native.vtime + SLICE_NS)
             native.stop = int(self._ended is not None or self._stop_requested)
             reason = _REASONS[runloop.run(self.native_at)]
@@ -364,6 +367,7 @@ class VirtualMachine:
         now = self.now
         self.platform.tick(now)
         self.dmm.run_epochs(now)
+        self._devices.deadline = self.platform.deadline()
 
     def _attention(self) -> None:
         self.native.stop = 1

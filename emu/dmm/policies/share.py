@@ -84,7 +84,7 @@ class Share(Policy):
 
     name = "share"
 
-    def __init__(self, image: GuestImage, rate: int = 5) -> None:
+    def __init__(self, image: GuestImage, rate: int = 2) -> None:
         self._rate = rate
         self._scan = array("q")  # gfns still to be looked at, the next one last
         self._unshared = self._volatile = 0
