@@ -26,6 +26,7 @@ from emu.dmm.p2m import (
     ALL_RIGHTS,
     DIRTY,
     NO_MEMORY,
+    NO_RIGHTS,
     P2M,
     RESIDENT,
     Array,
@@ -70,6 +71,7 @@ class DMM:
         self.log = log
         self.policies: list[Policy] = []
         self._watching: list[Policy] = []  # those that are told which pages become resident
+        self._withholding = False  # whether a policy decides about rights
         self.balloon = BalloonChannel()
         self.next_epoch = NEVER
         self.after_change: Callable[[], None] | None = None
@@ -118,6 +120,7 @@ class DMM:
 
     def _policies_changed(self) -> None:
         self._watching = self._watchers()
+        self._withholding = any(type(policy).denied is not Policy.denied for policy in self.policies)
         self._plan_epoch()
 
     def _watchers(self) -> list[Policy]:
@@ -413,7 +416,8 @@ class DMM:
         self.log.record(events.Protect, gfn, ALL_RIGHTS, _READ_ONLY)
 
     def unshare(self, gfn: int) -> int:
-        """Give a shared ``gfn`` a frame of its own (copy-on-write break); its rights stay as they are.
+        """Give a shared ``gfn`` a frame of its own (copy-on-write break), and the right to write, unless a policy is in
+        force that may withhold it: that is asked when the guest writes.
 
         Returns:
             Its mfn.
@@ -433,7 +437,8 @@ class DMM:
                 return self.unshare(gfn)
             self.memory.pages[after] = self.memory.pages[before]
         self.paging.forget(gfn, before)
-        self.p2m.set(gfn, PageType.RAM, after, self.p2m.rights(gfn), self.p2m.marks(gfn))
+        rights = self.p2m.rights(gfn) | (NO_RIGHTS if self._withholding else Intent.WRITE)
+        self.p2m.set(gfn, PageType.RAM, after, rights, self.p2m.marks(gfn))
         if after != before:
             self.m2p.add(after, self.index, gfn)
             self._frames.give_up(gfn, before)
