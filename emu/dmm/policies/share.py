@@ -22,6 +22,7 @@ from xxhash import xxh3_64_intdigest
 from emu.addr import PAGE_SHIFT
 from emu.dmm.p2m import PageType
 from emu.dmm.policy import Policy
+from emu.ram import sparse_zeros
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
@@ -97,7 +98,7 @@ class Share(Policy):
         peers = self.peers(Share)
         self._tables: _Tables = peers[0]._tables if peers else _Tables()
         self._bytes = memoryview(dmm.memory.pages.reshape(-1).data)
-        self._seen = np.zeros(len(dmm.p2m), np.uint64)  # each page's hash at the last look
+        self._seen = sparse_zeros(len(dmm.p2m), np.uint64)  # each page's hash at the last look
         self._next = dmm.now + INTERVAL_MS * 1_000_000
 
     def deadline(self) -> int | None:
