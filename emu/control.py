@@ -15,7 +15,7 @@ from emu.dmm.frames import retire_frame
 from emu.dmm.policies.pool_control import resize
 from emu.errors import BadInput
 from emu.ram import OutOfMachineFrames
-from emu.units import parse_size
+from emu.units import parse_whole_pages
 from emu.vm import VirtualMachine
 
 _REFUSALS = (BadInput, DmmError, OutOfMachineFrames)
@@ -40,12 +40,9 @@ def perform(vm: VirtualMachine, action: str, value: str | int) -> str | None:
 
 def _pages(action: str, size: str) -> int:
     try:
-        pages, rest = divmod(parse_size(size), PAGE_SIZE)
+        return parse_whole_pages(size) // PAGE_SIZE
     except ValueError as error:
         raise BadInput(action, str(error)) from None
-    if rest:
-        raise BadInput(action, f"{size} is not a multiple of 4K")
-    return pages
 
 
 def _resize_pool(vm: VirtualMachine, size: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from emu.addr import PAGE_SIZE
+
 _UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 
@@ -28,6 +30,18 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+def parse_whole_pages(text: str) -> int:
+    """Bytes in ``text``, a size that is a multiple of the page size.
+
+    Raises:
+        ValueError: the text is no such size.
+    """
+    size = parse_size(text)
+    if size % PAGE_SIZE:
+        raise ValueError(f"{text} is not a multiple of {format_size(PAGE_SIZE)}")
+    return size
+
+
 def parse_time(text: str) -> int:
     """Nanoseconds in ``text``: a number with a unit, such as 1.5s, 20 ms, 3us, 100ns.
 
@@ -38,6 +52,14 @@ def parse_time(text: str) -> int:
     if match is None:
         raise ValueError(f"not a virtual time: {text!r} (expected something like 1.5s, 20ms, 3us or 100ns)")
     return round(float(match[1]) * _UNITS_NS[match[2]])
+
+
+def parse_duration(text: str) -> int:
+    """As :func:`parse_time`, for a time that must not be 0."""
+    time = parse_time(text)
+    if not time:
+        raise ValueError("expected a time above 0")
+    return time
 
 
 def format_time(ns: int) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from emu.addr import PAGE_SIZE
 from emu.errors import BadInput
-from emu.units import parse_size, parse_time
+from emu.units import parse_duration, parse_size, parse_time, parse_whole_pages
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
@@ -41,25 +41,13 @@ class Entry:
 
 def _pages(text: str) -> int:
     """Pages in ``text``: their number, or a size with a suffix."""
-    size = parse_size(text)
-    if text.isdigit():
-        return size
-    if size % PAGE_SIZE:
-        raise ValueError(f"{text} are not whole pages of {PAGE_SIZE >> 10}K")
-    return size // PAGE_SIZE
+    return int(text) if text.isdigit() else parse_whole_pages(text) // PAGE_SIZE
 
 
 def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise ValueError("expected a number above 0")
     return int(text)
-
-
-def _period(text: str) -> int:
-    time = parse_time(text)
-    if not time:
-        raise ValueError("expected a time above 0")
-    return time
 
 
 def _percent(text: str) -> int:
@@ -106,15 +94,15 @@ _SWAP: dict[str, Callable[[str], Any]] = {
     "algorithm": _one_of("lz4", "zstd"),
     "file": str,
     "size": parse_size,
-    "period": _period,
-    "tau": _period,
+    "period": parse_duration,
+    "tau": parse_duration,
     "seed": int,
     "trace": _trace,
 }
 _BALANCE: dict[str, Callable[[str], Any]] = {
-    "period": _period, "sample": _positive, "tax": _percent, "shares": _positive, "step": _positive, "seed": int,
+    "period": parse_duration, "sample": _positive, "tax": _percent, "shares": _positive, "step": _positive, "seed": int,
 }  # fmt: skip
-_RETIRE: dict[str, Callable[[str], Any]] = {"every": _period, "count": _positive, "seed": int}
+_RETIRE: dict[str, Callable[[str], Any]] = {"every": parse_duration, "count": _positive, "seed": int}
 
 POLICIES: dict[str, Entry] = {
     "demand": Entry(

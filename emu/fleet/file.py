@@ -22,7 +22,7 @@ from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
 from emu.fleet.steps import SHUTDOWN, Step
 from emu.machine import Machine
 from emu.session import DEFAULT_RAM
-from emu.units import format_size, parse_size, parse_time
+from emu.units import format_size, parse_duration, parse_time, parse_whole_pages
 
 _FILE = {"machine": dict, "vm": list}
 _MACHINE = {"memory": str, "quantum": str, "max-time": str}
@@ -78,9 +78,9 @@ def _fleet(table: Mapping[str, Any], directory: Path) -> FleetPlan:
     _check_keys(table, _FILE, "file", {"machine", "vm"})
     machine = table["machine"]
     _check_keys(machine, _MACHINE, "[machine]", {"memory"})
-    memory = _value("[machine] memory", _whole_pages, machine["memory"])
-    quantum = _value("[machine] quantum", _duration, machine["quantum"]) if "quantum" in machine else QUANTUM
-    max_time = _value("[machine] max-time", _duration, machine["max-time"]) if "max-time" in machine else None
+    memory = _value("[machine] memory", parse_whole_pages, machine["memory"])
+    quantum = _value("[machine] quantum", parse_duration, machine["quantum"]) if "quantum" in machine else QUANTUM
+    max_time = _value("[machine] max-time", parse_duration, machine["max-time"]) if "max-time" in machine else None
     vms: list[VmPlan] = []
     for number, entry in enumerate(table["vm"], 1):
         vms += _vms(entry, number, directory)
@@ -121,8 +121,8 @@ def _options(entry: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     guest: str | Path = entry["guest"]
     if guest not in firmware.guests():
         guest = directory / guest
-    ram = _value("ram", _whole_pages, entry["ram"]) if "ram" in entry else detect(guest).ram or DEFAULT_RAM
-    pool = _value("pool", _whole_pages, entry["pool"]) if "pool" in entry else None
+    ram = _value("ram", parse_whole_pages, entry["ram"]) if "ram" in entry else detect(guest).ram or DEFAULT_RAM
+    pool = _value("pool", parse_whole_pages, entry["pool"]) if "pool" in entry else None
     mmu = entry.get("mmu", "shadow")
     Machine.check_sizes(ram, ram if pool is None else pool, mmu)
     detect(guest)
@@ -163,8 +163,8 @@ def _schedule(entries: list[Any], start: int, ram: int, mmu: str) -> tuple[Step,
 
 def _check_action(action: str, value: Any, ram: int, mmu: str) -> None:
     if action == "pool":
-        Machine.check_sizes(ram, _value("pool", _whole_pages, value), mmu)
-    elif action == "balloon" and _value("balloon", _whole_pages, value) > ram:
+        Machine.check_sizes(ram, _value("pool", parse_whole_pages, value), mmu)
+    elif action == "balloon" and _value("balloon", parse_whole_pages, value) > ram:
         raise BadInput("balloon", f"{value} are more than the {format_size(ram)} of RAM")
     elif action == "attach":
         catalog.parse(value)
@@ -220,20 +220,6 @@ def _value(place: str, parse: Callable[[str], int], text: str) -> int:
         return parse(text)
     except ValueError as error:
         raise BadInput(place, str(error)) from None
-
-
-def _whole_pages(text: str) -> int:
-    size = parse_size(text)
-    if size % PAGE_SIZE:
-        raise ValueError(f"{text} is not a multiple of {format_size(PAGE_SIZE)}")
-    return size
-
-
-def _duration(text: str) -> int:
-    time = parse_time(text)
-    if time < 1:
-        raise ValueError("expected a time above 0")
-    return time
 
 
 def _texts(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
