@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emu.errors import BadInput, EmuError
-    from emu.machine import Machine
+    from emu.machine.machine import Machine
+    from emu.machine.vm import Stop, VirtualMachine
     from emu.session import Ending, Outcome, boot_vm, run_vm
-    from emu.vm import Stop, VirtualMachine
 
 _HOMES = {
     "boot_vm": "emu.session", "run_vm": "emu.session", "Ending": "emu.session", "Outcome": "emu.session",
-    "Machine": "emu.machine", "VirtualMachine": "emu.vm", "Stop": "emu.vm",
+    "Machine": "emu.machine.machine", "VirtualMachine": "emu.machine.vm", "Stop": "emu.machine.vm",
     "EmuError": "emu.errors", "BadInput": "emu.errors",
 }  # fmt: skip
 

@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from emu import layout
 from emu.addr import PAGE_SIZE
 from emu.boot.detect import DISK_KINDS, detect, make_guest
 from emu.boot.guest import Guest
-from emu.console import ConsoleWatch
+from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.dmm import catalog
 from emu.dmm.errors import OutOfFrames, StoreError, StoreFull
 from emu.errors import BadInput
-from emu.machine import Machine
+from emu.machine.machine import Machine
+from emu.machine.vm import Stop, VirtualMachine
+from emu.observe.console import ConsoleWatch
 from emu.units import format_size, parse_size
-from emu.vm import Stop, VirtualMachine
 
 DEFAULT_RAM = 64 << 20  # bytes
 
@@ -197,7 +197,7 @@ def run_vm(
         timeout: wall time in s.  What the guest did until then differs from run to run; use it as a safety net.
 
     Raises:
-        Exception: a fault of emu or of a policy (:meth:`emu.vm.VirtualMachine.run`).
+        Exception: a fault of emu or of a policy (:meth:`emu.machine.vm.VirtualMachine.run`).
     """
     with _stop_at(vm, until) as watch, _alarm(vm, timeout) as alarm:
         try:
@@ -212,7 +212,7 @@ def run_vm(
 
 
 MEMORY_ERRORS = (OutOfFrames, StoreError)
-"""What :meth:`emu.vm.VirtualMachine.run` raises when a guest cannot go on for want of memory, or of what was in it."""
+"""What :meth:`emu.machine.vm.VirtualMachine.run` raises for want of memory, or of what was in it."""
 
 
 def outcome_of_error(error: OutOfFrames | StoreError) -> Outcome:
@@ -225,7 +225,7 @@ def outcome_of_error(error: OutOfFrames | StoreError) -> Outcome:
 
 
 def outcome_of(vm: VirtualMachine, stop: Stop) -> Outcome:
-    """What a return of :meth:`emu.vm.VirtualMachine.run` means."""
+    """What a return of :meth:`emu.machine.vm.VirtualMachine.run` means."""
     if stop == Stop.EXIT:
         value = vm.exit_value or 0
         # a process has eight bits of status; QEMU's isa-debug-exit loses the others too

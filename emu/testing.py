@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from emu.boot.guest import Guest
-from emu.console import ConsoleWatch
+from emu.engine.events import BY_NAME, EVENT_TYPES, Event
 from emu.errors import BadInput
-from emu.events import BY_NAME, EVENT_TYPES, Event
+from emu.machine.vm import VirtualMachine
+from emu.observe.console import ConsoleWatch
 from emu.session import Ending, Outcome, boot_vm, run_vm
 from emu.units import format_time, parse_time
-from emu.vm import VirtualMachine
 
 SAFETY_S = 300.0  # wall time after which a guest that got no limit in virtual time counts as hung
 _LINES_SHOWN = 20  # of the console, in messages
@@ -83,7 +83,7 @@ class GuestUnderTest:
     """A running guest.
 
     Attributes:
-        vm: the VM, for everything that is not here (:class:`emu.vm.VirtualMachine`).
+        vm: the VM, for everything that is not here (:class:`emu.machine.vm.VirtualMachine`).
         outcome: how the last run ended; None before the first.
     """
 
@@ -123,7 +123,7 @@ class GuestUnderTest:
         return self._events
 
     def events_of(self, *kinds: type[Event] | str) -> list[Event]:
-        """The collected events of these kinds: classes of :mod:`emu.events`, or names like "page-fault".
+        """The collected events of these kinds: classes of :mod:`emu.engine.events`, or names like "page-fault".
 
         Raises:
             BadInput: there is no such kind, or the guest was booted without collecting it.
@@ -195,7 +195,7 @@ class GuestUnderTest:
 
     def crash_report(self) -> str:
         """What is known about the guest as it stands, as after a triple fault: registers, code, stack, page walks."""
-        from emu.crash import report
+        from emu.observe.crash import report
 
         return report(self.vm)
 

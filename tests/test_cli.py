@@ -332,9 +332,9 @@ def test_a_prompt_that_never_comes_is_told(capsys: Capture) -> None:
 def test_a_slow_start_says_only_what_is_true(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, compilation: tuple[int, bool], told: str
 ) -> None:
-    import emu.native
+    import emu.engine.native
 
-    monkeypatch.setattr(emu.native, "compilation", lambda: compilation)
+    monkeypatch.setattr(emu.engine.native, "compilation", lambda: compilation)
     monkeypatch.setattr(host, "SLOW_START_S", 0.01)
     monkeypatch.setattr(host, "_LOOKS_S", 0.01)
     with host.explain_slow_start():
@@ -343,8 +343,9 @@ def test_a_slow_start_says_only_what_is_true(
 
 
 def test_what_is_compiled_is_counted(tmp_path: Path) -> None:
-    program = "from emu.native import compilation, compiled\nfrom other import f\nf(1)\nprint(*compilation())"
-    (tmp_path / "other.py").write_text("from emu.native import compiled\n@compiled\ndef f(x):\n    return x + 1\n")
+    program = "from emu.engine.native import compilation, compiled\nfrom other import f\nf(1)\nprint(*compilation())"
+    source = "from emu.engine.native import compiled\n@compiled\ndef f(x):\n    return x + 1\n"
+    (tmp_path / "other.py").write_text(source)
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent.parent}:{tmp_path}"}
     told = []
     for cache in (tmp_path / "cache", tmp_path / "cache", "/dev/null"):
@@ -374,7 +375,7 @@ def test_an_unexpected_exception_is_status_125(capsys: Capture, monkeypatch: pyt
 
 
 def test_guests(capsys: Capture) -> None:
-    from emu import firmware
+    from emu.boot import firmware
 
     assert main(["guests"]) == 0
     out = capsys.readouterr().out

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from emu.engine.events import DmmFault, ExceptionDelivery
 from emu.errors import BadInput
-from emu.events import DmmFault, ExceptionDelivery
 from emu.testing import GuestFailure, boot, virtual_time
 
 ECHO = """

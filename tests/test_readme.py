@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from emu import firmware
+from emu.boot import firmware
 from emu.cli import COMMANDS, main
-from emu.events import EVENT_TYPES
+from emu.engine.events import EVENT_TYPES
 from emu.testing import GuestUnderTest
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

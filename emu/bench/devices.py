@@ -7,11 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from emu import layout
 from emu.bench.harness import Case, Round, timed
 from emu.bench.longmode import DATA, DEVICE_WINDOW, VIRTIO_GPA, VIRTIO_WINDOW, assemble, long_mode_vm, restart
-from emu.devices import virtio_mmio
-from emu.vm import VirtualMachine
+from emu.devices import layout, virtio_mmio
+from emu.machine.vm import VirtualMachine
 
 _ACCESSES = 20_000
 _COMMANDS, _SECTORS = 8, 256  # reads, and sectors of each

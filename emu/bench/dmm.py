@@ -15,9 +15,9 @@ from emu.boot.image import GuestImage
 from emu.dmm import catalog
 from emu.dmm.p2m import ALL_RIGHTS, Intent
 from emu.dmm.policy import Policy
+from emu.machine.vm import VirtualMachine
 from emu.mmu.paging import flush_tlb
 from emu.session import boot_vm, run_vm
-from emu.vm import VirtualMachine
 
 TOUCH = "t: mov byte ptr [rdi], 1; add rdi, 4096; dec ecx; jnz t; hlt"
 _FIRST_GFN = DATA >> 12

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from emu.bench.harness import Case, Round, timed
 from emu.bench.longmode import CODE, DATA, RAM, STACK, assemble, long_mode_vm, restart
-from emu.engine import plain_unicorn
+from emu.engine.engine import plain_unicorn
 
 ITERATIONS = 2_000_000
 

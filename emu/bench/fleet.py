@@ -10,11 +10,11 @@ import numpy as np
 
 from emu.addr import PAGE_SIZE
 from emu.bench.harness import Case, timed
-from emu.machine import Machine
+from emu.engine.native import address_of
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 from emu.mmu.paging import ShadowPaging
-from emu.native import address_of
 from emu.session import boot_vm, run_vm
-from emu.vm import VirtualMachine
 
 GUESTS = 100
 _RAM = 16 << 20

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from emu import packages
 from emu.bench.dmm import ALL_POLICIES
 from emu.bench.harness import Case, Round
+from emu.boot import packages
 from emu.boot.initramfs import build_initramfs
 from emu.errors import BadInput
 

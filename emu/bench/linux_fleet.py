@@ -6,16 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from emu import packages
 from emu.addr import PAGE_SIZE
 from emu.bench.harness import Case, Round
 from emu.bench.linux import ARGUMENTS, HALTED, INIT
+from emu.boot import packages
 from emu.boot.initramfs import build_initramfs
 from emu.dmm.policies.share import Share
 from emu.errors import BadInput
-from emu.machine import Machine
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 from emu.session import boot_vm, run_vm
-from emu.vm import VirtualMachine
 
 LINUX_GUESTS = 16
 _LINUX_RAM = 128 << 20

@@ -18,12 +18,12 @@ from typing import Any
 
 from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 
-from emu import layout
 from emu.boot.guest import Guest
 from emu.boot.image import GuestImage
-from emu.cpustate import CpuState
+from emu.devices import layout
+from emu.engine.cpustate import CpuState
+from emu.machine.vm import VirtualMachine
 from emu.session import boot_vm
-from emu.vm import VirtualMachine
 
 RAM = 32 << 20
 CODE, DATA, DATA_PAGES, UNMAPPED = 0x100000, 0x400000, 1024, 0x800000

@@ -21,7 +21,7 @@ from emu.bench.longmode import (
     pieces,
     restart,
 )
-from emu.engine import plain_unicorn
+from emu.engine.engine import plain_unicorn
 
 TOUCHED = 512  # pages a pass
 PASSES = 400

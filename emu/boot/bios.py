@@ -12,15 +12,15 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from emu import layout
-from emu.assembler import Image, assemble_image
+from emu.asm.assembler import Image, assemble_image
 from emu.boot.e820 import memory_map
 from emu.boot.entry import CODE_16
+from emu.boot.firmware import firmware_directory
 from emu.boot.guest import Guest
 from emu.boot.image import BytesSource, GuestImage, Source, open_source
-from emu.cpustate import CpuState
+from emu.devices import layout
+from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
-from emu.firmware import firmware_directory
 
 ROM_SIZE = 0x1_0000  # bytes of our BIOS; the size of any ROM is a multiple of it
 MAX_ROM = 16 << 20  # bytes, up to which there are no device registers below 4 GiB

@@ -72,7 +72,7 @@ def detect(guest: str | Path, load: int | None = None) -> Found:
     Raises:
         BadInput: there is no such guest, the file cannot be read, or it is of no kind that emu knows.
     """
-    from emu import firmware
+    from emu.boot import firmware
 
     text = str(guest)
     known = firmware.guests().get(text) if isinstance(guest, str) else None
@@ -89,7 +89,7 @@ def detect(guest: str | Path, load: int | None = None) -> Found:
 def make_guest(
     found: Found, ram: int, *, append: str = "", load: int | None = None, initrd: str | None = None
 ) -> Guest:
-    """The guest, ready for :meth:`emu.vm.VirtualMachine.boot`.
+    """The guest, ready for :meth:`emu.machine.vm.VirtualMachine.boot`.
 
     Args:
         found: by :func:`detect`.
@@ -123,7 +123,7 @@ def make_guest(
         source = FileSource(found.path, 0, found.path.stat().st_size)
         return flat_guest(found.name, source, ram, append, address)
     if found.kind == Kind.FIRMWARE:
-        from emu import firmware
+        from emu.boot import firmware
 
         address = firmware.guests()[found.name].load
     return flat_guest(found.name, _assemble(found.path, address), ram, append, address)
@@ -157,7 +157,7 @@ def _read_head(text: str, path: Path) -> bytes:
 
 
 def _not_found(text: str) -> str:
-    from emu import firmware
+    from emu.boot import firmware
 
     reason = "there is neither a guest of this name nor such a file"
     close = difflib.get_close_matches(text, firmware.guests(), 1)
@@ -208,7 +208,7 @@ def _has_multiboot2_header(head: bytes) -> bool:
 
 
 def _assemble(path: Path, load: int) -> bytes:
-    from emu import firmware
+    from emu.boot import firmware
 
     own = path.is_relative_to(firmware.firmware_directory())  # these do not change while emu runs
     return _assembled_once(path, load) if own else _assembled(path, load)
@@ -220,8 +220,8 @@ def _assembled_once(path: Path, load: int) -> bytes:
 
 
 def _assembled(path: Path, load: int) -> bytes:
-    from emu import firmware
-    from emu.assembler import AssemblyError, assemble_image
+    from emu.asm.assembler import AssemblyError, assemble_image
+    from emu.boot import firmware
 
     try:
         return assemble_image(path, load=load, include_directories=[firmware.firmware_directory() / "include"]).data

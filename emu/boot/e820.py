@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from emu import layout
+from emu.devices import layout
 
 USABLE, RESERVED = 1, 2  # types of ranges
 

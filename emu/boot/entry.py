@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from emu.cpustate import CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, CpuState
+from emu.engine.cpustate import CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, CpuState
 
 CODE_16 = 0x9B00  # present, DPL 0, code, readable, accessed; 16-bit, byte granularity
 DATA_16 = 0x9300  # present, DPL 0, data, writable, accessed
@@ -18,7 +18,7 @@ _LARGE_PAGE = 2 << 20
 
 
 def descriptor(flags: int) -> bytes:
-    """The GDT entry of a flat segment with the given attributes, as in :class:`emu.cpustate.Segment`."""
+    """The GDT entry of a flat segment with the given attributes, as in :class:`emu.engine.cpustate.Segment`."""
     return struct.pack("<II", 0xFFFF, flags | 0xF0000)
 
 

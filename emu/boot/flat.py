@@ -10,7 +10,7 @@ import struct
 from emu.boot.entry import CODE_16
 from emu.boot.guest import Guest
 from emu.boot.image import BytesSource, GuestImage, Source
-from emu.cpustate import CpuState
+from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
 
 BOOT_INFO = 0x7000  # gpa: u64 RAM size in bytes, then the command line, NUL-terminated

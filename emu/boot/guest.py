@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emu.boot.image import GuestImage
-from emu.cpustate import CpuState
+from emu.engine.cpustate import CpuState
 
 
 @dataclass(frozen=True)

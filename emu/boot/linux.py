@@ -8,13 +8,13 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from emu import layout
 from emu.boot.e820 import memory_map
 from emu.boot.entry import CODE_32, CODE_64, DATA_32, descriptor, enter_long_mode, enter_protected_mode, identity_tables
 from emu.boot.guest import Guest
 from emu.boot.image import FileSource, GuestImage, open_source
 from emu.boot.tables import ACPI, place_tables
-from emu.cpustate import CpuState
+from emu.devices import layout
+from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
 
 BOOT_PARAMS = 0x10000  # gpa of the "zero page"

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from emu import layout
 from emu.addr import PAGE_SIZE
 from emu.boot.e820 import USABLE, memory_map
 from emu.boot.entry import CODE_32, DATA_32, descriptor, enter_protected_mode
 from emu.boot.guest import Guest
 from emu.boot.image import GuestImage, Source, open_source
-from emu.cpustate import CpuState
+from emu.devices import layout
+from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
 
 FIRST_FREE = 0x1000  # gpa; vectors and BIOS data are below it

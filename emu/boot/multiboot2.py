@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emu import layout
 from emu.boot.detect import ELF_MAGIC, MULTIBOOT2_MAGIC, MULTIBOOT2_SEARCH, Kind
 from emu.boot.e820 import memory_map
 from emu.boot.elf import Sections, read_elf
 from emu.boot.guest import Guest
 from emu.boot.loader import NAME, Loader, Program, address_program, c_string
+from emu.devices import layout
 from emu.errors import BadInput
 
 BOOT_MAGIC = 0x36D7_6289  # EAX at the entry point

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emu import layout
 from emu.boot import acpi, mptable
 from emu.boot.image import GuestImage
+from emu.devices import layout
 
 ACPI = layout.BIOS_AREA  # gpa of the RSDP
 MP_TABLE = layout.BIOS_AREA + 0x8000

@@ -12,7 +12,7 @@ from emu.errors import BadInput
 from emu.units import parse_size
 
 if TYPE_CHECKING:
-    from emu.vm import VirtualMachine
+    from emu.machine.vm import VirtualMachine
 
 NS_PER_SECOND = 1_000_000_000
 

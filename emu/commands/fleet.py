@@ -60,7 +60,7 @@ from emu.errors import BadInput
 
 if TYPE_CHECKING:
     from emu.fleet.fleet import Fleet, FleetPlan, FleetStop
-    from emu.vm import VirtualMachine
+    from emu.machine.vm import VirtualMachine
 
 USAGE = "FILE [options]"
 
@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
         from emu.commands.fleet_table import LiveTable, print_end
         from emu.fleet.fleet import FleetStop
         from emu.fleet.summary import status_of, summarise_fleet
-        from emu.summary import format_summary
+        from emu.observe.summary import format_summary
         from emu.units import format_time
 
         limits = [fleet.plan.max_time, None if options.max_time is None else round(options.max_time * NS_PER_SECOND)]
@@ -107,7 +107,7 @@ def _prepare(options: argparse.Namespace, files: ExitStack) -> tuple[Fleet, Outp
     """The fleet, with its outputs opened and connected, and the file for the summary."""
     from emu.fleet.file import input_files, load_fleet
     from emu.fleet.fleet import Fleet
-    from emu.trace import EventWriter
+    from emu.observe.trace import EventWriter
 
     plan = load_fleet(options.file)
     inputs = [options.file, *input_files(plan)]

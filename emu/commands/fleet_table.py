@@ -15,7 +15,7 @@ from rich.text import Text
 from emu.addr import PAGE_SHIFT
 from emu.fleet.fleet import Fleet, Member
 from emu.fleet.summary import lines, megabytes, numbers_of
-from emu.summary import MemoryUse
+from emu.observe.summary import MemoryUse
 from emu.units import format_time
 
 _PERIOD_S = 0.2  # from one look of the live table to the next

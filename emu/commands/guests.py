@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from emu import firmware
+    from emu.boot import firmware
 
     guests = firmware.guests().values()
     width = max(len(guest.name) for guest in guests)

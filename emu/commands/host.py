@@ -29,7 +29,7 @@ def explain_slow_start() -> Iterator[None]:
     def watch() -> None:
         waited = done.wait(SLOW_START_S)
         while not waited:
-            compilation = getattr(sys.modules.get("emu.native"), "compilation", None)  # None: not imported yet
+            compilation = getattr(sys.modules.get("emu.engine.native"), "compilation", None)  # None: not imported yet
             compiled, kept = compilation() if compilation else (0, True)
             if compiled:
                 print(f"emu: {COMPILING_ONCE if kept else COMPILING_AGAIN}", file=sys.stderr, flush=True)

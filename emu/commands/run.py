@@ -24,12 +24,12 @@ from emu.commands.arguments import NS_PER_SECOND, add_guest_arguments, boot_from
 from emu.commands.files import OutputFile, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.commands.screen import Screen, progress
-from emu.console import Typist, parse_typing
 from emu.errors import BadInput
+from emu.observe.console import Typist, parse_typing
 
 if TYPE_CHECKING:
+    from emu.machine.vm import VirtualMachine
     from emu.session import Outcome
-    from emu.vm import VirtualMachine
 
 USAGE = "GUEST [options]"
 
@@ -81,7 +81,7 @@ def main(options: argparse.Namespace) -> int:
         status, outcome = _run(vm, options, screen, events_file)
         wall = time.perf_counter() - begin
         if outcome.ending.value == "crash":
-            from emu.crash import report
+            from emu.observe.crash import report
 
             print(report(vm), file=sys.stderr)
         if typist.left:
@@ -93,7 +93,7 @@ def main(options: argparse.Namespace) -> int:
         if screen_file is not None:
             screen_file.write(_picture(vm, options.screen))
         if summary_file is not None:
-            from emu.summary import format_summary, summarise
+            from emu.observe.summary import format_summary, summarise
 
             summary_file.write(format_summary(summarise(vm, outcome, wall) | {"status": status}).encode())
     return status
@@ -106,7 +106,7 @@ def _run(
 
     writer = None
     if events_file is not None:
-        from emu.trace import EventWriter
+        from emu.observe.trace import EventWriter
 
         writer = EventWriter(events_file.write)
         vm.events.listen(writer)
@@ -129,7 +129,7 @@ def _run(
 
 def _picture(vm: VirtualMachine, name: str) -> bytes:
     """The text screen as a PNG; for standard output as text, with colours where that is a terminal."""
-    from emu.screen import as_ansi, as_png, as_text
+    from emu.observe.screen import as_ansi, as_png, as_text
 
     shown = vm.platform.vga.screen()
     if name != "-":
@@ -141,7 +141,7 @@ def _picture(vm: VirtualMachine, name: str) -> bytes:
 def _run_interactively(
     vm: VirtualMachine, options: argparse.Namespace, screen: Screen, max_time: int | None, signals: list[int]
 ) -> Outcome:
-    from emu.interactive import RawTerminal, run_interactively
+    from emu.commands.interactive import RawTerminal, run_interactively
 
     print("emu: this terminal is the guest's serial port now; Ctrl-] leaves", file=sys.stderr)
     with RawTerminal(sys.stdin.fileno()) as terminal:

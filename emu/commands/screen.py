@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
-    from emu.vm import VirtualMachine
+    from emu.machine.vm import VirtualMachine
 
 _PATIENCE_S = 2.0  # a run gets a progress line after this
 _PERIOD_S = 0.5  # from one progress line to the next

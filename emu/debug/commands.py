@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from emu import pagewalk
 from emu.debug import look, text
 from emu.dmm.p2m import Intent
+from emu.engine.events import BY_NAME, EVENT_TYPES
 from emu.errors import BadInput
-from emu.events import BY_NAME, EVENT_TYPES
+from emu.observe import pagewalk
 
 if TYPE_CHECKING:
     from emu.debug.stepper import Stepper
 
 _RIGHTS = {"r": Intent.READ, "w": Intent.WRITE, "x": Intent.EXECUTE, "-": Intent(0)}
-_CONTROL = (  # emu.control.ACTIONS
+_CONTROL = (  # emu.machine.control.ACTIONS
     ("pool", "SIZE", "grow or shrink the pool to SIZE, such as 512K"),
     ("attach", "POLICY", "put a policy in force, written as for --policy"),
     ("detach", "POLICY", "take a policy out of force"),

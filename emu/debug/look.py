@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emu import pagewalk
 from emu.addr import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
-from emu.cpustate import REGISTER_NAMES, SEGMENT_NAMES
-from emu.crash import decode
 from emu.dmm.p2m import PageType
-from emu.events import DmmFault, Event, ExceptionDelivery, InterruptDelivery, PageFault, ShadowFill
+from emu.engine.cpustate import REGISTER_NAMES, SEGMENT_NAMES
+from emu.engine.events import DmmFault, Event, ExceptionDelivery, InterruptDelivery, PageFault, ShadowFill
+from emu.observe import pagewalk
+from emu.observe.crash import decode
 
 if TYPE_CHECKING:
-    from emu.vm import VirtualMachine
+    from emu.machine.vm import VirtualMachine
 
 CONTROL_NAMES = ("cr0", "cr2", "cr3", "cr4", "efer")
 _LONGEST_INSTRUCTION = 15  # bytes
@@ -144,7 +144,7 @@ def event_gfn(event: Event) -> int | None:
 
 def _missed_gva(vm: VirtualMachine, gfn: int) -> int | None:
     """The gva whose access needed ``gfn``: the last one that the engine could not make, if it leads there."""
-    from emu.cpustate import load_u64
+    from emu.engine.cpustate import load_u64
 
     gva = load_u64(int(vm.native.fault_address_at)) & (1 << 64) - 1
     gpa = pagewalk.translate(vm, gva)

@@ -16,18 +16,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from emu import control
 from emu.debug import look
 from emu.dmm.errors import DmmError
 from emu.dmm.policy import Policy
+from emu.engine.events import EVENT_TYPES, Event
 from emu.errors import BadInput
-from emu.events import EVENT_TYPES, Event
+from emu.machine import control
+from emu.machine.vm import Stop
 from emu.session import MEMORY_ERRORS, Ending, Outcome, outcome_of, outcome_of_error
-from emu.vm import Stop
 
 if TYPE_CHECKING:
     from emu.dmm.p2m import Intent
-    from emu.vm import VirtualMachine
+    from emu.machine.vm import VirtualMachine
 
 _T = TypeVar("_T")
 HISTORY = 1000  # events that are remembered
@@ -149,7 +149,7 @@ class Stepper:
         self._change("evict", lambda: self.vm.dmm.evict(gfn, keeper))
 
     def control(self, action: str, value: str | int) -> None:
-        """Carry out one of :data:`emu.control.ACTIONS`: another pool, a policy switched on or off, frames retired, …
+        """Carry out one of :data:`emu.machine.control.ACTIONS`: another pool, a policy on or off, frames retired, …
 
         Raises:
             BadInput: it cannot be done.

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from emu import pagewalk
-from emu.cpustate import REGISTER_NAMES, SEGMENT_NAMES
-from emu.crash import report
 from emu.debug import look
 from emu.debug.stepper import Pause
-from emu.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
+from emu.engine.cpustate import REGISTER_NAMES, SEGMENT_NAMES
+from emu.engine.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
+from emu.observe import pagewalk
+from emu.observe.crash import report
 from emu.session import Ending
 from emu.units import format_time
 
 if TYPE_CHECKING:
-    from emu.vm import VirtualMachine
+    from emu.machine.vm import VirtualMachine
 
 Mark = Callable[[str], str]
 """Makes a piece of text stand out."""

@@ -6,12 +6,11 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from emu import layout
-from emu.bus import MmioBus, PortBus
-from emu.clock import NEVER
-from emu.devices import fw_cfg, rtc
+from emu.cpu.clock import NEVER
+from emu.devices import fw_cfg, layout, rtc
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
 from emu.devices.balloon_port import BalloonPort
+from emu.devices.bus import MmioBus, PortBus
 from emu.devices.console import DebugConsole
 from emu.devices.device import Device, GuestMemory, IrqLine
 from emu.devices.disk import Disk

@@ -13,9 +13,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
-from emu.clock import NEVER
+from emu.cpu.clock import NEVER
 from emu.dmm.balloon_channel import BalloonChannel
 from emu.dmm.contents import Contents
 from emu.dmm.errors import CannotRetire, NotEnoughSpare, PagePinned, StoreError
@@ -36,8 +35,9 @@ from emu.dmm.p2m import (
 )
 from emu.dmm.policy import ZERO_PAGE, Policy, PolicyFault
 from emu.dmm.pool import Pool
+from emu.engine import events
+from emu.engine.ram import MachineMemory, OutOfMachineFrames
 from emu.mmu.paging import Paging
-from emu.ram import MachineMemory, OutOfMachineFrames
 
 _READ_ONLY = Intent.READ | Intent.EXECUTE
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emu import events
 from emu.dmm.errors import CannotRetire, OutOfFrames, StoreError
 from emu.dmm.m2p import M2P
 from emu.dmm.policy import Policy
-from emu.ram import NOBODY, MachineMemory, OutOfMachineFrames, Purpose
+from emu.engine import events
+from emu.engine.ram import NOBODY, MachineMemory, OutOfMachineFrames, Purpose
 
 if TYPE_CHECKING:
     from emu.dmm.dmm import DMM

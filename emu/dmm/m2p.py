@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emu.addr import NO_FRAME
-from emu.ram import NOBODY
+from emu.engine.ram import NOBODY
 
 if TYPE_CHECKING:
     from emu.dmm.dmm import DMM

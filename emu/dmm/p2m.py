@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from emu.addr import NO_FRAME, PAGE_SHIFT
-from emu.ram import sparse_zeros
+from emu.engine.ram import sparse_zeros
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +51,7 @@ class PageType(IntEnum):
     RAM = 2  # resident, its frame is used by this gfn alone
     EVICTED = 3  # no frame; a policy keeps the contents
     IMAGE = 4  # no frame; contents in the guest image's file
-    MMIO = 5  # registers of devices: every access reaches them (emu.bus)
+    MMIO = 5  # registers of devices: every access reaches them (emu.devices.bus)
     SHARED = 6  # resident, read-only: its frame may be used by other gfns and other VMs
 
 

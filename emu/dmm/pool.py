@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 
-from emu.ram import MachineMemory, Purpose
+from emu.engine.ram import MachineMemory, Purpose
 
 MIN_POOL = 4  # frames: two code pages and two data pages, for an instruction of a guest without paging
 

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from emu import firmware
 from emu.addr import PAGE_SIZE
+from emu.boot import firmware
 from emu.boot.detect import detect
 from emu.boot.loader import split_modules
-from emu.control import ACTIONS
 from emu.dmm import catalog
 from emu.errors import BadInput
 from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
 from emu.fleet.steps import SHUTDOWN, Step
-from emu.machine import Machine
+from emu.machine.control import ACTIONS
+from emu.machine.machine import Machine
 from emu.session import DEFAULT_RAM
 from emu.units import format_size, parse_duration, parse_time, parse_whole_pages
 

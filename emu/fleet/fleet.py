@@ -21,16 +21,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from emu.control import perform
+from emu.engine.ram import OutOfMachineFrames
 from emu.errors import BadInput
 from emu.fleet.peaks import Peaks
 from emu.fleet.steps import SHUTDOWN, Step, StepResult
-from emu.machine import Machine
-from emu.ram import OutOfMachineFrames
+from emu.machine.control import perform
+from emu.machine.machine import Machine
+from emu.machine.vm import Stop, VirtualMachine
+from emu.observe.summary import MemoryUse, summarise
 from emu.session import MEMORY_ERRORS, STATUS_SUCCESS, Ending, Outcome, boot_vm, outcome_of, outcome_of_error
-from emu.summary import MemoryUse, summarise
 from emu.units import format_size
-from emu.vm import Stop, VirtualMachine
 
 QUANTUM = 1_000_000  # ns
 

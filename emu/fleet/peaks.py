@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emu.vm import VirtualMachine
+from emu.machine.vm import VirtualMachine
 
 
 @dataclass

@@ -13,7 +13,7 @@ class Step:
 
     Attributes:
         at: fleet time in ns from which on it is due.
-        action: SHUTDOWN or a key of :data:`emu.control.ACTIONS`.
+        action: SHUTDOWN or a key of :data:`emu.machine.control.ACTIONS`.
         value: what a fleet file says behind that: a size, a policy, a number of frames, true.
     """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from emu.fleet.fleet import Fleet, FleetStop, Member
+from emu.observe.summary import MemoryUse, summarise
 from emu.session import STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
-from emu.summary import MemoryUse, summarise
 from emu.units import format_time
 
 STATUS_NOT_WELL = 1
@@ -30,10 +30,9 @@ def summarise_fleet(fleet: Fleet, stop: FleetStop, status: int, wall: float) -> 
         ``outcome`` (:class:`emu.fleet.fleet.FleetStop`), ``status``, ``virtual_ns`` (fleet time), ``wall_s``,
         ``quantum_ns``; ``machine``: ``memory_frames`` and the peaks ``committed_pages``, ``pool_frames``,
         ``used_frames``, ``saved_frames`` (:class:`emu.fleet.peaks.Peaks`); ``vms``: for each what
-        :func:`emu.summary.summarise` says but for its wall time, then ``well``, ``started_ns`` and ``ended_ns`` in
-        fleet time, and ``schedule``, where
-        ``refused`` is None for what was done.  Of a VM that never started there is no more than ``vm``, ``outcome``,
-        ``message`` and these.
+        :func:`emu.observe.summary.summarise` says but for its wall time, then ``well``, ``started_ns`` and ``ended_ns``
+        in fleet time, and ``schedule``, where ``refused`` is None for what was done.  Of a VM that never started
+        there is no more than ``vm``, ``outcome``, ``message`` and these.
     """
     return {
         "outcome": stop.value,

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu import cpustate, events
 from emu.addr import MMIO_BASE, NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
-from emu.alone import REFUSED, REFUSED_FETCH, refuses
-from emu.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
-from emu.engine import (
+from emu.engine import cpustate, events
+from emu.engine.alone import REFUSED, REFUSED_FETCH, refuses
+from emu.engine.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
+from emu.engine.engine import (
     ACCESS_READ,
     PROT_EXEC,
     PROT_READ,
@@ -29,6 +29,21 @@ from emu.engine import (
     flush_tlb,
     note_large_page,
 )
+from emu.engine.native import (
+    callback,
+    inlined,
+    load8,
+    load16,
+    load32,
+    load64,
+    outlined,
+    store8,
+    store16,
+    store32,
+    store64,
+)
+from emu.engine.ram import FRAME_CODE, FRAME_TABLE
+from emu.engine.state import state_at
 from emu.mmu import pte, shadow
 from emu.mmu.implicit import is_implicit_supervisor_access
 from emu.mmu.walk import (
@@ -50,9 +65,6 @@ from emu.mmu.walk import (
     permitted,
     walk,
 )
-from emu.native import callback, inlined, load8, load16, load32, load64, outlined, store8, store16, store32, store64
-from emu.ram import FRAME_CODE, FRAME_TABLE
-from emu.state import state_at
 
 CODE_IN_USE = 6  # in ``vm.miss_kind``: the instruction stores into the frame of its own block
 
@@ -272,7 +284,7 @@ def on_tlb_fill(uc, gva, access, entry_at, vm_at):
     if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(vm.at, gva):
         status = miss(vm.at, gva, kind, 0, entry_at)
         vm.flush_at_block = 1
-        vm.limit = 0  # emu.clock looks at it before the next block
+        vm.limit = 0  # emu.cpu.clock looks at it before the next block
     if vm.marked_code:
         mfn = vm.marked_code - 1
         vm.marked_code = 0

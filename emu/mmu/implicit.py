@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu import cpustate
-from emu.cpustate import BASE, GDTR, HF_CS64, HFLAGS, LDTR, LIMIT, RIP, TR
+from emu.engine import cpustate
+from emu.engine.cpustate import BASE, GDTR, HF_CS64, HFLAGS, LDTR, LIMIT, RIP, TR
+from emu.engine.native import inlined, load8, load32, load64, outlined
+from emu.engine.state import state_at
 from emu.mmu.walk import OK, READ, host_address, walk
-from emu.native import inlined, load8, load32, load64, outlined
-from emu.state import state_at
 
 
 @inlined

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from emu import engine
 from emu.addr import NO_FRAME
-from emu.dmm.rmap import Rmap
+from emu.engine import engine
+from emu.engine.native import address_of, compiled, load64, store8, store64
+from emu.engine.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
+from emu.engine.state import state_at
 from emu.mmu import shadow
 from emu.mmu.fill import drop_frame_code
+from emu.mmu.rmap import Rmap
 from emu.mmu.walk import ACCESSED, YOUNG
-from emu.native import address_of, compiled, load64, store8, store64
-from emu.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
-from emu.state import state_at
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +54,7 @@ class Paging:
     """How a VM's gvas become machine addresses.  ``nested``: each TLB miss walks the guest's tables and the P2M.
 
     Args:
-        native: the VM's shared record (:mod:`emu.state`).
+        native: the VM's shared record (:mod:`emu.engine.state`).
         vm_at: its host address.
         memory: machine memory.
 

@@ -1,6 +1,6 @@
 """Bits of x86 paging-structure entries (Intel SDM vol. 3A, 4.3 to 4.5; AMD APM vol. 2, 5.3 to 5.6)."""
 
-from emu.native import signed
+from emu.engine.native import signed
 
 P = 1 << 0  # present
 W = 1 << 1  # writes allowed (R/W)

@@ -10,20 +10,22 @@ these bits is never missed; the accessed and dirty bits of the P2M entry count i
 tables are write-trapped: their leaves have R/W clear and the software bit ``pte.TRAP`` set, and stores to them go
 through the trapped alias of machine memory (:mod:`emu.addr`).
 
-Every entry made or dropped is reported to the reverse map (:mod:`emu.dmm.rmap`).
+Every entry made or dropped is reported to the reverse map (:mod:`emu.mmu.rmap`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from emu import events
 from emu.addr import PAGE_MASK
-from emu.cpustate import CR3
-from emu.dmm import rmap
-from emu.dmm.rmap import NONE, load_link
-from emu.engine import flush_tlb
-from emu.mmu import pte
+from emu.engine import events
+from emu.engine.cpustate import CR3
+from emu.engine.engine import flush_tlb
+from emu.engine.native import compiled, inlined, load8, load32, load64, outlined, store8, store32, store64
+from emu.engine.ram import FRAME_TABLE
+from emu.engine.state import state_at
+from emu.mmu import pte, rmap
+from emu.mmu.rmap import NONE, load_link
 from emu.mmu.walk import (
     DIRTY,
     MODE_4LEVEL,
@@ -35,9 +37,6 @@ from emu.mmu.walk import (
     level_entry,
     level_table,
 )
-from emu.native import compiled, inlined, load8, load32, load64, outlined, store8, store32, store64
-from emu.ram import FRAME_TABLE
-from emu.state import state_at
 
 # how a shadow table was made
 FORMAT_64 = 0  # from a guest table of 64-bit entries

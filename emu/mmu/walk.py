@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.addr import PAGE_MASK
-from emu.cpustate import (
+from emu.engine.cpustate import (
     CR0,
     CR0_PG,
     CR0_WP,
@@ -28,10 +28,10 @@ from emu.cpustate import (
     EFLAGS,
     FLAG_AC,
 )
+from emu.engine.native import inlined, load8, load32, load64, outlined, store32, store64
+from emu.engine.ram import FRAME_CODE
+from emu.engine.state import state_at
 from emu.mmu import pte
-from emu.native import inlined, load8, load32, load64, outlined, store32, store64
-from emu.ram import FRAME_CODE
-from emu.state import state_at
 
 # paging modes, in the order of their introduction
 MODE_NONE, MODE_32, MODE_PAE, MODE_4LEVEL = 0, 1, 2, 3

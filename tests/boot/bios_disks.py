@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu.assembler import assemble
+from emu.asm.assembler import assemble
 from emu.boot.bios import bios_guest
 from emu.debug.look import read
 from emu.testing import GuestUnderTest, boot

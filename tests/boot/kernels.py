@@ -6,8 +6,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu import firmware
-from emu.assembler import assemble_image
+from emu.asm.assembler import assemble_image
+from emu.boot import firmware
 
 EM_386, EM_X86_64 = 3, 62
 NULL, PROGBITS, SYMTAB, STRTAB, NOBITS = 0, 1, 2, 3, 8  # types of sections

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu import layout
 from emu.boot.e820 import RESERVED, USABLE, Entry, memory_map
+from emu.devices import layout
 
 ROM = Entry(0xFFFC_0000, 0x4_0000, RESERVED)
 LOW = [Entry(0, 0x9_FC00, USABLE), Entry(0x9_FC00, 0x400, RESERVED), Entry(0xF_0000, 0x1_0000, RESERVED)]

@@ -9,8 +9,8 @@ import pytest
 from emu.boot.flat import BOOT_INFO, COMMAND_LINE_MAX, LOAD_ADDRESS, STACK_TOP, flat_guest
 from emu.boot.guest import Guest
 from emu.errors import BadInput
-from emu.machine import Machine
-from emu.vm import VirtualMachine
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 
 RAM = 2 << 20
 

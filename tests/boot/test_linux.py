@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu import firmware
-from emu.assembler import assemble_image
+from emu.asm.assembler import assemble_image
+from emu.boot import firmware
 from emu.boot.linux import BOOT_PARAMS, linux_guest
 from emu.cli import main
 from emu.errors import BadInput

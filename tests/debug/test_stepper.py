@@ -12,8 +12,8 @@ import pytest
 from emu.debug import look, text
 from emu.debug.commands import Commands
 from emu.debug.stepper import HISTORY, Stepper
+from emu.engine.events import DmmFault, PageFault, Remap, TableWrite
 from emu.errors import BadInput
-from emu.events import DmmFault, PageFault, Remap, TableWrite
 from emu.session import Ending, boot_vm
 from tests.guests.chaos import Chaos
 

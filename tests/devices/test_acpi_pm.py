@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
+from emu.devices.bus import PortBus
 from emu.errors import BadInput
 
 STS, EN, CNT, TMR = 0x600, 0x602, 0x604, 0x608

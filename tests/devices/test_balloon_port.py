@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from emu.bus import PortBus
 from emu.devices.balloon_port import BalloonPort
+from emu.devices.bus import PortBus
+from emu.devices.layout import BALLOON_PORT, BALLOON_PORTS
 from emu.errors import BadInput
-from emu.layout import BALLOON_PORT, BALLOON_PORTS
 
 
 class Board:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
 from emu.devices.console import DebugConsole
-from emu.layout import DEBUG_CONSOLE_PORT, DEBUG_CONSOLE_PORTS
+from emu.devices.layout import DEBUG_CONSOLE_PORT, DEBUG_CONSOLE_PORTS
 
 
 def test_bytes_go_out_and_the_port_names_itself() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
 from emu.devices.exit import ExitPort
-from emu.layout import EXIT_PORT, EXIT_PORTS
+from emu.devices.layout import EXIT_PORT, EXIT_PORTS
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 0x78), (2, 0x5678), (4, 0x12345678)])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
 from emu.devices import fw_cfg
+from emu.devices.bus import PortBus
 from emu.devices.fw_cfg import FwCfg
 from emu.errors import BadInput
 

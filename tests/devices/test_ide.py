@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
 from emu.devices.ata import COMMANDS
+from emu.devices.bus import PortBus
 from emu.devices.disk import SECTOR, Disk, DiskFailed
 from emu.devices.ide import IdeChannel
 from emu.errors import BadInput

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
+from emu.devices.layout import ELCR_PORT, ELCR_PORTS, PIC_MASTER_PORT, PIC_MASTER_PORTS, PIC_SLAVE_PORT, PIC_SLAVE_PORTS
 from emu.devices.pic import Pic8259, PicPair
 from emu.errors import BadInput
-from emu.layout import ELCR_PORT, ELCR_PORTS, PIC_MASTER_PORT, PIC_MASTER_PORTS, PIC_SLAVE_PORT, PIC_SLAVE_PORTS
 
 M_CMD, M_DATA, S_CMD, S_DATA = 0x20, 0x21, 0xA0, 0xA1
 EOI = 0x20

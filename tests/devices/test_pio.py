@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
 from emu.devices.pio import CAPACITY, CLOSED, READING, WRITING, PioBuffer
 from emu.errors import BadInput
 

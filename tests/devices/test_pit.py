@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
+from emu.devices.layout import PIT_PORT, PIT_PORTS, SYSTEM_CONTROL_PORT, SYSTEM_CONTROL_PORTS
 from emu.devices.pit import HZ, NS, Pit, SystemControlPort, clocks_at, time_of
 from emu.errors import BadInput
-from emu.layout import PIT_PORT, PIT_PORTS, SYSTEM_CONTROL_PORT, SYSTEM_CONTROL_PORTS
 
 CONTROL = 0x43
 LOW_BYTE, HIGH_BYTE, BOTH_BYTES = 0x10, 0x20, 0x30

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from emu import layout
+from emu.devices import layout
 from emu.devices.acpi_pm import SCI_EN
-from emu.machine import Machine
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 from emu.session import STATUS_SUCCESS, Ending, run_vm
 from emu.testing import boot
-from emu.vm import VirtualMachine
 from tests.guests.programs import program
 
 POWER = 0x8000_0B00  # CONFIG_ADDRESS: 00:01.3

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
 from emu.devices.port92 import A20Gate, Port92
 from emu.errors import BadInput
 

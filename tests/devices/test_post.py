@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
 from emu.devices.post import KEPT, PostCodes
 from emu.errors import BadInput
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
 from emu.devices.rtc import Rtc, date_of, seconds_of
 from emu.errors import BadInput
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
+from emu.devices.layout import COM1_PORT, COM_PORTS
 from emu.devices.uart import Uart16550
 from emu.errors import BadInput
-from emu.layout import COM1_PORT, COM_PORTS
 
 DATA, IER, IIR, FCR, LCR, MCR, LSR, MSR, SCR = (COM1_PORT + n for n in (0, 1, 2, 2, 3, 4, 5, 6, 7))
 CHARACTER_NS = 10 * 1_000_000_000 // 115200  # 8N1 at the highest speed

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.bus import PortBus
+from emu.devices.bus import PortBus
 from emu.devices.vga import CP437, Cell, Cursor, Vga
 from emu.errors import BadInput
 

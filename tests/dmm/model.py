@@ -14,9 +14,9 @@ from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policies.demand import DemandPaging
 from emu.dmm.policies.swap import Swap
 from emu.dmm.policy import Policy
-from emu.machine import Machine
-from emu.ram import Purpose
-from emu.vm import VirtualMachine
+from emu.engine.ram import Purpose
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 from tests.dmm.stub import ALIASES, CODE, MODES, Stub
 
 GFNS = 24  # pages of RAM of each VM

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from emu.addr import PAGE_SIZE
 from emu.boot.guest import Guest
 from emu.boot.image import GuestImage
-from emu.cpustate import (
+from emu.engine.cpustate import (
     CR0_ET,
     CR0_PE,
     CR0_PG,
@@ -23,7 +23,7 @@ from emu.cpustate import (
     EFER_NXE,
     CpuState,
 )
-from emu.vm import Stop, VirtualMachine
+from emu.machine.vm import Stop, VirtualMachine
 
 CODE = 1  # gfn of the instructions
 TABLES = range(2, 6)  # gfns of the tables: one for each level, the highest first

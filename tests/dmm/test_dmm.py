@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.dmm import DMM
 from emu.dmm.errors import NotEnoughSpare, OutOfFrames, PagePinned
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
 from emu.dmm.policies.demand import DemandPaging, StaticMapping
 from emu.dmm.policy import Policy, PolicyFault
+from emu.engine import events
+from emu.engine.ram import OutOfMachineFrames, Purpose
 from emu.errors import EmuError
-from emu.machine import Machine
-from emu.ram import OutOfMachineFrames, Purpose
-from emu.vm import VirtualMachine
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT, MODES, Stub
 
 GFNS, POOL, FREE = 24, 12, 4

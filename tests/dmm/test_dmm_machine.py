@@ -24,9 +24,9 @@ from emu.addr import PAGE_SIZE
 from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames, PagePinned
 from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
-from emu.machine import Machine
+from emu.engine.ram import OutOfMachineFrames, Purpose
+from emu.machine.machine import Machine
 from emu.mmu.shadow import MIN_TABLES
-from emu.ram import OutOfMachineFrames, Purpose
 from tests.dmm.model import ENOUGH, GFNS, KINDS, POOL, Side, fill_unused_with_junk, frame_counts
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 
@@ -443,7 +443,7 @@ class DmmMachine(RuleBasedStateMachine):
 
 def test_dmm_machine() -> None:
     long = int(os.environ.get("EMU_LONG", "0"))
-    with patch("emu.vm.MOST_WAITS", 200):  # each of them means an audit
+    with patch("emu.machine.vm.MOST_WAITS", 200):  # each of them means an audit
         run_state_machine_as_test(
             DmmMachine,
             settings=settings(

@@ -10,8 +10,8 @@ import pytest
 from emu.addr import PAGE_SIZE
 from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import PageType
+from emu.engine.ram import Purpose
 from emu.mmu.paging import ShadowPaging
-from emu.ram import Purpose
 from tests.dmm.model import ENOUGH, GFNS, Side, make_sides
 from tests.dmm.stub import ALIASES, DATA
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from emu.dmm.pool import Pool
-from emu.ram import NOBODY, MachineMemory, OutOfMachineFrames, Purpose
+from emu.engine.ram import NOBODY, MachineMemory, OutOfMachineFrames, Purpose
 
 
 @pytest.fixture

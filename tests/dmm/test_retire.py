@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from emu import events
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import CannotRetire
 from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import PageType
 from emu.dmm.policies.retire import Retire
 from emu.dmm.policy import Policy
+from emu.engine import events
+from emu.engine.ram import Purpose
 from emu.mmu.paging import ShadowPaging
 from emu.mmu.shadow import MIN_TABLES
-from emu.ram import Purpose
 from tests.dmm.model import ENOUGH, GFNS, KINDS, Side, fill_unused_with_junk, frame_counts, make_sides
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 

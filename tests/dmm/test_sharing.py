@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from emu import events
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.errors import CannotRetire, OutOfFrames
 from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policy import Policy
+from emu.engine import events
 from tests.dmm.model import GFNS, KINDS, POOL, Side, fill_unused_with_junk, make_sides
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 

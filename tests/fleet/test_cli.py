@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from emu import firmware
+from emu.boot import firmware
 from emu.cli import main
-from emu.trace import read_events
+from emu.observe.trace import read_events
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emu import firmware
+from emu.boot import firmware
 from emu.commands import fleet as commands_fleet
 from emu.errors import BadInput
 from emu.fleet.file import input_files, load_fleet

@@ -12,9 +12,9 @@ import pytest
 from emu.fleet.fleet import Fleet, FleetPlan, FleetStop, Member, VmPlan
 from emu.fleet.steps import Step
 from emu.fleet.summary import status_of, summarise_fleet
+from emu.machine.vm import VirtualMachine
+from emu.observe.trace import EventWriter
 from emu.session import boot_vm, run_vm
-from emu.trace import EventWriter
-from emu.vm import VirtualMachine
 
 MMUS = ("shadow", "nested")
 MS = 1_000_000

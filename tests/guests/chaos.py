@@ -10,7 +10,7 @@ import numpy as np
 from emu.dmm.errors import NotEnoughSpare, OutOfFrames
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policy import Policy
-from emu.ram import OutOfMachineFrames
+from emu.engine.ram import OutOfMachineFrames
 
 
 class Chaos(Policy):

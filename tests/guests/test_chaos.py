@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.dmm.errors import NoProgress
-from emu.machine import Machine
+from emu.machine.machine import Machine
 from emu.testing import boot
 from tests.guests.chaos import Chaos
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from emu import firmware
+from emu.boot import firmware
 from emu.dmm.p2m import PageType
-from emu.events import Event
+from emu.engine.events import Event
+from emu.observe.trace import format_event
 from emu.testing import GuestUnderTest, boot
-from emu.trace import format_event
 
 GOLDEN = Path(__file__).parent / "golden"
 GUESTS = list(firmware.guests())

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from emu import firmware
+from emu.boot import firmware
 from tests.oracles.qemu_guest import QEMU, QemuRun, have_qemu, run_on_qemu
 
 pytestmark = pytest.mark.skipif(not have_qemu(), reason=f"{QEMU} is not installed")

@@ -16,7 +16,7 @@ from emu.boot.image import GuestImage
 from emu.dmm.dmm import DMM
 from emu.dmm.policies.share import Share
 from emu.dmm.policy import Policy
-from emu.machine import Machine, shadow_tables_for
+from emu.machine.machine import Machine, shadow_tables_for
 from emu.testing import GuestUnderTest, boot
 
 CASES = {

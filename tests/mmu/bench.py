@@ -13,8 +13,8 @@ from capstone import CS_ARCH_X86, CS_MODE_64, Cs
 from capstone.x86 import X86_OP_MEM, X86_REG_RIP
 from keystone import KS_ARCH_X86, KS_MODE_32, KS_MODE_64, Ks
 
-from emu.cpustate import CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE
-from emu.vm import Stop
+from emu.engine.cpustate import CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE
+from emu.machine.vm import Stop
 from tests.mmu.harness import new_vm, set_privilege
 from tests.oracles.paging_model import CR0_PE, CR0_PG, CR0_WP, PAGE, Control
 

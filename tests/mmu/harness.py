@@ -19,13 +19,13 @@ import numpy as np
 from unicorn import UC_CTL_TLB_FLUSH, x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from emu import cpustate
 from emu.addr import PAGE_SHIFT, TRAP_BASE
-from emu.cpustate import HFLAGS, set_hflags_mode
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policies.demand import StaticMapping
 from emu.dmm.policy import Policy
-from emu.machine import Machine
+from emu.engine import cpustate
+from emu.engine.cpustate import HFLAGS, set_hflags_mode
+from emu.machine.machine import Machine
 from emu.mmu import shadow, walk
 from tests.oracles.paging_model import CR0_PG, CR4_SMAP, PAGE, Access, Control, Kind, Memory, Outcome
 from tests.oracles.unicorn_mmu import IMPLICIT_STUB, PROTECTION, STUBS

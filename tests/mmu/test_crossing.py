@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.vm import Stop
+from emu.machine.vm import Stop
 from tests.mmu.bench import PT, RO, RW, RWX, Bench, pte_of
 from tests.mmu.harness import ARCHITECTURES
 from tests.oracles.paging_model import PAGE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu.vm import Stop
+from emu.machine.vm import Stop
 from tests.mmu.bench import RW, RWX, STACK, Bench, U
 from tests.mmu.harness import ARCHITECTURES
 from tests.oracles.paging_model import PAGE

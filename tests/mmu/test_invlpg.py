@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
+from emu.machine.vm import Stop
 from emu.mmu.paging import flush_tlb
-from emu.vm import Stop
 from tests.mmu.bench import PD, PDPT, Bench, P, U, W
 from tests.mmu.harness import ARCHITECTURES
 from tests.oracles.paging_model import PAGE

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu.assembler import assemble
+from emu.asm.assembler import assemble
 
 QEMU = "qemu-system-x86_64"
 SECTOR = 512  # bytes

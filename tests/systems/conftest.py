@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emu import packages
+from emu.boot import packages
 
 
 def fetched(what: Callable[[], Path]) -> Path:

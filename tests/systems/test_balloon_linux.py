@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emu import packages
+from emu.boot import packages
 from emu.boot.initramfs import build_initramfs
 from emu.dmm.policies.balloon import Balloon
 from emu.session import Ending

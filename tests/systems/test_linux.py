@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from emu.boot.initramfs import build_initramfs
+from emu.observe.trace import format_event
 from emu.session import Ending, boot_vm, run_vm
-from emu.trace import format_event
 
 SCRIPT = """\
 #!/bin/sh

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from emu import packages
 from emu.addr import PAGE_SIZE
+from emu.boot import packages
 from emu.boot.initramfs import build_initramfs
 from emu.dmm.policies.balloon import Balloon
-from emu.events import BY_NAME
-from emu.machine import Machine, shadow_tables_for
+from emu.engine.events import BY_NAME
+from emu.machine.machine import Machine, shadow_tables_for
+from emu.observe.trace import format_event
 from emu.session import Ending, boot_vm, run_vm
-from emu.trace import format_event
 from tests.guests.test_under_pressure import DECISIONS, Breathing
 from tests.systems.conftest import fetched
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from emu import events
 from emu.dmm.errors import PagePinned
 from emu.dmm.policy import Policy
+from emu.engine import events
 from emu.errors import BadInput
 
 if TYPE_CHECKING:

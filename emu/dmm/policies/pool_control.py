@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emu import events
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import DmmError
 from emu.dmm.policy import Policy
 from emu.dmm.pool import MIN_POOL
+from emu.engine import events
+from emu.engine.ram import OutOfMachineFrames
 from emu.errors import BadInput
-from emu.ram import OutOfMachineFrames
 from emu.units import format_time
 
 if TYPE_CHECKING:

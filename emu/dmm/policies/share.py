@@ -22,7 +22,7 @@ from xxhash import xxh3_64_intdigest
 from emu.addr import PAGE_SHIFT
 from emu.dmm.p2m import PageType
 from emu.dmm.policy import Policy
-from emu.ram import sparse_zeros
+from emu.engine.ram import sparse_zeros
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage

@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from emu import events
 from emu.addr import PAGE_SIZE
 from emu.dmm.policies import balance as module
 from emu.dmm.policies.balance import LEAST, Balance
 from emu.dmm.policies.pool_control import PoolControl
-from emu.machine import Machine
+from emu.engine import events
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 from emu.testing import boot
-from emu.vm import VirtualMachine
 from tests.dmm.model import GFNS, POOL, Side, make_sides
 from tests.guests.programs import program
 

@@ -9,7 +9,7 @@ from emu.boot.image import GuestImage
 from emu.dmm.dmm import DMM
 from emu.dmm.p2m import PageType
 from emu.dmm.policies.demand import DemandPaging
-from emu.machine import Machine
+from emu.machine.machine import Machine
 
 IMAGE_GFNS = [8, 9, 10, 11, 13, 14]  # 12 is not part of it
 

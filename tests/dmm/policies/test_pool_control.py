@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from emu import events
 from emu.addr import PAGE_SIZE
 from emu.cli import main
 from emu.dmm.errors import NotEnoughSpare
 from emu.dmm.policies.pool_control import PoolControl, resize
-from emu.machine import Machine
-from emu.ram import OutOfMachineFrames
+from emu.engine import events
+from emu.engine.ram import OutOfMachineFrames
+from emu.machine.machine import Machine
 from emu.testing import boot
 from tests.dmm.model import POOL, Side, make_sides
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from emu.dmm.policies.demand import DemandPaging
 from emu.dmm.policies.reference_trace import FILE_MAGIC, ReferenceRecorder, ReferenceTrace, Window
 from emu.errors import BadInput
-from emu.machine import Machine
+from emu.machine.machine import Machine
+from emu.machine.vm import VirtualMachine
 from emu.session import Ending, boot_vm, run_vm
-from emu.vm import VirtualMachine
 from tests.dmm.stub import CODE, DATA, Stub
 
 GFNS = 32

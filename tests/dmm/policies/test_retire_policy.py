@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from emu import events
 from emu.addr import PAGE_SIZE
 from emu.cli import main
 from emu.dmm.policies.retire import Retire
-from emu.machine import Machine
-from emu.ram import Purpose
+from emu.engine import events
+from emu.engine.ram import Purpose
+from emu.machine.machine import Machine
 from emu.testing import GuestUnderTest, boot
 from tests.dmm.model import POOL, make_sides
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from emu import events
 from emu.addr import PAGE_SIZE
 from emu.cli import main
 from emu.dmm.catalog import choose
@@ -19,6 +18,7 @@ from emu.dmm.policies.reference_trace import ReferenceRecorder, ReferenceTrace
 from emu.dmm.policies.store import CompressedStore, FileStore
 from emu.dmm.policies.swap import Swap
 from emu.dmm.policies.victims import VICTIMS
+from emu.engine import events
 from emu.errors import BadInput
 from tests.dmm.model import ENOUGH, GFNS, POOL, Side, make_sides
 from tests.dmm.stub import CODE, DATA

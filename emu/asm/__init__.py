@@ -1,0 +1,1 @@
+"""The assembler for firmware/ and for guests given as source."""

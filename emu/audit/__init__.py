@@ -1,0 +1,1 @@
+"""Proof that every memory structure agrees with every other."""

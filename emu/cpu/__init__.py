@@ -1,0 +1,1 @@
+"""The processor layer: delivery of events, segments, task switches, MSRs, clock, stepping, run loop."""

@@ -1,0 +1,252 @@
+"""Event delivery: what an exception, a software or a hardware interrupt comes to (SDM vol. 3A, chapter 6).
+
+One event after the other is taken into its handler by :func:`emu.cpu.gates.enter`.  An exception met on the way takes
+the event's place, or becomes a double fault, or ends in shutdown.  The event being delivered lives in the shared record
+(``pending_*``), so that delivery can stop half way, wait for the DMM, and go on with the same event:
+
+* ``pending_vector``, ``pending_error`` (-1: none), ``pending_rip`` (return address, relative to CS),
+* ``pending_software``: EXCEPTION, SOFTWARE or HARDWARE of :mod:`emu.engine.vectors`,
+* ``pending_prior``: 1 + the vector of the exception in whose delivery this one was met, 0 for none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.cpu.breakpoints import end_watched_step, note_hits
+from emu.cpu.clock import leave_block
+from emu.cpu.gates import enter
+from emu.cpu.guestmem import load_code_byte
+from emu.cpu.segments import cpl
+from emu.cpu.syscall import FAULTED, enter_syscall, enter_sysenter, syscall_length
+from emu.engine import cpustate, events
+from emu.engine.cpustate import CR2, HF_INHIBIT_IRQ, HFLAGS, OLD_EXCEPTION, RIP
+from emu.engine.debugregs import STEPPING
+from emu.engine.engine import fault_address, stop
+from emu.engine.native import callback, inlined, load32, load64, outlined, store32, store64
+from emu.engine.state import state_at
+from emu.engine.vectors import (
+    EXCEPTION,
+    HARDWARE,
+    SOFTWARE,
+    VECTOR_BP,
+    VECTOR_DB,
+    VECTOR_DF,
+    VECTOR_GP,
+    VECTOR_OF,
+    VECTOR_PF,
+    VECTOR_UD,
+    has_error_code,
+    is_contributory,
+    makes_double_fault,
+)
+from emu.mmu.fill import refresh_if_changed
+from emu.mmu.walk import MODE_4LEVEL, NEED, NON_CANONICAL, OK
+
+# results of deliver
+DELIVERED = OK
+# NEED, of emu.mmu.walk: the DMM must resolve need_gfn for need_intent, then deliver_pending goes on
+SHUTDOWN = 4  # triple fault; ``vm.shutdown`` is 1
+
+
+
+@inlined
+def _software_length(vm: Any, vector: int, rip: int) -> int:
+    """The length of the INT n, INT3 or INTO that ends at ``rip``, prefixes left out."""
+    last = load_code_byte(vm, rip - 1)
+    if (vector == VECTOR_BP and last == 0xCC) or (vector == VECTOR_OF and last == 0xCE):
+        return 1
+    return 2
+
+
+@inlined
+def _record(vm: Any, vector: int, error: int, kind: int, rip: int, level: int) -> None:
+    if kind == HARDWARE:
+        events.record(vm, events.INTERRUPT, vector, rip, level, 0, 0)
+    else:
+        events.record(vm, events.EXCEPTION, vector, error, rip, level, kind)
+
+
+@inlined
+def _after(vm: Any) -> None:
+    """The event is over: nothing of it may influence the next one."""
+    vm.pending = 0
+    vm.pending_prior = 0
+    env = vm.env
+    store32(env + HFLAGS, load32(env + HFLAGS) & ~HF_INHIBIT_IRQ)
+
+
+@inlined
+def _replace_by_fault(vm: Any) -> bool:
+    """Put the exception met during delivery into the event's place; False when there is none worse than it."""
+    vector, kind = vm.pending_vector, vm.pending_software
+    prior = vector if kind == EXCEPTION else -1
+    met = vm.fault_vector
+    if met == VECTOR_PF:
+        store64(vm.env + CR2, vm.fault_gva)
+    if prior == VECTOR_DF and (is_contributory(met) or met == VECTOR_PF):
+        return False
+    if vm.task_switched:
+        vm.pending_rip = load64(vm.env + RIP)
+    elif kind == SOFTWARE:
+        vm.pending_rip -= _software_length(vm, vector, vm.pending_rip)
+    if prior >= 0 and makes_double_fault(prior, met):
+        met = VECTOR_DF
+        vm.fault_error = 0
+    vm.pending_vector = met
+    vm.pending_error = vm.fault_error if has_error_code(met, EXCEPTION) else -1
+    vm.pending_software = EXCEPTION
+    vm.pending_prior = prior + 1
+    return True
+
+
+@outlined("qq")
+def _deliver(vm_at):
+    """Deliver the pending event and whatever it leads to."""
+    vm = state_at(vm_at)
+    vm.pending = 1
+    if vm.watch_step:
+        end_watched_step(vm)  # its hits come again when the instruction does
+    refresh_if_changed(vm)
+    while True:
+        vector, error, kind, rip = vm.pending_vector, vm.pending_error, vm.pending_software, vm.pending_rip
+        level = cpl(vm)
+        status = enter(vm, vector, error, kind, rip)
+        if status == NEED:
+            return NEED
+        if vector == VECTOR_PF and kind == EXCEPTION:
+            events.record(vm, events.PAGE_FAULT, load64(vm.env + CR2), error, rip, level, 0)
+        if status == OK:
+            _record(vm, vector, error, kind, rip, level)
+            _after(vm)
+            return DELIVERED
+        if not _replace_by_fault(vm):
+            _after(vm)
+            vm.shutdown = 1
+            return SHUTDOWN
+
+
+# --- for the run loop and the callbacks ---------------------------------------------------------------------------
+
+
+@inlined
+def deliver_pending(vm: Any) -> int:
+    """Deliver the event in ``pending_*``; returns DELIVERED, NEED or SHUTDOWN."""
+    return _deliver(vm.at)
+
+
+@inlined
+def deliver(vm: Any, vector: int, error: int, kind: int, rip: int) -> int:
+    """Deliver a new event.
+
+    Args:
+        vector: 0 to 255.
+        error: error code, -1 for none.  The address of a page fault is in CR2 already.
+        kind: EXCEPTION, SOFTWARE (INT n, INT3, INTO) or HARDWARE.
+        rip: return address, relative to CS: of the faulting instruction, or behind an instruction that traps.
+
+    Returns:
+        DELIVERED; NEED, to be followed by :func:`deliver_pending` once the DMM has resolved; SHUTDOWN.
+    """
+    vm.pending_vector = vector
+    vm.pending_error = error
+    vm.pending_software = kind
+    vm.pending_rip = rip
+    vm.pending_prior = 0
+    return deliver_pending(vm)
+
+
+@inlined
+def deliver_external(vm: Any, vector: int) -> int:
+    """Deliver a hardware interrupt; the caller has made sure that the guest accepts one."""
+    return deliver(vm, vector, -1, HARDWARE, load64(vm.env + RIP))
+
+
+@inlined
+def deliver_refused(vm: Any) -> int:
+    """Deliver the exception for a refused TLB fill, whose reason (not NEED) is in ``miss_kind``."""
+    env = vm.env
+    rip = load64(env + RIP)
+    if vm.miss_kind == NON_CANONICAL:
+        return deliver(vm, VECTOR_GP, 0, EXCEPTION, rip)
+    gva = fault_address(vm)
+    store64(env + CR2, gva if vm.mode == MODE_4LEVEL else gva & 0xFFFF_FFFF)
+    return deliver(vm, VECTOR_PF, vm.miss_error, EXCEPTION, rip)
+
+
+# --- the engine's callbacks ---------------------------------------------------------------------------------------
+
+
+@inlined
+def _take_from_engine(vm: Any) -> int:
+    """Clear the engine's record of the exception that it raised; returns SOFTWARE or EXCEPTION."""
+    env = vm.env
+    kind = SOFTWARE if load32(env + cpustate.EXCEPTION_IS_INT) else EXCEPTION
+    store32(env + cpustate.EXCEPTION_IS_INT, 0)
+    store32(env + OLD_EXCEPTION, -1)  # or it would make its own double faults
+    return kind
+
+
+@inlined
+def _stop_unless(vm: Any, status: int) -> None:
+    """Leave the engine at once, before it looks at the next instruction, unless the event was delivered."""
+    if status != DELIVERED:
+        vm.stopped = 1
+        stop(vm)
+
+
+@callback("vqiq")
+def on_interrupt(uc, vector, vm_at):
+    """Unicorn's UC_HOOK_INTR: an exception, INT n, INT3 or INTO; never a page fault.
+
+    The engine has moved RIP behind a software interrupt.
+    """
+    vm = state_at(vm_at)
+    kind = _take_from_engine(vm)
+    leave_block(vm)
+    vector = vector & 0xFF
+    if vector == VECTOR_DB and vm.watch_step == STEPPING:
+        note_hits(vm, end_watched_step(vm))
+    error = load32(vm.env + cpustate.ERROR_CODE) if has_error_code(vector, kind) else -1
+    _stop_unless(vm, deliver(vm, vector, error, kind, load64(vm.env + RIP)))
+
+
+@callback("bqq")
+def on_invalid_instruction(uc, vm_at):
+    """Unicorn's UC_HOOK_INSN_INVALID: #UD, INT 6, or ICEBP, which the engine does not know."""
+    vm = state_at(vm_at)
+    env = vm.env
+    kind = _take_from_engine(vm)
+    leave_block(vm)
+    if kind == SOFTWARE:
+        rip = load64(env + cpustate.EXCEPTION_NEXT_EIP)
+        store64(env + RIP, rip)
+        status = deliver(vm, VECTOR_UD, -1, kind, rip)
+    elif load_code_byte(vm, load64(env + RIP)) == 0xF1:
+        status = deliver(vm, VECTOR_DB, -1, kind, load64(env + RIP) + 1)
+    else:
+        status = deliver(vm, VECTOR_UD, -1, kind, load64(env + RIP))
+    _stop_unless(vm, status)
+    return True
+
+
+@callback("vqq")
+def on_syscall(uc, vm_at):
+    """Unicorn's UC_HOOK_INSN for SYSCALL, which adds the instruction's length to RIP afterwards."""
+    vm = state_at(vm_at)
+    env = vm.env
+    length = syscall_length(vm)
+    if enter_syscall(vm, length) == FAULTED:
+        _stop_unless(vm, deliver(vm, VECTOR_UD, -1, EXCEPTION, load64(env + RIP)))
+    store64(env + RIP, load64(env + RIP) - length)
+
+
+@callback("vqq")
+def on_sysenter(uc, vm_at):
+    """Unicorn's UC_HOOK_INSN for SYSENTER, which adds the instruction's length to RIP afterwards."""
+    vm = state_at(vm_at)
+    env = vm.env
+    length = syscall_length(vm)
+    if enter_sysenter(vm) == FAULTED:
+        _stop_unless(vm, deliver(vm, VECTOR_GP, 0, EXCEPTION, load64(env + RIP)))
+    store64(env + RIP, load64(env + RIP) - length)

@@ -1,0 +1,391 @@
+"""Task switches through task gates (SDM vol. 3A, 7.3); JMP, CALL and IRET to a task are the engine's own.
+
+The switch is one step for the DMM: every page that it will need, under the new task's page tables too, is asked for
+before anything changes.  Once the state of the new task has been loaded, a bad selector in its TSS is an exception in
+the new task.
+"""
+
+from __future__ import annotations
+
+from emu.cpu.guestmem import begin_accesses, fail, load_system, probe_store, store_system
+from emu.cpu.segments import (
+    BEYOND_TABLE,
+    CODE,
+    CONFORMING,
+    NOT_SYSTEM,
+    PRESENT,
+    READABLE,
+    TYPE_BUSY,
+    WRITABLE,
+    attributes_of,
+    base_of,
+    dpl_of,
+    limit_of,
+    load_descriptor,
+    set_segment,
+    set_segment_v86,
+    stack_has_room,
+    stack_mask,
+    system_type,
+)
+from emu.engine import cpustate
+from emu.engine.cpustate import (
+    BASE,
+    CR0,
+    CR3,
+    CS,
+    EFLAGS,
+    FLAG_NT,
+    FLAG_VM,
+    FLAGS,
+    GDTR,
+    LDTR,
+    LIMIT,
+    RIP,
+    RSP,
+    SEGMENT_SIZE,
+    SEGMENTS,
+    SELECTOR,
+    SS,
+    TR,
+    set_hflags_mode,
+    write_eflags,
+)
+from emu.engine.engine import flush_tlb
+from emu.engine.native import inlined, load32, load64, outlined, store32, store64
+from emu.engine.state import state_at
+from emu.engine.vectors import VECTOR_GP, VECTOR_NP, VECTOR_SS, VECTOR_TS
+from emu.mmu.walk import MODE_NONE, NEED, OK
+
+_TSS_16, _TSS_32 = 1, 9  # types of available TSSs
+_LDT = 2  # type of an LDT descriptor
+_LAST_16, _LAST_32 = 43, 103  # last byte of the smallest TSS
+_DR7_LOCAL = 0x155  # L0 to L3 and LE: cleared by every task switch
+_ES, _CS, _SS, _DS, _FS, _GS = 0, 1, 2, 3, 4, 5
+
+
+# --- the TSS's fields (SDM vol. 3A, figures 7-2 and 7-10) ---------------------------------------------------------
+
+
+@inlined
+def _eip_at(wide: int) -> int:
+    return 0x20 if wide else 0x0E
+
+
+@inlined
+def _register_at(wide: int, index: int) -> int:
+    """EAX ECX EDX EBX ESP EBP ESI EDI."""
+    return 0x28 + 4 * index if wide else 0x12 + 2 * index
+
+
+@inlined
+def _segment_at(wide: int, index: int) -> int:
+    """ES CS SS DS, and in a 32-bit TSS FS GS."""
+    return 0x48 + 4 * index if wide else 0x22 + 2 * index
+
+
+@inlined
+def _ldt_at(wide: int) -> int:
+    return 0x60 if wide else 0x2A
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+
+@outlined("qqq")
+def _load_target(vm_at, selector):
+    """Load the TSS descriptor of the new task into ``sys_value`` and check it."""
+    vm = state_at(vm_at)
+    error = selector & 0xFFFC | vm.external
+    if selector & 4:
+        return fail(vm, VECTOR_GP, error)
+    status = load_descriptor(vm, selector)
+    if status == BEYOND_TABLE:
+        return fail(vm, VECTOR_GP, error)
+    if status != OK:
+        return status
+    attributes = attributes_of(vm.sys_value)
+    kind = system_type(attributes)
+    if kind != _TSS_16 and kind != _TSS_32:  # a busy TSS is refused as well
+        return fail(vm, VECTOR_GP, error)
+    if not attributes & PRESENT:
+        return fail(vm, VECTOR_NP, error)
+    if limit_of(vm.sys_value) < (_LAST_32 if kind == _TSS_32 else _LAST_16):
+        return fail(vm, VECTOR_TS, error)
+    return OK
+
+
+@outlined("qqqqq")
+def _probe_pages(vm_at, selector, base, wide):
+    """Ask for every page that the switch reads or writes under the current page tables."""
+    vm = state_at(vm_at)
+    env = vm.env
+    status = probe_store(vm, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4)  # the busy bit
+    if status != OK:
+        return status
+    old_wide = load32(env + TR + FLAGS) >> 11 & 1
+    status = probe_store(vm, load64(env + TR + BASE), (_LAST_32 if old_wide else _LAST_16) + 1)
+    if status != OK:
+        return status
+    status = probe_store(vm, base, 2)  # the back link
+    if status != OK:
+        return status
+    return load_system(vm, base + (_LAST_32 if wide else _LAST_16), 1)
+
+
+@outlined("qqqqq")
+def _field(vm_at, base, at, size):
+    """A field of the new TSS, whose pages are known to be there."""
+    vm = state_at(vm_at)
+    return vm.sys_value if load_system(vm, base + at, size) == OK else 0
+
+
+@outlined("qqqqq")
+def _probe_new_task(vm_at, base, wide, pushes):
+    """Ask for the pages that loading the new task's segments and pushing its error code will need.
+
+    Only NEED matters here: faults are found again, and raised, when they happen.
+    """
+    vm = state_at(vm_at)
+    env = vm.env
+    size = 4 if wide else 2
+    segments = 6 if wide else 4
+    v86 = wide and _field(vm.at, base, 0x24, 4) & FLAG_VM
+    stack_pointer = _field(vm.at, base, _register_at(wide, 4), size)
+    table_base, table_limit = 0, -1
+    selector = _field(vm.at, base, _ldt_at(wide), 2)
+    old_cr3 = load64(env + CR3)
+    new_cr3 = _field(vm.at, base, 0x1C, 4) if wide and vm.mode != MODE_NONE else old_cr3
+    status = OK
+    store64(env + CR3, new_cr3)
+    if selector & 0xFFFC and not selector & 4:
+        status = load_descriptor(vm, selector)
+        if status == OK:
+            table_base, table_limit = base_of(vm.sys_value), limit_of(vm.sys_value)
+    stack_base, stack_attributes = 0, 0
+    for index in range(segments):
+        store64(env + CR3, old_cr3)
+        selector = _field(vm.at, base, _segment_at(wide, index), 2)
+        store64(env + CR3, new_cr3)
+        if v86:
+            if index == _SS:
+                stack_base = selector << 4
+            continue
+        if status == NEED or selector & 0xFFFC == 0:
+            continue
+        if selector & 4:
+            if selector & 0xFFF8 <= table_limit:
+                status = load_system(vm, table_base + (selector & 0xFFF8), 8)
+        else:
+            status = load_descriptor(vm, selector)
+        if index == _SS and status == OK:
+            stack_base, stack_attributes = base_of(vm.sys_value), attributes_of(vm.sys_value)
+    if pushes and status != NEED:
+        begin_accesses(vm)
+        status = probe_store(vm, stack_base + ((stack_pointer - size) & stack_mask(stack_attributes)), size)
+    store64(env + CR3, old_cr3)
+    begin_accesses(vm)
+    return NEED if status == NEED else OK
+
+
+# --- saving and loading -----------------------------------------------------------------------------------------
+
+
+@outlined("vqqq")
+def _save_old_task(vm_at, rip, image):
+    """Write the running task's state into its TSS."""
+    vm = state_at(vm_at)
+    env = vm.env
+    base = load64(env + TR + BASE)
+    wide = load32(env + TR + FLAGS) >> 11 & 1
+    size = 4 if wide else 2
+    store_system(vm, base + _eip_at(wide), size, rip & 0xFFFF_FFFF)
+    store_system(vm, base + (0x24 if wide else 0x10), size, image)
+    for index in range(8):
+        store_system(vm, base + _register_at(wide, index), size, load64(env + 8 * index) & 0xFFFF_FFFF)
+    for index in range(6 if wide else 4):
+        selector = load32(env + SEGMENTS + index * SEGMENT_SIZE + SELECTOR)
+        store_system(vm, base + _segment_at(wide, index), 2, selector)
+
+
+@outlined("vqqq")
+def _load_registers(vm_at, base, wide):
+    """Load what cannot fail: registers, selectors, EFLAGS, LDTR's selector, and CR3 last."""
+    vm = state_at(vm_at)
+    env = vm.env
+    size = 4 if wide else 2
+    store64(env + RIP, _field(vm.at, base, _eip_at(wide), size))
+    eflags = _field(vm.at, base, 0x24 if wide else 0x10, size) | FLAG_NT | 2
+    if not wide:
+        eflags &= 0xFFFF
+    write_eflags(env, eflags)
+    for index in range(8):
+        store64(env + 8 * index, _field(vm.at, base, _register_at(wide, index), size))
+    for index in range(6):
+        selector = _field(vm.at, base, _segment_at(wide, index), 2) if wide or index < 4 else 0
+        if eflags & FLAG_VM:
+            set_segment_v86(env, SEGMENTS + index * SEGMENT_SIZE, selector)
+        else:
+            set_segment(env, SEGMENTS + index * SEGMENT_SIZE, selector, 0, 0, 0)
+    set_segment(env, LDTR, _field(vm.at, base, _ldt_at(wide), 2), 0, 0, 0)
+    if wide and vm.mode != MODE_NONE:
+        store64(env + CR3, _field(vm.at, base, 0x1C, 4))
+        flush_tlb(vm)
+        begin_accesses(vm)
+
+
+@outlined("qq")
+def _load_ldt(vm_at):
+    """Load LDTR from the selector that it holds."""
+    vm = state_at(vm_at)
+    env = vm.env
+    selector = load32(env + LDTR + SELECTOR)
+    if selector & 0xFFFC == 0:
+        return OK
+    error = selector & 0xFFFC | vm.external
+    if selector & 4:
+        return fail(vm, VECTOR_TS, error)
+    status = load_descriptor(vm, selector)
+    if status == BEYOND_TABLE:
+        return fail(vm, VECTOR_TS, error)
+    if status != OK:
+        return status
+    attributes = attributes_of(vm.sys_value)
+    if system_type(attributes) != _LDT or not attributes & PRESENT:
+        return fail(vm, VECTOR_TS, error)
+    set_segment(env, LDTR, selector, base_of(vm.sys_value), limit_of(vm.sys_value), attributes)
+    return OK
+
+
+@inlined
+def _segment_allowed(index: int, selector: int, attributes: int, level: int) -> bool:
+    """Whether a segment register may hold this descriptor (SDM vol. 3A, table 7-1)."""
+    dpl = dpl_of(attributes)
+    if not attributes & NOT_SYSTEM:
+        return False
+    if index == _CS:
+        if not attributes & CODE:
+            return False
+        return dpl <= level if attributes & CONFORMING else dpl == level
+    if index == _SS:
+        if attributes & CODE or not attributes & WRITABLE:
+            return False
+        return dpl == level and selector & 3 == level
+    if attributes & CODE:
+        if not attributes & READABLE:
+            return False
+        if attributes & CONFORMING:
+            return True
+    return dpl >= level and dpl >= selector & 3
+
+
+@outlined("qqqq")
+def _load_segment(vm_at, index, level):
+    """Load the segment register ``index`` from the selector that it holds."""
+    vm = state_at(vm_at)
+    env = vm.env
+    segment = SEGMENTS + index * SEGMENT_SIZE
+    selector = load32(env + segment + SELECTOR)
+    if selector & 0xFFFC == 0:
+        if index == _CS or index == _SS:
+            return fail(vm, VECTOR_TS, vm.external)
+        return OK
+    error = selector & 0xFFFC | vm.external
+    status = load_descriptor(vm, selector)
+    if status == BEYOND_TABLE:
+        return fail(vm, VECTOR_TS, error)
+    if status != OK:
+        return status
+    attributes = attributes_of(vm.sys_value)
+    if not _segment_allowed(index, selector, attributes, level):
+        return fail(vm, VECTOR_TS, error)
+    if not attributes & PRESENT:
+        return fail(vm, VECTOR_SS if index == _SS else VECTOR_NP, error)
+    set_segment(env, segment, selector, base_of(vm.sys_value), limit_of(vm.sys_value), attributes)
+    return OK
+
+
+@outlined("qq")
+def _load_segments(vm_at):
+    """Load LDTR and the segment registers from the selectors that they hold."""
+    vm = state_at(vm_at)
+    env = vm.env
+    status = _load_ldt(vm.at)
+    if status != OK:
+        return status
+    if not load64(env + EFLAGS) & FLAG_VM:
+        level = load32(env + CS + SELECTOR) & 3
+        for index in (_SS, _CS, _DS, _ES, _FS, _GS):
+            status = _load_segment(vm.at, index, level)
+            if status != OK:
+                return status
+    set_hflags_mode(env)
+    if load64(env + RIP) > load32(env + CS + LIMIT):
+        return fail(vm, VECTOR_GP, vm.external)
+    return OK
+
+
+@outlined("qqqq")
+def _push_error(vm_at, error, size):
+    """Push the error code of the exception that caused the switch onto the new task's stack."""
+    vm = state_at(vm_at)
+    env = vm.env
+    attributes = load32(env + SS + FLAGS)
+    rsp = load64(env + RSP)
+    if not stack_has_room(attributes, load32(env + SS + LIMIT), rsp, size):
+        return fail(vm, VECTOR_SS, vm.external)
+    mask = stack_mask(attributes)
+    sp = (rsp - size) & mask
+    gva = (load64(env + SS + BASE) + sp) & 0xFFFF_FFFF
+    status = probe_store(vm, gva, size)
+    if status == OK:
+        store_system(vm, gva, size, error)
+        store64(env + RSP, (rsp & ~mask) | sp)
+    return status
+
+
+@outlined("qqqqqq")
+def switch_through_gate(vm_at, selector, rip, image, error):
+    """Switch, with nesting, to the task that a task gate in the IDT names.
+
+    Args:
+        selector: of the TSS, from the gate.
+        rip, image: where the old task will go on, and its EFLAGS then.
+        error: error code for the new task's stack, -1 for none.
+
+    Returns:
+        As :func:`emu.cpu.gates.enter`; ``task_switched`` is 1 when a FAULT belongs to the new task already.
+    """
+    vm = state_at(vm_at)
+    env = vm.env
+    status = _load_target(vm.at, selector)
+    if status != OK:
+        return status
+    descriptor = vm.sys_value
+    base = base_of(descriptor)
+    wide = 1 if system_type(attributes_of(descriptor)) == _TSS_32 else 0
+    status = _probe_pages(vm.at, selector, base, wide)
+    if status != OK:
+        return status
+    status = _probe_new_task(vm.at, base, wide, 1 if error >= 0 else 0)
+    if status != OK:
+        return status
+
+    _save_old_task(vm.at, rip, image)
+    store_system(vm, base, 2, load32(env + TR + SELECTOR))
+    attributes = attributes_of(descriptor) | TYPE_BUSY
+    store_system(vm, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4, attributes)
+    store64(env + CR0, load64(env + CR0) | cpustate.CR0_TS)
+    # as LTR leaves it: the engine keeps TR's type without the busy bit
+    set_segment(env, TR, selector, base, limit_of(descriptor), attributes & ~TYPE_BUSY)
+    vm.task_switched = 1
+    _load_registers(vm.at, base, wide)
+    # privilege follows the new CS before its descriptor has been checked: a bad one is the new task's fault
+    store32(env + SS + FLAGS, load32(env + SS + FLAGS) | (load32(env + CS + SELECTOR) & 3) << 13)
+    set_hflags_mode(env)
+    dr7_at = env + cpustate.DR + 56
+    store64(dr7_at, load64(dr7_at) & ~_DR7_LOCAL)
+    status = _load_segments(vm.at)
+    if status == OK and error >= 0:
+        status = _push_error(vm.at, error, 4 if wide else 2)
+    return status

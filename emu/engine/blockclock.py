@@ -1,0 +1,94 @@
+"""The clock's share of every translated block, as code within the block.
+
+Unicorn calls two functions at the beginning of each block: the block hook, and ``check_exit_request``, which looks
+whether somebody called ``uc_emu_stop``.  That is most of the time of a small loop.  Both calls are made by
+``tcg_gen_callN`` when a block is translated; here they are replaced by a few operations of the translator's::
+
+    now = vm.vtime;  vm.vtime = now + size;  vm.block_gva = gva;  vm.block_size = size
+    if now >= vm.limit:  on_block(size = INLINE)        # emu.cpu.clock, which takes it back and decides
+
+Nothing else stops the engine at the beginning of a block: whoever wants that lowers ``vm.limit``.  Engines that are not
+a VM's, and blocks of a single instruction (``vm.single``), are translated as ever.
+
+The operations' numbers are those of QEMU 5.0.1's tcg-opc.h, which do not depend on how Unicorn was built.
+"""
+
+from __future__ import annotations
+
+from emu.engine.engine import running_vm
+from emu.engine.library import LIBRARY, replace_import
+from emu.engine.native import callback, external, inlined, load32, load64, store32, store64
+from emu.engine.state import State, state_at
+
+INLINE = -1  # size that the block hook gets when the code above calls it
+
+_SET_LABEL, _LD_I64, _ST_I64, _ADD_I64, _EXTU_I32_I64 = 1, 73, 77, 78, 100  # INDEX_op_*
+_VTIME, _LIMIT, _GVA, _SIZE = (getattr(State, name).offset for name in ("vtime", "limit", "block_gva", "block_size"))
+
+# What Unicorn's translator calls.  The context is its TCGContext; temporaries are host addresses of TCGTemps.
+_call = external(LIBRARY, "tcg_gen_callN_x86_64", "vqqqiq")
+_op1 = external(LIBRARY, "tcg_gen_op1_x86_64", "vqiq")
+_op2 = external(LIBRARY, "tcg_gen_op2_x86_64", "vqiqq")
+_op3 = external(LIBRARY, "tcg_gen_op3_x86_64", "vqiqqq")
+_brcond_i64 = external(LIBRARY, "tcg_gen_brcond_i64_x86_64", "vqiqqq")
+_temp_new = external(LIBRARY, "tcg_temp_new_internal_x86_64", "qqib")
+_const_i64 = external(LIBRARY, "tcg_const_i64_x86_64", "qqq")
+_new_label = external(LIBRARY, "gen_new_label_x86_64", "qq")
+_TCG_I64, _TCG_LESS = 1, 2  # TCG_TYPE_I64, TCG_COND_LT
+
+
+@inlined
+def _branch_if_less(context: int, a: int, b: int, label: int) -> None:
+    """Translate to a branch to ``label`` when ``a < b``, signed."""
+    _brcond_i64(context, _TCG_LESS, a - context, b - context, label)
+
+
+@inlined
+def _constant(context: int, value: int) -> int:
+    """A temporary that holds ``value``."""
+    return context + _const_i64(context, value)
+
+
+@inlined
+def _new_temporary(context: int) -> int:
+    """A temporary without a value."""
+    return _temp_new(context, _TCG_I64, False)
+
+
+@callback("vqqqiq")
+def on_generate_call(context, function, result, count, arguments):
+    """tcg_gen_callN(TCGContext *, void *func, TCGTemp *ret, int nargs, TCGTemp **args)."""
+    vm_at = running_vm()
+    if vm_at == 0:
+        _call(context, function, result, count, arguments)
+        return
+    vm = state_at(vm_at)
+    if vm.single or (function != vm.check_exit_at and function != vm.on_block_at):
+        _call(context, function, result, count, arguments)
+        return
+    if function == vm.check_exit_at:
+        return
+    # the hook's arguments: engine, gva (64 bits), size (32 bits, known only when the block is complete), vm
+    gva, size, base = load64(arguments + 8), load64(arguments + 16), load64(arguments + 24)
+    now, wide = _new_temporary(context), _new_temporary(context)
+    after, limit = _new_temporary(context), _new_temporary(context)
+    _op3(context, _LD_I64, now, base, _VTIME)
+    _op2(context, _EXTU_I32_I64, wide, size)
+    _op3(context, _ADD_I64, after, now, wide)
+    _op3(context, _ST_I64, after, base, _VTIME)
+    _op3(context, _ST_I64, gva, base, _GVA)
+    _op3(context, _ST_I64, wide, base, _SIZE)
+    _op3(context, _LD_I64, limit, base, _LIMIT)
+    label = _new_label(context)
+    _branch_if_less(context, now, limit, label)
+    # temporaries do not outlive a branch
+    store64(arguments, _constant(context, 0))
+    store64(arguments + 8, _constant(context, 0))
+    store64(arguments + 16, _constant(context, INLINE))
+    store64(arguments + 24, _constant(context, vm_at))
+    _call(context, function, result, count, arguments)
+    store32(label, load32(label) | 1)  # TCGLabel.present
+    _op1(context, _SET_LABEL, label)
+
+
+replace_import("tcg_gen_callN_x86_64", on_generate_call)

@@ -1,0 +1,108 @@
+"""What the debug registers say (SDM vol. 3B, 17.2), and which TLB entries that allows.
+
+Pages with data breakpoints are kept out of the engine's TLB, except while one instruction runs alone: then they are
+mapped through ``WATCH_BASE``, where each access is seen.  See :mod:`emu.cpu.breakpoints`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu.addr import PAGE_MASK, WATCH_BASE
+from emu.engine import cpustate
+from emu.engine.cpustate import DR
+from emu.engine.engine import PROT_EXEC, PROT_WRITE
+from emu.engine.native import inlined, load32, load64, outlined, store32, store64
+from emu.engine.state import STATE, state_at
+from emu.mmu.walk import FETCH, WRITE
+
+DR6_HITS = 15  # B0 to B3: the breakpoints that were hit
+DR7_ENABLED = 0xFF  # L0 G0 .. L3 G3
+DR6, DR7 = DR + 48, DR + 56  # offsets in the CPU state
+ON_EXECUTE, ON_WRITE, ON_PORT, ON_ACCESS = 0, 1, 2, 3  # R/W0 to R/W3: what a breakpoint waits for
+
+WATCHED = 7  # miss_kind: refused because a data breakpoint waits for the access
+
+# steps of an instruction that touches a watched page, in vm.watch_step
+NOT_WATCHING, ABOUT_TO_STEP, STEPPING = 0, 1, 2
+
+WATCH_MFN_OFFSET = STATE.fields["watch_mfn0"][1]  # type: ignore[index]
+
+
+@inlined
+def enabled(dr7: int, index: int) -> bool:
+    return dr7 >> (2 * index) & 3 != 0
+
+
+@inlined
+def kind_of(dr7: int, index: int) -> int:
+    return dr7 >> (16 + 4 * index) & 3
+
+
+@inlined
+def length_of(dr7: int, index: int) -> int:
+    """Bytes watched: 1, 2, 4 or 8."""
+    coded = dr7 >> (18 + 4 * index) & 3
+    return 8 if coded == 2 else coded + 1
+
+
+@inlined
+def watches(dr7: int, index: int) -> bool:
+    kind = kind_of(dr7, index)
+    return enabled(dr7, index) and (kind == ON_WRITE or kind == ON_ACCESS)
+
+
+@inlined
+def waits_for(dr7: int, index: int, access: int) -> bool:
+    """Whether breakpoint ``index`` is one for this kind of data access (READ, WRITE)."""
+    return watches(dr7, index) and (access == WRITE or kind_of(dr7, index) == ON_ACCESS)
+
+
+@inlined
+def first_byte(vm: Any, index: int) -> int:
+    """The first byte that data breakpoint ``index`` watches: the address is aligned to the length."""
+    gva = load64(vm.env + DR + 8 * index) & -length_of(load64(vm.env + DR7), index)
+    return gva if load64(vm.env + cpustate.EFER) & cpustate.EFER_LMA else gva & 0xFFFF_FFFF
+
+
+# --- TLB entries of watched pages ---------------------------------------------------------------------------------
+
+
+@inlined
+def _page_of(vm: Any, gva: int) -> int:
+    page = gva & ~PAGE_MASK
+    return page if load64(vm.env + cpustate.EFER) & cpustate.EFER_LMA else page & 0xFFFF_FFFF
+
+
+@outlined("qqqq")
+def watches_page(vm_at, gva, access):
+    """1 when a data breakpoint waits for this kind of access on the page at ``gva``."""
+    vm = state_at(vm_at)
+    dr7 = load64(vm.env + DR7)
+    page = _page_of(vm, gva)
+    for index in range(4):
+        if waits_for(dr7, index, access) and (first_byte(vm, index) & ~PAGE_MASK) == page:
+            return 1
+    return 0
+
+
+@outlined("vqqqq")
+def restrict_entry(vm_at, gva, access, entry_at):
+    """Change the TLB entry just made for a page, so that no access that a breakpoint waits for goes unseen."""
+    vm = state_at(vm_at)
+    if not watches_page(vm.at, gva, WRITE):
+        return
+    permissions = load32(entry_at + 8)
+    if access == FETCH:
+        store32(entry_at + 8, permissions & PROT_EXEC)
+        return
+    permissions &= ~PROT_EXEC
+    if vm.watch_step != STEPPING:
+        store32(entry_at + 8, permissions & ~PROT_WRITE)
+        return
+    machine = load64(entry_at) & (WATCH_BASE // 2 - 1)
+    store64(entry_at, WATCH_BASE + machine)
+    store32(entry_at + 8, permissions)
+    for index in range(4):
+        if (first_byte(vm, index) & ~PAGE_MASK) == _page_of(vm, gva):
+            store64(vm.at + WATCH_MFN_OFFSET + 8 * index, machine >> 12)

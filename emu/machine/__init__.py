@@ -1,0 +1,1 @@
+"""The machine layer: VMs on one machine memory, and how they run."""

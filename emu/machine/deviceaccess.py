@@ -1,0 +1,121 @@
+"""What the engine calls when a guest accesses a device: by a port, in memory, or as a model-specific register.
+
+Python functions with int64 arguments, called from native code (:mod:`emu.cpu.portio`, :mod:`emu.cpu.mmio`,
+:mod:`emu.cpu.msr`) in the middle of an instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from emu.addr import PAGE_SHIFT
+from emu.devices import layout
+from emu.devices.platform import Platform
+from emu.dmm.dmm import DMM
+from emu.engine.native import host_function, signed
+
+_TSC_DEADLINE = 0x6E0  # IA32_TSC_DEADLINE
+
+
+class DeviceAccess:
+    """The device accesses of one VM.
+
+    Args:
+        native: the VM's shared record (:mod:`emu.engine.state`), which gets the functions' host addresses.
+        platform: the devices.
+        dmm: told where there are registers in memory.
+
+    Attributes:
+        closed: what the guest writes is lost: it has ended, though its block of code has not.
+        deadline: of the devices, after the last access: virtual time in ns.
+    """
+
+    def __init__(self, native: Any, platform: Platform, dmm: DMM) -> None:
+        self._native = native
+        self._platform = platform
+        self._dmm = dmm
+        self.closed = False
+        self.deadline = platform.deadline()
+        self._apic_mapped = True
+        self._raised: BaseException | None = None
+        self._thunks: list[Any] = []  # keeps what native code calls alive
+        functions = {
+            "port_in_at": self._read_port, "port_out_at": self._write_port,
+            "mmio_load_at": self._load_mmio, "mmio_store_at": self._store_mmio,
+            "msr_load_at": self._load_msr, "msr_store_at": self._store_msr,
+        }  # fmt: skip
+        for field, function in functions.items():
+            thunk = host_function(self._guarded(function))
+            self._thunks.append(thunk)
+            setattr(native, field, thunk.address_of)
+        native.apic_enabled = 1
+        native.pio_at = platform.ide.buffer.address
+        for gfns in platform.mmio.gfns():
+            dmm.set_mmio(gfns)
+
+    def reraise(self) -> None:
+        """Raise what a device raised while the engine ran."""
+        if self._raised is not None:
+            error, self._raised = self._raised, None
+            raise error
+
+    def _guarded(self, function: Callable[..., int]) -> Callable[..., int]:
+        """An exception must not pass through the engine: it stops the engine and is raised again outside."""
+
+        def call(*arguments: int) -> int:
+            try:
+                value = function(*arguments)
+                deadline = self.deadline = self._platform.deadline()  # the access may have moved it
+                if deadline < self._native.deadline:
+                    self._native.deadline = deadline
+                    self._native.limit = 0
+                return value
+            except BaseException as error:  # raised again by reraise
+                if self._raised is None:
+                    self._raised = error
+                self._native.stop = 1
+                self._native.limit = 0
+                return 0
+
+        return call
+
+    def _read_port(self, port: int, size: int, _: int) -> int:
+        return self._platform.bus.read(port, size)
+
+    def _write_port(self, port: int, size: int, value: int) -> int:
+        if not self.closed:
+            self._platform.bus.write(port, size, value)
+        return 0
+
+    def _load_mmio(self, gpa: int, size: int, _: int) -> int:
+        return signed(self._platform.mmio.read(gpa, size))
+
+    def _store_mmio(self, gpa: int, size: int, value: int) -> int:
+        if not self.closed:
+            self._platform.mmio.write(gpa, size, value & ((1 << 8 * size) - 1))
+        return 0
+
+    def _load_msr(self, index: int, _: int, __: int) -> int:
+        """Leaves the value in ``msr_value``; 1 when the register does not exist."""
+        value = self._platform.read_msr(index)
+        if value is None:
+            return 1
+        if index == _TSC_DEADLINE and value:
+            value += self._native.tsc_offset
+        self._native.msr_value = signed(value)
+        return 0
+
+    def _store_msr(self, index: int, value: int, _: int) -> int:
+        """1 when the register does not exist or does not take the value."""
+        value &= (1 << 64) - 1
+        if index == _TSC_DEADLINE and value:  # the device knows virtual time
+            value = max(value - self._native.tsc_offset, 1)
+        accepted = self._platform.write_msr(index, value)
+        lapic = self._platform.lapic
+        self._native.apic_enabled = int(lapic.enabled)
+        if (lapic.mapped is not None) != self._apic_mapped:
+            self._apic_mapped = not self._apic_mapped
+            gfn = layout.LOCAL_APIC >> PAGE_SHIFT
+            self._dmm.set_mmio(range(gfn, gfn + 1), self._apic_mapped)
+        return int(not accepted)
