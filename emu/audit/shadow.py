@@ -17,10 +17,11 @@ import numpy as np
 from emu.addr import NO_FRAME
 from emu.engine.cpustate import CR4_PSE, EFER_NXE
 from emu.engine.ram import FRAME_TABLE
+from emu.engine.state import Cpu
 from emu.errors import EmuError
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
+from emu.mmu.shadowtables import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
 from emu.mmu.walk import ACCESSED, DIRTY, HOLE, MMIO, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, RAM, SHARED
 
 if TYPE_CHECKING:
@@ -181,10 +182,13 @@ def _check_roles(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> None
 
 
 def _check_root(vm: VirtualMachine, paging: ShadowPaging) -> None:
-    """The selected root, if there is one, is the table that CR3 and the paging mode ask for."""
-    native = vm.native
-    if int(native.root_mfn) == NO_FRAME:
-        return
+    """The root selected for each processor, if there is one, is the table that CR3 and the paging mode ask for."""
+    for processor in vm.processors:
+        if processor.native.root_mfn != NO_FRAME:
+            _check_root_of(vm, processor.native, paging)
+
+
+def _check_root_of(vm: VirtualMachine, native: Cpu, paging: ShadowPaging) -> None:
     slot = int(native.root_mfn) - paging.first
     mode, cr3 = int(native.mode), int(native.cr3)
     key, level, form, part = 0, 3, FORMAT_DIRECT, 0

@@ -16,7 +16,7 @@ from emu.dmm import catalog
 from emu.dmm.p2m import ALL_RIGHTS, Intent
 from emu.dmm.policy import Policy
 from emu.machine.vm import VirtualMachine
-from emu.mmu.paging import flush_tlb
+from emu.mmu.paging import flush_tlbs
 from emu.session import boot_vm, run_vm
 
 TOUCH = "t: mov byte ptr [rdi], 1; add rdi, 4096; dec ecx; jnz t; hlt"
@@ -68,7 +68,7 @@ def _protect(mmu: str) -> Round:
 
 def _flush(mmu: str) -> Round:
     vm = _touched(mmu)
-    return lambda: timed(lambda: [flush_tlb(vm.native_at) for _ in range(_PAGES)], _PAGES)
+    return lambda: timed(lambda: [flush_tlbs(vm.processor.native_at) for _ in range(_PAGES)], _PAGES)
 
 
 # --- policies ---------------------------------------------------------------------------------------------------

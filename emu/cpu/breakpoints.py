@@ -4,7 +4,7 @@ The engine knows the registers but not what they are for: it has no data breakpo
 work with flat code segments only.  What is done here costs nothing while DR7 enables nothing:
 
 * The engine tells when it has translated a block.  One that ends with MOV to a debug register is thrown away again at
-  once, so every execution of such an instruction is noticed, and sets ``vm.debugging``.
+  once, so every execution of such an instruction is noticed, and sets ``cpu.debugging``.
 * While that is set, :func:`at_debugged_block` sees each block before it runs.  An instruction breakpoint within the
   block makes the engine run it one instruction at a time (an interrupt shadow does that), one at its start is the #DB.
 * Pages with data breakpoints are kept out of the engine's TLB.  An access to one is refused, and the instruction then
@@ -12,8 +12,6 @@ work with flat code segments only.  What is done here costs nothing while DR7 en
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from emu.addr import PAGE_MASK, WATCH_BASE
 from emu.cpu.guestmem import load_linear_code_byte
@@ -38,12 +36,12 @@ from emu.engine.debugregs import (
 from emu.engine.engine import drop_code, flush_tlb
 from emu.engine.native import callback, inlined, load8, load16, load32, load64, outlined, store8, store32, store64
 from emu.engine.ram import FRAME_CODE
-from emu.engine.state import STATE, state_at
+from emu.engine.state import Cpu, cpu_offset, cpu_record, vm_of
 from emu.engine.vectors import VECTOR_DB
 from emu.mmu.fill import drop_frame_code, store_to_frame
 from emu.mmu.walk import READ, WRITE
 
-_SEEN_OFFSET = STATE.fields["seen_dr0"][1]  # type: ignore[index]
+_SEEN_OFFSET = cpu_offset("seen_dr0")
 _NOTICE = 3  # blocks: one that writes a debug register, and the next one, and one to spare
 
 
@@ -51,42 +49,42 @@ _NOTICE = 3  # blocks: one that writes a debug register, and the next one, and o
 
 
 @callback("vqqqq")
-def on_translated(uc, block_at, previous_at, vm_at):
+def on_translated(uc: int, block_at: int, previous_at: int, cpu_at: int) -> None:
     """Unicorn's UC_HOOK_EDGE_GENERATED: a block was translated, and runs now.
 
     ``block_at`` is a uc_tb: address u64, instructions u16, size u16.
     """
     gva = load64(block_at)
     size = load16(block_at + 10)
-    if size < 3 or load_linear_code_byte(state_at(vm_at), gva + size - 2) != 0x23:
+    if size < 3 or load_linear_code_byte(cpu_record(cpu_at), gva + size - 2) != 0x23:
         return
-    vm = state_at(vm_at)
-    if load_linear_code_byte(vm, gva + size - 3) == 0x0F:  # MOV DRn, r
-        drop_code(vm, gva, size)
-        vm.debugging = _NOTICE
-        vm.limit = 0
+    cpu = cpu_record(cpu_at)
+    if load_linear_code_byte(cpu, gva + size - 3) == 0x0F:  # MOV DRn, r
+        drop_code(cpu, gva, size)
+        cpu.debugging = _NOTICE
+        cpu.limit = 0
 
 
 @inlined
-def _take_over_registers(vm: Any) -> bool:
+def _take_over_registers(cpu: Cpu) -> bool:
     """Act on the debug registers as they are now; True when the TLB was flushed for it."""
-    env = vm.env
+    env = cpu.env
     changed = False
     for index in range(8):
         value = load64(env + DR + 8 * index)
-        if index != 6 and load64(vm.at + _SEEN_OFFSET + 8 * index) != value:
-            store64(vm.at + _SEEN_OFFSET + 8 * index, value)
+        if index != 6 and load64(cpu.at + _SEEN_OFFSET + 8 * index) != value:
+            store64(cpu.at + _SEEN_OFFSET + 8 * index, value)
             changed = True
     if not changed:
         return False
-    watched_before = vm.watching
-    vm.watching = 0
+    watched_before = cpu.watching
+    cpu.watching = 0
     dr7 = load64(env + DR7)
     for index in range(4):
         if watches(dr7, index):
-            vm.watching = 1
-    if vm.watching or watched_before:
-        flush_tlb(vm)
+            cpu.watching = 1
+    if cpu.watching or watched_before:
+        flush_tlb(cpu)
         return True
     return False
 
@@ -95,64 +93,64 @@ def _take_over_registers(vm: Any) -> bool:
 
 
 @inlined
-def _run_alone(vm: Any) -> None:
+def _run_alone(cpu: Cpu) -> None:
     """Make the engine end its next block after one instruction."""
-    hflags_at = vm.env + HFLAGS
+    hflags_at = cpu.env + HFLAGS
     store32(hflags_at, load32(hflags_at) | HF_INHIBIT_IRQ)
 
 
 @inlined
-def begin_watched_step(vm: Any) -> None:
+def begin_watched_step(cpu: Cpu) -> None:
     """The instruction at RIP was refused a watched page: run it alone and see what it does."""
-    vm.watch_step = ABOUT_TO_STEP
-    _run_alone(vm)
+    cpu.watch_step = ABOUT_TO_STEP
+    _run_alone(cpu)
 
 
 @inlined
-def again_watched_step(vm: Any) -> None:
+def again_watched_step(cpu: Cpu) -> None:
     """The instruction that runs alone did not get to its end: it will be started again."""
-    if vm.watch_step == STEPPING:
-        flush_tlb(vm)  # what it mapped already must be mapped, and noted, again
-        begin_watched_step(vm)
+    if cpu.watch_step == STEPPING:
+        flush_tlb(cpu)  # what it mapped already must be mapped, and noted, again
+        begin_watched_step(cpu)
 
 
 @inlined
-def end_watched_step(vm: Any) -> int:
+def end_watched_step(cpu: Cpu) -> int:
     """Hide the watched pages again; returns the breakpoints that were hit, as DR6 has them."""
-    vm.watch_step = NOT_WATCHING
+    cpu.watch_step = NOT_WATCHING
     for index in range(4):
-        if vm.watch_stored >> index & 1:
-            drop_frame_code(vm.at, load64(vm.at + WATCH_MFN_OFFSET + 8 * index))
-    vm.watch_stored = 0
-    flush_tlb(vm)
-    return vm.watch_hits
+        if cpu.watch_stored >> index & 1:
+            drop_frame_code(cpu.at, load64(cpu.at + WATCH_MFN_OFFSET + 8 * index))
+    cpu.watch_stored = 0
+    flush_tlb(cpu)
+    return cpu.watch_hits
 
 
 @inlined
-def note_hits(vm: Any, hits: int) -> None:
+def note_hits(cpu: Cpu, hits: int) -> None:
     """Set B0 to B3 of DR6 for the breakpoints that were hit."""
-    dr6_at = vm.env + DR6
+    dr6_at = cpu.env + DR6
     store64(dr6_at, load64(dr6_at) | hits)
 
 
 @inlined
-def _raise_debug(vm: Any, hits: int) -> None:
+def _raise_debug(cpu: Cpu, hits: int) -> None:
     """Make #DB pending at the current RIP."""
-    env = vm.env
+    env = cpu.env
     store64(env + DR6, load64(env + DR6) & ~DR6_HITS)
-    note_hits(vm, hits)
-    vm.pending = 1
-    vm.pending_vector = VECTOR_DB
-    vm.pending_error = -1
-    vm.pending_software = 0
-    vm.pending_rip = load64(env + RIP)
-    vm.pending_prior = 0
+    note_hits(cpu, hits)
+    cpu.pending = 1
+    cpu.pending_vector = VECTOR_DB
+    cpu.pending_error = -1
+    cpu.pending_software = 0
+    cpu.pending_rip = load64(env + RIP)
+    cpu.pending_prior = 0
 
 
 @inlined
-def _check_instructions(vm: Any, gva: int, size: int) -> bool:
+def _check_instructions(cpu: Cpu, gva: int, size: int) -> bool:
     """Whether an instruction breakpoint wants the engine to stop before the block at ``gva``."""
-    env = vm.env
+    env = cpu.env
     dr7 = load64(env + DR7)
     hits = 0
     alone = False
@@ -167,38 +165,38 @@ def _check_instructions(vm: Any, gva: int, size: int) -> bool:
                 alone = True
     resumes = load64(env + EFLAGS) & FLAG_RF != 0
     if hits and not resumes:
-        _raise_debug(vm, hits)
+        _raise_debug(cpu, hits)
         return True
     if (alone or resumes) and not load32(env + HFLAGS) & HF_INHIBIT_IRQ:
-        _run_alone(vm)  # RF is good for one instruction only
+        _run_alone(cpu)  # RF is good for one instruction only
         return True
     return False
 
 
 @outlined("qqqq")
-def at_debugged_block(vm_at, gva, size):
-    """A block is about to run while ``vm.debugging`` is set; 1 when the engine must stop before it."""
-    vm = state_at(vm_at)
-    if vm.watch_step == STEPPING:
-        stored = vm.watch_stored
-        hits = end_watched_step(vm)
+def at_debugged_block(cpu_at: int, gva: int, size: int) -> int:
+    """A block is about to run while ``cpu.debugging`` is set; 1 when the engine must stop before it."""
+    cpu = cpu_record(cpu_at)
+    if cpu.watch_step == STEPPING:
+        stored = cpu.watch_stored
+        hits = end_watched_step(cpu)
         if hits:
-            _raise_debug(vm, hits)
+            _raise_debug(cpu, hits)
         if hits or stored:
             return 1  # this block may be one of those that were dropped
-    _take_over_registers(vm)
-    if vm.debugging > 1:
-        vm.debugging -= 1
-    elif not load64(vm.env + DR7) & DR7_ENABLED:
-        vm.debugging = 0
+    _take_over_registers(cpu)
+    if cpu.debugging > 1:
+        cpu.debugging -= 1
+    elif not load64(cpu.env + DR7) & DR7_ENABLED:
+        cpu.debugging = 0
         return 0
-    if _check_instructions(vm, gva, size):
+    if _check_instructions(cpu, gva, size):
         return 1
-    if vm.watch_step == ABOUT_TO_STEP:
-        vm.watch_step = STEPPING
-        vm.watch_hits = 0
+    if cpu.watch_step == ABOUT_TO_STEP:
+        cpu.watch_step = STEPPING
+        cpu.watch_hits = 0
         for index in range(4):
-            store64(vm.at + WATCH_MFN_OFFSET + 8 * index, -1)
+            store64(cpu.at + WATCH_MFN_OFFSET + 8 * index, -1)
     return 0
 
 
@@ -206,48 +204,48 @@ def at_debugged_block(vm_at, gva, size):
 
 
 @inlined
-def _note_access(vm: Any, machine: int, size: int, access: int) -> None:
+def _note_access(cpu: Cpu, machine: int, size: int, access: int) -> None:
     """Remember which breakpoints an access through the watched alias hits."""
-    dr7 = load64(vm.env + DR7)
+    dr7 = load64(cpu.env + DR7)
     mfn = machine >> 12
     offset = machine & PAGE_MASK
     for index in range(4):
-        if load64(vm.at + WATCH_MFN_OFFSET + 8 * index) == mfn and waits_for(dr7, index, access):
-            first = first_byte(vm, index) & PAGE_MASK
+        if load64(cpu.at + WATCH_MFN_OFFSET + 8 * index) == mfn and waits_for(dr7, index, access):
+            first = first_byte(cpu, index) & PAGE_MASK
             if offset < first + length_of(dr7, index) and first < offset + size:
-                vm.watch_hits |= 1 << index
+                cpu.watch_hits |= 1 << index
 
 
 @inlined
-def _store_watched(vm: Any, mfn: int, offset: int, size: int, value: int) -> None:
+def _store_watched(cpu: Cpu, mfn: int, offset: int, size: int, value: int) -> None:
     """Store as the guest does, but leave code in the frame alone until the instruction is over.
 
     The engine is in the middle of a store to this page, and may be executing a block of it.
     """
-    flags_at = vm.frame_flags_at + mfn
+    flags_at = vm_of(cpu).frame_flags_at + mfn
     code = load8(flags_at) & FRAME_CODE
     store8(flags_at, load8(flags_at) & ~FRAME_CODE)
-    store_to_frame(vm, mfn, offset, size, value)
+    store_to_frame(cpu, mfn, offset, size, value)
     if code:
         store8(flags_at, load8(flags_at) | FRAME_CODE)
         for index in range(4):
-            if load64(vm.at + WATCH_MFN_OFFSET + 8 * index) == mfn:
-                vm.watch_stored |= 1 << index
+            if load64(cpu.at + WATCH_MFN_OFFSET + 8 * index) == mfn:
+                cpu.watch_stored |= 1 << index
 
 
 @callback("bqiqiqq")
-def on_watched_load(uc, kind, address, size, value, vm_at):
+def on_watched_load(uc: int, kind: int, address: int, size: int, value: int, cpu_at: int) -> bool:
     """Unicorn's UC_HOOK_MEM_READ_PROT over the watched alias: a load that the engine then makes."""
-    _note_access(state_at(vm_at), address - WATCH_BASE, size, READ)
+    _note_access(cpu_record(cpu_at), address - WATCH_BASE, size, READ)
     return True
 
 
 @callback("bqiqiqq")
-def on_watched_store(uc, kind, address, size, value, vm_at):
+def on_watched_store(uc: int, kind: int, address: int, size: int, value: int, cpu_at: int) -> bool:
     """Unicorn's UC_HOOK_MEM_WRITE_PROT over the watched alias; the engine discards the store afterwards."""
-    vm = state_at(vm_at)
+    cpu = cpu_record(cpu_at)
     machine = address - WATCH_BASE
-    _note_access(vm, machine, size, WRITE)
+    _note_access(cpu, machine, size, WRITE)
     if address & (size - 1) == 0:  # the engine repeats an unaligned store byte by byte
-        _store_watched(vm, machine >> 12, machine & PAGE_MASK, size, value)
+        _store_watched(cpu, machine >> 12, machine & PAGE_MASK, size, value)
     return True

@@ -7,8 +7,6 @@ nanoseconds.  Nothing here reads the host's clock.
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.cpu.breakpoints import at_debugged_block
 from emu.cpu.stepping import at_block, entered_block
 from emu.engine import cpustate
@@ -31,7 +29,7 @@ from emu.engine.cpustate import (
 from emu.engine.debugregs import STEPPING
 from emu.engine.engine import flush_tlb, leave_engine, stop
 from emu.engine.native import callback, inlined, load32, load64, outlined, store64
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, cpu_record, show_time, vm_of
 
 NS_PER_SECOND = 1_000_000_000
 DEVICE_ACCESS_NS = 500  # an access to a register of a device, by port or in memory: what it takes on an ISA bus
@@ -40,113 +38,114 @@ NEVER = (1 << 63) - 1  # a deadline that does not come
 
 
 @inlined
-def interrupts_enabled(vm: Any) -> bool:
+def interrupts_enabled(cpu: Cpu) -> bool:
     """Whether an external interrupt may be delivered now: IF is set, and no interrupt shadow (STI, MOV SS)."""
-    return load64(vm.env + EFLAGS) & FLAG_IF != 0 and load32(vm.env + HFLAGS) & HF_INHIBIT_IRQ == 0
+    return load64(cpu.env + EFLAGS) & FLAG_IF != 0 and load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ == 0
 
 
 @inlined
-def accepts_nmi(vm: Any) -> bool:
+def accepts_nmi(cpu: Cpu) -> bool:
     """Whether an NMI is due: none is being handled (SDM vol. 3A, 6.7.1)."""
-    return vm.nmi_pending != 0 and load32(vm.env + HFLAGS2) & HF2_NMI == 0
+    return cpu.nmi_pending != 0 and load32(cpu.env + HFLAGS2) & HF2_NMI == 0
 
 
 @inlined
-def attention(vm: Any) -> None:
-    """Have the engine look at ``stop``, ``pending``, ``intr_line`` and ``flush_at_block`` before the next block."""
-    vm.limit = 0
+def attention(cpu: Cpu) -> None:
+    """Have the engine look at ``stop``, ``pending``, ``yielded``, ``intr_line`` and ``flush_at_block`` before the next
+    block."""
+    cpu.limit = 0
 
 
 @outlined("vqqi")
-def _enter_block_slowly(vm_at, gva, size):
+def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
     """A block begins, and something wants attention or the deadline has come."""
-    vm = state_at(vm_at)
-    if vm.flush_at_block:
-        vm.flush_at_block = 0
-        flush_tlb(vm)
-    if vm.stepping and at_block(vm_at, gva, size):
+    cpu = cpu_record(cpu_at)
+    if cpu.flush_at_block:
+        cpu.flush_at_block = 0
+        flush_tlb(cpu)
+    if cpu.stepping and at_block(cpu_at, gva, size):
         return
-    must_stop = vm.stop or vm.pending or vm.vtime >= vm.deadline or accepts_nmi(vm)
-    if vm.debugging and (not must_stop or vm.watch_step == STEPPING) and at_debugged_block(vm_at, gva, size):
+    must_stop = vm_of(cpu).stop or cpu.pending or cpu.vtime >= cpu.deadline or cpu.yielded or accepts_nmi(cpu)
+    if cpu.debugging and (not must_stop or cpu.watch_step == STEPPING) and at_debugged_block(cpu_at, gva, size):
         must_stop = True
     if not must_stop:
-        if not vm.intr_line:
-            vm.limit = 0 if vm.stepping or vm.debugging or vm.nmi_pending else vm.deadline
-        elif interrupts_enabled(vm):
+        if not cpu.intr_line:
+            cpu.limit = 0 if cpu.stepping or cpu.debugging or cpu.nmi_pending else cpu.deadline
+        elif interrupts_enabled(cpu):
             must_stop = True
     if must_stop:
-        vm.block_size = 0
-        vm.stopped = 1
-        stop(vm)
+        cpu.block_size = 0
+        cpu.stopped = 1
+        stop(cpu)
     else:
-        vm.vtime += size
-        vm.block_gva = gva
-        vm.block_size = size
-        if vm.stepping:
-            entered_block(vm, gva)
+        cpu.vtime += size
+        cpu.block_gva = gva
+        cpu.block_size = size
+        if cpu.stepping:
+            entered_block(cpu, gva)
 
 
 @callback("vqqiq")
-def on_block(uc, gva, size, vm_at):
+def on_block(uc: int, gva: int, size: int, cpu_at: int) -> None:
     """Unicorn's UC_HOOK_BLOCK: the guest is about to execute ``size`` bytes of code at ``gva``.
 
     With the size INLINE the code of :mod:`emu.engine.blockclock` has entered the block, and found that the limit is
     reached.
     """
-    vm = state_at(vm_at)
+    cpu = cpu_record(cpu_at)
     if size == INLINE:
-        gva, size = vm.block_gva, vm.block_size
-        vm.vtime -= size
-        vm.block_gva, vm.block_size = vm.entered_gva, vm.entered_size
-    if vm.vtime >= vm.limit:
-        _enter_block_slowly(vm_at, gva, size)
+        gva, size = cpu.block_gva, cpu.block_size
+        cpu.vtime -= size
+        cpu.block_gva, cpu.block_size = cpu.entered_gva, cpu.entered_size
+    if cpu.vtime >= cpu.limit:
+        _enter_block_slowly(cpu_at, gva, size)
     else:
-        vm.vtime += size
-        vm.block_gva = gva
-        vm.block_size = size
-    vm.entered_gva, vm.entered_size = vm.block_gva, vm.block_size
-    if vm.stopped:
-        leave_engine(vm)
+        cpu.vtime += size
+        cpu.block_gva = gva
+        cpu.block_size = size
+    cpu.entered_gva, cpu.entered_size = cpu.block_gva, cpu.block_size
+    if cpu.stopped:
+        leave_engine(cpu)
 
 
 @inlined
-def leave_block(vm: Any) -> None:
+def leave_block(cpu: Cpu) -> None:
     """The engine stopped within a block: take back the time of what it did not execute."""
-    if vm.block_size:
-        rip = load64(vm.env + RIP)
-        if not load32(vm.env + HFLAGS) & HF_CS64:
-            rip = (rip + load64(vm.env + CS + BASE)) & 0xFFFF_FFFF
-        left = vm.block_gva + vm.block_size - rip
-        if 0 < left <= vm.block_size:
-            vm.vtime -= left
-        vm.block_size = 0
-        vm.entered_size = 0
+    if cpu.block_size:
+        rip = load64(cpu.env + RIP)
+        if not load32(cpu.env + HFLAGS) & HF_CS64:
+            rip = (rip + load64(cpu.env + CS + BASE)) & 0xFFFF_FFFF
+        left = cpu.block_gva + cpu.block_size - rip
+        if 0 < left <= cpu.block_size:
+            cpu.vtime -= left
+        cpu.block_size = 0
+        cpu.entered_size = 0
 
 
 @inlined
-def time_stamp(vm: Any) -> int:
-    """The time-stamp counter: virtual ns, moved by what the guest wrote into it."""
-    return vm.vtime + vm.tsc_offset
+def time_stamp(cpu: Cpu) -> int:
+    """The time-stamp counter: the VM's time in ns, moved by what the guest wrote into it."""
+    return show_time(cpu) + cpu.tsc_offset
 
 
 @inlined
-def _read_tsc(vm: Any) -> None:
-    tsc = time_stamp(vm)
-    store64(vm.env + RAX, tsc & 0xFFFF_FFFF)
-    store64(vm.env + RDX, tsc >> 32 & 0xFFFF_FFFF)
+def _read_tsc(cpu: Cpu) -> None:
+    tsc = time_stamp(cpu)
+    store64(cpu.env + RAX, tsc & 0xFFFF_FFFF)
+    store64(cpu.env + RDX, tsc >> 32 & 0xFFFF_FFFF)
 
 
 @callback("bqq")
-def on_rdtsc(uc, vm_at):
+def on_rdtsc(uc: int, cpu_at: int) -> bool:
     """RDTSC: the time-stamp counter counts virtual nanoseconds."""
-    _read_tsc(state_at(vm_at))
+    _read_tsc(cpu_record(cpu_at))
     return True
 
 
 @callback("bqq")
-def on_rdtscp(uc, vm_at):
+def on_rdtscp(uc: int, cpu_at: int) -> bool:
     """RDTSCP: RDTSC, and TSC_AUX in ECX."""
-    vm = state_at(vm_at)
-    _read_tsc(vm)
-    store64(vm.env + cpustate.RCX, load64(vm.env + TSC_AUX) & 0xFFFF_FFFF)
+    cpu = cpu_record(cpu_at)
+    _read_tsc(cpu)
+    store64(cpu.env + cpustate.RCX, load64(cpu.env + TSC_AUX) & 0xFFFF_FFFF)
     return True

@@ -11,8 +11,6 @@ the event's place, or becomes a double fault, or ends in shutdown.  The event be
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.cpu.breakpoints import end_watched_step, note_hits
 from emu.cpu.clock import leave_block
 from emu.cpu.gates import enter
@@ -24,7 +22,7 @@ from emu.engine.cpustate import CR2, HF_INHIBIT_IRQ, HFLAGS, OLD_EXCEPTION, RIP
 from emu.engine.debugregs import STEPPING
 from emu.engine.engine import fault_address, stop
 from emu.engine.native import callback, inlined, load32, load64, outlined, store32, store64
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import (
     EXCEPTION,
     HARDWARE,
@@ -46,83 +44,83 @@ from emu.mmu.walk import MODE_4LEVEL, NEED, NON_CANONICAL, OK
 # results of deliver
 DELIVERED = OK
 # NEED, of emu.mmu.walk: the DMM must resolve need_gfn for need_intent, then deliver_pending goes on
-SHUTDOWN = 4  # triple fault; ``vm.shutdown`` is 1
+SHUTDOWN = 4  # triple fault; ``cpu.shutdown`` is 1
 
 
 
 @inlined
-def _software_length(vm: Any, vector: int, rip: int) -> int:
+def _software_length(cpu: Cpu, vector: int, rip: int) -> int:
     """The length of the INT n, INT3 or INTO that ends at ``rip``, prefixes left out."""
-    last = load_code_byte(vm, rip - 1)
+    last = load_code_byte(cpu, rip - 1)
     if (vector == VECTOR_BP and last == 0xCC) or (vector == VECTOR_OF and last == 0xCE):
         return 1
     return 2
 
 
 @inlined
-def _record(vm: Any, vector: int, error: int, kind: int, rip: int, level: int) -> None:
+def _record(cpu: Cpu, vector: int, error: int, kind: int, rip: int, level: int) -> None:
     if kind == HARDWARE:
-        events.record(vm, events.INTERRUPT, vector, rip, level, 0, 0)
+        events.record(cpu, events.INTERRUPT, vector, rip, level, 0, 0)
     else:
-        events.record(vm, events.EXCEPTION, vector, error, rip, level, kind)
+        events.record(cpu, events.EXCEPTION, vector, error, rip, level, kind)
 
 
 @inlined
-def _after(vm: Any) -> None:
+def _after(cpu: Cpu) -> None:
     """The event is over: nothing of it may influence the next one."""
-    vm.pending = 0
-    vm.pending_prior = 0
-    env = vm.env
+    cpu.pending = 0
+    cpu.pending_prior = 0
+    env = cpu.env
     store32(env + HFLAGS, load32(env + HFLAGS) & ~HF_INHIBIT_IRQ)
 
 
 @inlined
-def _replace_by_fault(vm: Any) -> bool:
+def _replace_by_fault(cpu: Cpu) -> bool:
     """Put the exception met during delivery into the event's place; False when there is none worse than it."""
-    vector, kind = vm.pending_vector, vm.pending_software
+    vector, kind = cpu.pending_vector, cpu.pending_software
     prior = vector if kind == EXCEPTION else -1
-    met = vm.fault_vector
+    met = cpu.fault_vector
     if met == VECTOR_PF:
-        store64(vm.env + CR2, vm.fault_gva)
+        store64(cpu.env + CR2, cpu.fault_gva)
     if prior == VECTOR_DF and (is_contributory(met) or met == VECTOR_PF):
         return False
-    if vm.task_switched:
-        vm.pending_rip = load64(vm.env + RIP)
+    if cpu.task_switched:
+        cpu.pending_rip = load64(cpu.env + RIP)
     elif kind == SOFTWARE:
-        vm.pending_rip -= _software_length(vm, vector, vm.pending_rip)
+        cpu.pending_rip -= _software_length(cpu, vector, cpu.pending_rip)
     if prior >= 0 and makes_double_fault(prior, met):
         met = VECTOR_DF
-        vm.fault_error = 0
-    vm.pending_vector = met
-    vm.pending_error = vm.fault_error if has_error_code(met, EXCEPTION) else -1
-    vm.pending_software = EXCEPTION
-    vm.pending_prior = prior + 1
+        cpu.fault_error = 0
+    cpu.pending_vector = met
+    cpu.pending_error = cpu.fault_error if has_error_code(met, EXCEPTION) else -1
+    cpu.pending_software = EXCEPTION
+    cpu.pending_prior = prior + 1
     return True
 
 
 @outlined("qq")
-def _deliver(vm_at):
+def _deliver(cpu_at: int) -> int:
     """Deliver the pending event and whatever it leads to."""
-    vm = state_at(vm_at)
-    vm.pending = 1
-    if vm.watch_step:
-        end_watched_step(vm)  # its hits come again when the instruction does
-    refresh_if_changed(vm)
+    cpu = cpu_record(cpu_at)
+    cpu.pending = 1
+    if cpu.watch_step:
+        end_watched_step(cpu)  # its hits come again when the instruction does
+    refresh_if_changed(cpu)
     while True:
-        vector, error, kind, rip = vm.pending_vector, vm.pending_error, vm.pending_software, vm.pending_rip
-        level = cpl(vm)
-        status = enter(vm, vector, error, kind, rip)
+        vector, error, kind, rip = cpu.pending_vector, cpu.pending_error, cpu.pending_software, cpu.pending_rip
+        level = cpl(cpu)
+        status = enter(cpu, vector, error, kind, rip)
         if status == NEED:
             return NEED
         if vector == VECTOR_PF and kind == EXCEPTION:
-            events.record(vm, events.PAGE_FAULT, load64(vm.env + CR2), error, rip, level, 0)
+            events.record(cpu, events.PAGE_FAULT, load64(cpu.env + CR2), error, rip, level, 0)
         if status == OK:
-            _record(vm, vector, error, kind, rip, level)
-            _after(vm)
+            _record(cpu, vector, error, kind, rip, level)
+            _after(cpu)
             return DELIVERED
-        if not _replace_by_fault(vm):
-            _after(vm)
-            vm.shutdown = 1
+        if not _replace_by_fault(cpu):
+            _after(cpu)
+            cpu.shutdown = 1
             return SHUTDOWN
 
 
@@ -130,13 +128,13 @@ def _deliver(vm_at):
 
 
 @inlined
-def deliver_pending(vm: Any) -> int:
+def deliver_pending(cpu: Cpu) -> int:
     """Deliver the event in ``pending_*``; returns DELIVERED, NEED or SHUTDOWN."""
-    return _deliver(vm.at)
+    return _deliver(cpu.at)
 
 
 @inlined
-def deliver(vm: Any, vector: int, error: int, kind: int, rip: int) -> int:
+def deliver(cpu: Cpu, vector: int, error: int, kind: int, rip: int) -> int:
     """Deliver a new event.
 
     Args:
@@ -148,39 +146,39 @@ def deliver(vm: Any, vector: int, error: int, kind: int, rip: int) -> int:
     Returns:
         DELIVERED; NEED, to be followed by :func:`deliver_pending` once the DMM has resolved; SHUTDOWN.
     """
-    vm.pending_vector = vector
-    vm.pending_error = error
-    vm.pending_software = kind
-    vm.pending_rip = rip
-    vm.pending_prior = 0
-    return deliver_pending(vm)
+    cpu.pending_vector = vector
+    cpu.pending_error = error
+    cpu.pending_software = kind
+    cpu.pending_rip = rip
+    cpu.pending_prior = 0
+    return deliver_pending(cpu)
 
 
 @inlined
-def deliver_external(vm: Any, vector: int) -> int:
+def deliver_external(cpu: Cpu, vector: int) -> int:
     """Deliver a hardware interrupt; the caller has made sure that the guest accepts one."""
-    return deliver(vm, vector, -1, HARDWARE, load64(vm.env + RIP))
+    return deliver(cpu, vector, -1, HARDWARE, load64(cpu.env + RIP))
 
 
 @inlined
-def deliver_refused(vm: Any) -> int:
+def deliver_refused(cpu: Cpu) -> int:
     """Deliver the exception for a refused TLB fill, whose reason (not NEED) is in ``miss_kind``."""
-    env = vm.env
+    env = cpu.env
     rip = load64(env + RIP)
-    if vm.miss_kind == NON_CANONICAL:
-        return deliver(vm, VECTOR_GP, 0, EXCEPTION, rip)
-    gva = fault_address(vm)
-    store64(env + CR2, gva if vm.mode == MODE_4LEVEL else gva & 0xFFFF_FFFF)
-    return deliver(vm, VECTOR_PF, vm.miss_error, EXCEPTION, rip)
+    if cpu.miss_kind == NON_CANONICAL:
+        return deliver(cpu, VECTOR_GP, 0, EXCEPTION, rip)
+    gva = fault_address(cpu)
+    store64(env + CR2, gva if cpu.mode == MODE_4LEVEL else gva & 0xFFFF_FFFF)
+    return deliver(cpu, VECTOR_PF, cpu.miss_error, EXCEPTION, rip)
 
 
 # --- the engine's callbacks ---------------------------------------------------------------------------------------
 
 
 @inlined
-def _take_from_engine(vm: Any) -> int:
+def _take_from_engine(cpu: Cpu) -> int:
     """Clear the engine's record of the exception that it raised; returns SOFTWARE or EXCEPTION."""
-    env = vm.env
+    env = cpu.env
     kind = SOFTWARE if load32(env + cpustate.EXCEPTION_IS_INT) else EXCEPTION
     store32(env + cpustate.EXCEPTION_IS_INT, 0)
     store32(env + OLD_EXCEPTION, -1)  # or it would make its own double faults
@@ -188,65 +186,65 @@ def _take_from_engine(vm: Any) -> int:
 
 
 @inlined
-def _stop_unless(vm: Any, status: int) -> None:
+def _stop_unless(cpu: Cpu, status: int) -> None:
     """Leave the engine at once, before it looks at the next instruction, unless the event was delivered."""
     if status != DELIVERED:
-        vm.stopped = 1
-        stop(vm)
+        cpu.stopped = 1
+        stop(cpu)
 
 
 @callback("vqiq")
-def on_interrupt(uc, vector, vm_at):
+def on_interrupt(uc: int, vector: int, cpu_at: int) -> None:
     """Unicorn's UC_HOOK_INTR: an exception, INT n, INT3 or INTO; never a page fault.
 
     The engine has moved RIP behind a software interrupt.
     """
-    vm = state_at(vm_at)
-    kind = _take_from_engine(vm)
-    leave_block(vm)
+    cpu = cpu_record(cpu_at)
+    kind = _take_from_engine(cpu)
+    leave_block(cpu)
     vector = vector & 0xFF
-    if vector == VECTOR_DB and vm.watch_step == STEPPING:
-        note_hits(vm, end_watched_step(vm))
-    error = load32(vm.env + cpustate.ERROR_CODE) if has_error_code(vector, kind) else -1
-    _stop_unless(vm, deliver(vm, vector, error, kind, load64(vm.env + RIP)))
+    if vector == VECTOR_DB and cpu.watch_step == STEPPING:
+        note_hits(cpu, end_watched_step(cpu))
+    error = load32(cpu.env + cpustate.ERROR_CODE) if has_error_code(vector, kind) else -1
+    _stop_unless(cpu, deliver(cpu, vector, error, kind, load64(cpu.env + RIP)))
 
 
 @callback("bqq")
-def on_invalid_instruction(uc, vm_at):
+def on_invalid_instruction(uc: int, cpu_at: int) -> bool:
     """Unicorn's UC_HOOK_INSN_INVALID: #UD, INT 6, or ICEBP, which the engine does not know."""
-    vm = state_at(vm_at)
-    env = vm.env
-    kind = _take_from_engine(vm)
-    leave_block(vm)
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
+    kind = _take_from_engine(cpu)
+    leave_block(cpu)
     if kind == SOFTWARE:
         rip = load64(env + cpustate.EXCEPTION_NEXT_EIP)
         store64(env + RIP, rip)
-        status = deliver(vm, VECTOR_UD, -1, kind, rip)
-    elif load_code_byte(vm, load64(env + RIP)) == 0xF1:
-        status = deliver(vm, VECTOR_DB, -1, kind, load64(env + RIP) + 1)
+        status = deliver(cpu, VECTOR_UD, -1, kind, rip)
+    elif load_code_byte(cpu, load64(env + RIP)) == 0xF1:
+        status = deliver(cpu, VECTOR_DB, -1, kind, load64(env + RIP) + 1)
     else:
-        status = deliver(vm, VECTOR_UD, -1, kind, load64(env + RIP))
-    _stop_unless(vm, status)
+        status = deliver(cpu, VECTOR_UD, -1, kind, load64(env + RIP))
+    _stop_unless(cpu, status)
     return True
 
 
 @callback("vqq")
-def on_syscall(uc, vm_at):
+def on_syscall(uc: int, cpu_at: int) -> None:
     """Unicorn's UC_HOOK_INSN for SYSCALL, which adds the instruction's length to RIP afterwards."""
-    vm = state_at(vm_at)
-    env = vm.env
-    length = syscall_length(vm)
-    if enter_syscall(vm, length) == FAULTED:
-        _stop_unless(vm, deliver(vm, VECTOR_UD, -1, EXCEPTION, load64(env + RIP)))
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
+    length = syscall_length(cpu)
+    if enter_syscall(cpu, length) == FAULTED:
+        _stop_unless(cpu, deliver(cpu, VECTOR_UD, -1, EXCEPTION, load64(env + RIP)))
     store64(env + RIP, load64(env + RIP) - length)
 
 
 @callback("vqq")
-def on_sysenter(uc, vm_at):
+def on_sysenter(uc: int, cpu_at: int) -> None:
     """Unicorn's UC_HOOK_INSN for SYSENTER, which adds the instruction's length to RIP afterwards."""
-    vm = state_at(vm_at)
-    env = vm.env
-    length = syscall_length(vm)
-    if enter_sysenter(vm) == FAULTED:
-        _stop_unless(vm, deliver(vm, VECTOR_GP, 0, EXCEPTION, load64(env + RIP)))
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
+    length = syscall_length(cpu)
+    if enter_sysenter(cpu) == FAULTED:
+        _stop_unless(cpu, deliver(cpu, VECTOR_GP, 0, EXCEPTION, load64(env + RIP)))
     store64(env + RIP, load64(env + RIP) - length)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from emu.cpu.clock import DEVICE_ACCESS_NS
 from emu.engine.native import call_host, callback
-from emu.engine.state import state_at
+from emu.engine.state import cpu_record, show_time, vm_of
 
 
 @callback("qqqiq")
-def on_mmio_load(uc, gpa, size, vm_at):
+def on_mmio_load(uc: int, gpa: int, size: int, cpu_at: int) -> int:
     """Unicorn's uc_cb_mmio_read_t: a load of ``size`` (1, 2, 4 or 8) bytes."""
-    vm = state_at(vm_at)
-    vm.vtime += DEVICE_ACCESS_NS
-    return call_host(vm.mmio_load_at, gpa, size, 0)
+    cpu = cpu_record(cpu_at)
+    cpu.vtime += DEVICE_ACCESS_NS
+    show_time(cpu)
+    return call_host(vm_of(cpu).mmio_load_at, gpa, size, 0)
 
 
 @callback("vqqiqq")
-def on_mmio_store(uc, gpa, size, value, vm_at):
+def on_mmio_store(uc: int, gpa: int, size: int, value: int, cpu_at: int) -> None:
     """Unicorn's uc_cb_mmio_write_t: a store of the low ``size`` bytes of ``value``."""
-    vm = state_at(vm_at)
-    vm.vtime += DEVICE_ACCESS_NS
-    call_host(vm.mmio_store_at, gpa, size, value)
+    cpu = cpu_record(cpu_at)
+    cpu.vtime += DEVICE_ACCESS_NS
+    show_time(cpu)
+    call_host(vm_of(cpu).mmio_store_at, gpa, size, value)

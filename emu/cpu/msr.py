@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from emu.cpu.clock import time_stamp
 from emu.cpu.portio import DENIED
-from emu.engine.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX
+from emu.engine.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX, RIP
 from emu.engine.engine import (
     abandon_instruction,
     original_cpuid,
+    original_pause,
     original_rdmsr,
     original_rdrand,
     original_wrmsr,
-    running_vm,
+    running_cpu,
 )
 from emu.engine.library import replace_helper
-from emu.engine.native import call_host, callback, inlined, load32, outlined, signed, store64
-from emu.engine.state import state_at
+from emu.engine.native import call_host, callback, inlined, load32, load64, outlined, signed, store64
+from emu.engine.state import cpu_record, show_time, vm_of
 
 _TSC = 0x10
 _APIC_BASE = 0x1B
@@ -42,6 +43,12 @@ _LEAF_7_EBX = 1 << 1  # TSC_ADJUST
 _EXTENDED_1_ECX_ABSENT = 1 << 2  # SVM
 _EXTENDED_7_EDX = 1 << 8  # the TSC runs at one rate, always
 
+# several processors: the cores of one package, a thread each (SDM vol. 2A, CPUID; AMD APM vol. 3, E.4)
+_LEAF_1_EDX_SEVERAL = 1 << 28  # HTT
+_EXTENDED_1_ECX_SEVERAL = 1 << 1  # CmpLegacy
+_TOPOLOGY_LEAF = 0xB
+_THREADS, _CORES = 1 << 8, 2 << 8  # kinds of levels
+
 
 @inlined
 def _is_of_a_device(index: int) -> bool:
@@ -49,12 +56,12 @@ def _is_of_a_device(index: int) -> bool:
 
 
 @outlined("vqq")
-def _refuse_if(vm_at, refused):
+def _refuse_if(cpu_at: int, refused: int) -> None:
     """#GP(0) for the running instruction; does not return then."""
     if refused:
-        vm = state_at(vm_at)
-        vm.miss_kind = DENIED
-        abandon_instruction(vm)
+        cpu = cpu_record(cpu_at)
+        cpu.miss_kind = DENIED
+        abandon_instruction(cpu)
 
 
 @inlined
@@ -64,49 +71,50 @@ def _set_edx_eax(env: int, value: int) -> None:
 
 
 @callback("vq")
-def on_rdmsr(env):
+def on_rdmsr(env: int) -> None:
     """The engine's helper for RDMSR."""
-    if running_vm() == 0:  # an engine that is no VM's
+    if running_cpu() == 0:  # an engine that is no VM's
         original_rdmsr(env)
         return
-    vm = state_at(running_vm())
+    cpu = cpu_record(running_cpu())
     index = load32(env + RCX)
     if index == _TSC:
-        _set_edx_eax(env, time_stamp(vm))
+        _set_edx_eax(env, time_stamp(cpu))
     elif index == _TSC_ADJUST:
-        _set_edx_eax(env, vm.tsc_offset)
+        _set_edx_eax(env, cpu.tsc_offset)
     elif _is_of_a_device(index):
-        _refuse_if(vm.at, call_host(vm.msr_load_at, index, 0, 0))
-        _set_edx_eax(env, vm.msr_value)
+        _refuse_if(cpu.at, call_host(vm_of(cpu).msr_load_at, index, 0, 0))
+        _set_edx_eax(env, cpu.msr_value)
     else:
         original_rdmsr(env)
 
 
 @callback("vq")
-def on_wrmsr(env):
+def on_wrmsr(env: int) -> None:
     """The engine's helper for WRMSR."""
-    if running_vm() == 0:
+    if running_cpu() == 0:
         original_wrmsr(env)
         return
-    vm = state_at(running_vm())
+    cpu = cpu_record(running_cpu())
     index = load32(env + RCX)
     value = load32(env + RAX) | load32(env + RDX) << 32
     if index == _TSC:
-        vm.tsc_offset = value - vm.vtime
+        cpu.tsc_offset = value - show_time(cpu)
     elif index == _TSC_ADJUST:
-        vm.tsc_offset = value
+        cpu.tsc_offset = value
     elif _is_of_a_device(index):
-        _refuse_if(vm.at, call_host(vm.msr_store_at, index, value, 0))
+        _refuse_if(cpu.at, call_host(vm_of(cpu).msr_store_at, index, value, 0))
     else:
         original_wrmsr(env)
 
 
 @callback("qq")
-def on_rdrand(env):
+def on_rdrand(env: int) -> int:
     """The engine's helper for RDRAND, which would ask the host: a fixed sequence (SplitMix64), always successful."""
-    if running_vm() == 0:
+    if running_cpu() == 0:
         return original_rdrand(env)
-    vm = state_at(running_vm())
+    cpu = cpu_record(running_cpu())
+    vm = vm_of(cpu)
     vm.random += _GOLDEN
     value = vm.random
     value = (value ^ (value >> 30 & (1 << 34) - 1)) * _MIX_1
@@ -115,6 +123,25 @@ def on_rdrand(env):
     return value ^ (value >> 31 & (1 << 33) - 1)
 
 
+@callback("vqi")
+def on_pause(env: int, length: int) -> None:
+    """The engine's helper for PAUSE.
+
+    The second one at the same place in a slice is taken for a spin loop, which waits for another processor: it gives
+    away the rest of the slice, if others have something to do.
+    """
+    if running_cpu() != 0:
+        cpu = cpu_record(running_cpu())
+        if vm_of(cpu).round_shared:
+            rip = load64(env + RIP)
+            if rip == cpu.pause_rip:
+                cpu.yielded = 1
+                cpu.limit = 0
+            cpu.pause_rip = rip
+    original_pause(env, length)
+
+
+replace_helper("pause", on_pause)
 replace_helper("rdmsr", on_rdmsr)
 replace_helper("wrmsr", on_wrmsr)
 replace_helper("rdrand", on_rdrand)
@@ -128,11 +155,37 @@ def _set(env: int, eax: int, ebx: int, ecx: int, edx: int) -> None:
     store64(env + RDX, edx)
 
 
+@outlined("vqqq")
+def _describe_topology(cpu_at: int, leaf: int, subleaf: int) -> None:
+    """Change the registers of CPUID where it tells how many processors there are, and which one this is."""
+    cpu = cpu_record(cpu_at)
+    env, count = cpu.env, vm_of(cpu).cpu_count
+    id_bits = 0
+    while 1 << id_bits < count:
+        id_bits += 1
+    if leaf == 1:
+        store64(env + RBX, (load32(env + RBX) & 0xFFFF) | count << 16 | cpu.index << 24)
+        store64(env + RDX, load32(env + RDX) | _LEAF_1_EDX_SEVERAL)
+    elif leaf == _TOPOLOGY_LEAF:
+        if subleaf == 0:
+            _set(env, 0, 1, _THREADS, cpu.index)
+        elif subleaf == 1:
+            _set(env, id_bits, count, 1 | _CORES, cpu.index)
+        else:
+            _set(env, 0, 0, subleaf & 0xFF, cpu.index)
+    elif leaf == 0x8000_0001:
+        store64(env + RCX, load32(env + RCX) | _EXTENDED_1_ECX_SEVERAL)
+    elif leaf == 0x8000_0008:
+        store64(env + RCX, id_bits << 12 | (count - 1))
+    elif leaf == 0x8000_001E:
+        _set(env, cpu.index, cpu.index, 0, 0)
+
+
 @callback("iqq")
-def on_cpuid(uc, vm_at):
+def on_cpuid(uc: int, cpu_at: int) -> int:
     """Unicorn's UC_HOOK_INSN for CPUID."""
-    vm = state_at(vm_at)
-    env = vm.env
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
     leaf, subleaf = load32(env + RAX), load32(env + RCX)
     if leaf >> 16 == HYPERVISOR_LEAF >> 16:
         if leaf == HYPERVISOR_LEAF:
@@ -142,22 +195,24 @@ def on_cpuid(uc, vm_at):
         else:
             _set(env, 0, 0, 0, 0)
         return 1
-    original_cpuid(env, vm.scratch_at)
-    eax, ebx = load32(vm.scratch_at), load32(vm.scratch_at + 4)
-    ecx, edx = load32(vm.scratch_at + 8), load32(vm.scratch_at + 12)
+    original_cpuid(env, cpu.scratch_at)
+    eax, ebx = load32(cpu.scratch_at), load32(cpu.scratch_at + 4)
+    ecx, edx = load32(cpu.scratch_at + 8), load32(cpu.scratch_at + 12)
     if leaf == 1:
         ecx = (ecx | _LEAF_1_ECX) & ~_LEAF_1_ECX_ABSENT
         edx |= _LEAF_1_EDX
-        if not vm.apic_enabled:
+        if not cpu.apic_enabled:
             ecx &= ~(1 << 21)
             edx &= ~_LEAF_1_EDX
     elif leaf == 7 and not subleaf:
         ebx |= _LEAF_7_EBX
     elif leaf == 0x8000_0001:
         ecx &= ~_EXTENDED_1_ECX_ABSENT
-        if not vm.apic_enabled:
+        if not cpu.apic_enabled:
             edx &= ~_LEAF_1_EDX
     elif leaf == 0x8000_0007:
         edx |= _EXTENDED_7_EDX
     _set(env, eax, ebx, ecx, edx)
+    if vm_of(cpu).cpu_count > 1:
+        _describe_topology(cpu.at, leaf, subleaf)
     return 1

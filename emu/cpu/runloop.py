@@ -1,4 +1,14 @@
-"""The run loop around the engine: compiled, and left only when Python must decide something."""
+"""The run loop around the engines: compiled, and left only when Python must decide something.
+
+The processors of a VM run one after the other, in rounds.  In a round each runs its slice of the same stretch of
+virtual time, at most a quantum, in a fixed order or in one drawn from a seed.  HLT gives the rest of a slice away, and
+so does PAUSE in a spin loop.  A processor that is woken in a round still gets its turn there.  A round ends before
+time goes beyond the VM's deadline, when devices or policies are due.
+
+Where rounds begin and end follows from what the guest does and from the deadline alone, never from when the native
+plane is left: ``stop`` leaves it in the middle of a round, which then goes on; ``pause_at`` ends only rounds in which
+one processor alone has something to do, where that cannot be seen.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +18,14 @@ from emu.cpu.breakpoints import again_watched_step, begin_watched_step
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.cpu.portio import DENIED
+from emu.cpu.stepping import halted_alone
 from emu.engine import cpustate
 from emu.engine.alone import REFUSED, forget_instruction, run_refused_alone, within_block
+from emu.engine.cpustate import EFLAGS, FLAG_IF
 from emu.engine.debugregs import WATCHED
 from emu.engine.engine import ERR_OK, read_eflags, start, use_clock
-from emu.engine.native import compiled, load64
-from emu.engine.state import state_at
+from emu.engine.native import compiled, inlined, load64
+from emu.engine.state import Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
 from emu.engine.vectors import EXCEPTION
 from emu.mmu.fill import CODE_IN_USE
 from emu.mmu.walk import NEED, OK
@@ -21,16 +33,25 @@ from emu.mmu.walk import NEED, OK
 FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
 _GENERAL_PROTECTION = 13
 
+# activity of a processor (SDM vol. 3A, 8.4.2; HLT)
+RUNNING, HALTED, WAITING = 0, 1, 2  # WAITING: for a start-up message (SIPI)
+
+# results of _next beside the number of a processor
+_NOBODY, _LATER = -1, -2  # nobody has anything to do; nobody before something else is due
+
+# a linear congruential generator of 64 bits (Knuth, MMIX), whose upper half is used
+_LCG_FACTOR, _LCG_TERM = 6364136223846793005, 1442695040888963407
+
 
 class Reason(IntEnum):
-    """Why :func:`run` returned."""
+    """Why :func:`run` returned; all but STOP and HALT are about processor ``vm.current``."""
 
-    STOP = 0  # somebody asked for it (``vm.stop``), or the deadline has come
-    NEED = 1  # the DMM must resolve ``vm.need_gfn`` for ``vm.need_intent``
+    STOP = 0  # somebody asked for it (``vm.stop``), or every processor has come to the deadline
+    NEED = 1  # the DMM must resolve ``cpu.need_gfn`` for ``cpu.need_intent``
     INTERRUPT = 2  # the interrupt line is up and the guest accepts an interrupt
-    HALT = 3  # the guest executed HLT
+    HALT = 3  # no processor has anything to do
     SHUTDOWN = 4  # triple fault
-    ENGINE_ERROR = 5  # Unicorn returned the error in ``vm.engine_error``
+    ENGINE_ERROR = 5  # Unicorn returned the error in ``cpu.engine_error``
     NMI = 6  # a non-maskable interrupt is due
 
 
@@ -40,75 +61,194 @@ _STOP, _NEED, _INTERRUPT, _HALT = int(Reason.STOP), int(Reason.NEED), int(Reason
 _NMI, _SHUTDOWN, _ENGINE_ERROR = int(Reason.NMI), int(Reason.SHUTDOWN), int(Reason.ENGINE_ERROR)
 
 
+# --- whose turn it is -------------------------------------------------------------------------------------------
+
+
+@inlined
+def _has_work(cpu: Cpu) -> bool:
+    """Whether a processor runs, or something wakes it from HLT."""
+    if cpu.activity == RUNNING:
+        return True
+    wakes = (cpu.intr_line != 0 and load64(cpu.env + EFLAGS) & FLAG_IF != 0) or accepts_nmi(cpu)
+    return cpu.activity == HALTED and wakes
+
+
+@inlined
+def _time_of(vm: Vm, cpu: Cpu) -> int:
+    """The virtual time at which a processor that has something to do goes on."""
+    if cpu.activity == RUNNING:
+        return cpu.vtime
+    return max(cpu.vtime, cpu.wake_at, vm.round_start)
+
+
+@inlined
+def _draw(vm: Vm, below: int) -> int:
+    """A number from 0 to ``below`` - 1 from the schedule's seed."""
+    vm.seed = vm.seed * _LCG_FACTOR + _LCG_TERM
+    return (vm.seed >> 33 & 0x7FFF_FFFF) % below
+
+
+@inlined
+def _shuffle(vm: Vm) -> None:
+    """Draw the order of the coming round (Fisher and Yates)."""
+    for place in range(vm.cpu_count - 1, 0, -1):
+        here, there = cpu_number(vm, place), cpu_number(vm, _draw(vm, place + 1))
+        here.turn, there.turn = there.turn, here.turn
+
+
 @compiled
-def run(vm_at: int) -> int:
-    """Run the guest until Python must decide; returns a :class:`Reason`."""
-    vm = state_at(vm_at)
-    use_clock(vm)
+def _begin_round(vm: Vm) -> int:
+    """Begin the next round; returns 0, _NOBODY or _LATER."""
+    working = 0
+    begin = 0
+    for index in range(vm.cpu_count):
+        cpu = cpu_number(vm, index)
+        if _has_work(cpu):
+            time = _time_of(vm, cpu)
+            begin = time if working == 0 else min(begin, time)
+            working += 1
+    if working == 0:
+        return _NOBODY
+    vm.round_start = max(begin, vm.round_start)
+    if vm.round_start >= vm.deadline or vm.round_start >= vm.pause_at:
+        return _LATER
+    vm.round_shared = 1 if working > 1 else 0
+    if not vm.round_shared:
+        vm.round_end = min(vm.deadline, vm.pause_at)
+    else:
+        quantum = vm.quantum
+        if vm.seeded:
+            quantum = vm.shortest_quantum + _draw(vm, vm.quantum - vm.shortest_quantum + 1)
+            _shuffle(vm)
+        vm.round_end = min(vm.round_start + quantum, vm.deadline)
+        for index in range(vm.cpu_count):
+            cpu_number(vm, index).pause_rip = -1
+    vm.round_place = 0
+    return 0
+
+
+@inlined
+def _next(vm: Vm) -> int:
+    """The number of the processor that runs now, or _NOBODY or _LATER."""
     while True:
-        if vm.shutdown:
+        for _ in range(vm.cpu_count):
+            index = cpu_number(vm, vm.round_place).turn
+            cpu = cpu_number(vm, index)
+            if _has_work(cpu) and _time_of(vm, cpu) < vm.round_end:
+                cpu.vtime = _time_of(vm, cpu)
+                cpu.activity = RUNNING
+                return index
+            vm.round_place = (vm.round_place + 1) % vm.cpu_count
+        status = _begin_round(vm)
+        if status != 0:
+            return status
+
+
+# --- running ----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _run_processor(cpu: Cpu) -> int:
+    """Run one processor to the end of its slice, or until something else is to be done; returns a :class:`Reason`.
+
+    HALT means that the guest executed HLT on it.
+    """
+    vm = vm_of(cpu)
+    use_clock(cpu)
+    while True:
+        if cpu.shutdown:
             return _SHUTDOWN
-        if vm.pending:
-            if deliver_pending(vm) == NEED:
+        if cpu.pending:
+            if deliver_pending(cpu) == NEED:
                 return _NEED
             continue
-        if not within_block(vm):
-            if vm.stop or vm.vtime >= vm.deadline:
+        if not within_block(cpu):
+            if vm.stop or cpu.vtime >= cpu.deadline or cpu.yielded:
                 return _STOP
-            if accepts_nmi(vm):
+            if accepts_nmi(cpu):
                 return _NMI
-            if vm.intr_line and interrupts_enabled(vm):
+            if cpu.intr_line and interrupts_enabled(cpu):
                 return _INTERRUPT
-        urgent = vm.intr_line or vm.nmi_pending or vm.stepping or vm.debugging
-        vm.limit = 0 if urgent else vm.deadline
-        vm.stopped = 0
-        vm.miss_kind = OK
-        error = start(vm, vm.single)
-        if vm.stopped:
-            if vm.step_over:
+        urgent = cpu.intr_line or cpu.nmi_pending or cpu.stepping or cpu.debugging
+        cpu.limit = 0 if urgent else cpu.deadline
+        cpu.stopped = 0
+        cpu.miss_kind = OK
+        error = start(cpu, cpu.single)
+        if cpu.stopped:
+            if cpu.step_over:
                 return _STOP
             continue
-        if vm.miss_kind >= REFUSED:
-            run_refused_alone(vm_at)
+        if cpu.miss_kind >= REFUSED:
+            run_refused_alone(cpu.at)
             continue
-        if vm.miss_kind != OK:  # the instruction at RIP could not be executed
-            leave_block(vm)
-            if vm.miss_kind == WATCHED:
-                forget_instruction(vm)
-                begin_watched_step(vm)
+        if cpu.miss_kind != OK:  # the instruction at RIP could not be executed
+            leave_block(cpu)
+            if cpu.miss_kind == WATCHED:
+                forget_instruction(cpu)
+                begin_watched_step(cpu)
                 continue
-            if vm.miss_kind == NEED:
-                forget_instruction(vm)
-                again_watched_step(vm)
+            if cpu.miss_kind == NEED:
+                forget_instruction(cpu)
+                again_watched_step(cpu)
                 return _NEED
-            if vm.miss_kind == CODE_IN_USE:
-                forget_instruction(vm)
-                again_watched_step(vm)
-                vm.single = 1
+            if cpu.miss_kind == CODE_IN_USE:
+                forget_instruction(cpu)
+                again_watched_step(cpu)
+                cpu.single = 1
                 continue
-            vm.single = 0
-            vm.vtime += FAULT_NS
-            if vm.miss_kind == DENIED:
-                deliver(vm, _GENERAL_PROTECTION, 0, EXCEPTION, load64(vm.env + cpustate.RIP))
+            cpu.single = 0
+            cpu.vtime += FAULT_NS
+            if cpu.miss_kind == DENIED:
+                deliver(cpu, _GENERAL_PROTECTION, 0, EXCEPTION, load64(cpu.env + cpustate.RIP))
             else:
-                deliver_refused(vm)
+                deliver_refused(cpu)
         elif error != ERR_OK:
-            vm.engine_error = error
+            cpu.engine_error = error
             return _ENGINE_ERROR
-        elif vm.single:
-            vm.single = 0
-            leave_block(vm)
+        elif cpu.single:
+            cpu.single = 0
+            leave_block(cpu)
         else:
             return _HALT
 
 
 @compiled
-def inject(vm_at: int, vector: int) -> int:
-    """Deliver a hardware interrupt; returns the status of :func:`emu.cpu.delivery.deliver_external`."""
-    return deliver_external(state_at(vm_at), vector)
+def run(vm_at: int) -> int:
+    """Run the processors of a VM in turn until Python must decide; returns a :class:`Reason`."""
+    vm = vm_record(vm_at)
+    vm.round_end = min(vm.round_end, vm.deadline)
+    while True:
+        cpu = cpu_number(vm, vm.current)
+        if not within_block(cpu):
+            if vm.stop:
+                return _STOP
+            index = _next(vm)
+            if index == _NOBODY:
+                return _HALT
+            if index == _LATER:
+                return _STOP
+            vm.current = index
+            cpu = cpu_number(vm, index)
+        cpu.deadline = vm.round_end
+        reason = _run_processor(cpu)
+        if cpu.yielded:
+            cpu.yielded = 0
+            cpu.vtime = max(cpu.vtime, vm.round_end)
+        if reason == _HALT:
+            cpu.activity = HALTED
+            if vm.started > 1:
+                halted_alone(cpu)
+        elif reason != _STOP or cpu.step_over:
+            return reason
 
 
 @compiled
-def eflags(vm_at: int) -> int:
+def inject(cpu_at: int, vector: int) -> int:
+    """Deliver a hardware interrupt; returns the status of :func:`emu.cpu.delivery.deliver_external`."""
+    return deliver_external(cpu_record(cpu_at), vector)
+
+
+@compiled
+def eflags(cpu_at: int) -> int:
     """EFLAGS with the arithmetic flags computed."""
-    return read_eflags(state_at(vm_at))
+    return read_eflags(cpu_record(cpu_at))

@@ -6,13 +6,11 @@ A descriptor is the int64 of its 8 bytes; ``attributes`` is its upper half, whic
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.cpu.guestmem import load_system
 from emu.engine import cpustate
 from emu.engine.cpustate import BASE, FLAGS, GDTR, LDTR, LIMIT, SELECTOR
 from emu.engine.native import inlined, load32, load64, outlined, store32, store64
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, cpu_record
 
 # attributes
 TYPE_BUSY = 1 << 9  # of a TSS
@@ -65,19 +63,19 @@ def limit_of(descriptor: int) -> int:
 
 
 @outlined("qqq")
-def _load_descriptor(vm_at, selector):
-    vm = state_at(vm_at)
-    table = vm.env + (LDTR if selector & 4 else GDTR)
+def _load_descriptor(cpu_at: int, selector: int) -> int:
+    cpu = cpu_record(cpu_at)
+    table = cpu.env + (LDTR if selector & 4 else GDTR)
     index = selector & 0xFFF8
     if index + 7 > load32(table + LIMIT):
         return BEYOND_TABLE
-    return load_system(vm, load64(table + BASE) + index, 8)
+    return load_system(cpu, load64(table + BASE) + index, 8)
 
 
 @inlined
-def load_descriptor(vm: Any, selector: int) -> int:
+def load_descriptor(cpu: Cpu, selector: int) -> int:
     """Load the descriptor of a selector that is not null into ``sys_value``; BEYOND_TABLE when it has none."""
-    return _load_descriptor(vm.at, selector)
+    return _load_descriptor(cpu.at, selector)
 
 
 @inlined
@@ -116,5 +114,5 @@ def stack_has_room(attributes: int, limit: int, sp: int, size: int) -> bool:
 
 
 @inlined
-def cpl(vm: Any) -> int:
-    return load32(vm.env + cpustate.HFLAGS) & cpustate.HF_CPL
+def cpl(cpu: Cpu) -> int:
+    return load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL

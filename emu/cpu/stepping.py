@@ -18,7 +18,6 @@ While no step is asked for, none of this costs anything.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from emu.cpu.guestmem import load_linear_code_byte
 from emu.engine import events
@@ -37,7 +36,7 @@ from emu.engine.alone import (
 from emu.engine.cpustate import HF_INHIBIT_IRQ, HFLAGS
 from emu.engine.engine import stop
 from emu.engine.native import inlined, load32, outlined
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, Vm, cpu_record, vm_of
 
 UNLIMITED = 1 << 62  # step_count: no limit
 WITHIN_BLOCK = 1 << events.CR3_SWITCH | 1 << events.TABLE_WRITE | 1 << events.SHADOW_FILL | 1 << events.SHADOW_ZAP
@@ -47,116 +46,136 @@ WITHIN_BLOCK = 1 << events.CR3_SWITCH | 1 << events.TABLE_WRITE | 1 << events.SH
 
 
 @inlined
-def _restart(vm: Any) -> None:
+def _restart(cpu: Cpu) -> None:
     """Have the engine begin anew at the block that it is about to execute."""
-    vm.stopped = 1
-    stop(vm)
+    cpu.stopped = 1
+    stop(cpu)
 
 
 @inlined
-def _is_over(vm: Any) -> bool:
+def _is_over(cpu: Cpu) -> bool:
+    vm = vm_of(cpu)
     return bool(vm.step_hit or vm.step_count <= 0)
 
 
 @outlined("qq")
-def _code_sum(vm_at: int) -> int:
+def _code_sum(cpu_at: int) -> int:
     """A checksum of the code of the block that was entered last."""
-    vm = state_at(vm_at)
+    cpu = cpu_record(cpu_at)
     value = 0
-    for gva in range(vm.block_gva, vm.block_gva + vm.block_size):
-        value = (value * 31 + load_linear_code_byte(vm, gva)) & 0xFFFF_FFFF_FFFF
+    for gva in range(cpu.block_gva, cpu.block_gva + cpu.block_size):
+        value = (value * 31 + load_linear_code_byte(cpu, gva)) & 0xFFFF_FFFF_FFFF
     return value
 
 
 @inlined
-def _leave_alone(vm: Any) -> None:
+def _leave_alone(cpu: Cpu) -> None:
     """The instruction that ran alone has been executed."""
-    if vm.step_alone == RUNNING:
-        if vm.step_count != UNLIMITED:
-            vm.step_count -= 1
-        if within_block(vm) and _code_sum(vm.at) != vm.step_sum:
+    if cpu.step_alone == RUNNING:
+        if cpu.counting:
+            vm_of(cpu).step_count -= 1
+        if within_block(cpu) and _code_sum(cpu.at) != cpu.step_sum:
             # it has changed its own block: the engine would have left that, and begun anew with this instruction
-            vm.vtime += vm.step_size
-            vm.step_gva = NOWHERE
-    vm.step_alone = NOT_ALONE
-    vm.step_shadow = 0  # the engine has cleared it behind the instruction
+            cpu.vtime += cpu.step_size
+            cpu.step_gva = NOWHERE
+    cpu.step_alone = NOT_ALONE
+    cpu.step_shadow = 0  # the engine has cleared it behind the instruction
+
+
+@inlined
+def halted_alone(cpu: Cpu) -> None:
+    """A processor has executed HLT while others go on: no block of its own follows that would note it."""
+    if cpu.stepping and cpu.step_alone == RUNNING:
+        _leave_alone(cpu)
+        if _is_over(cpu):
+            vm_of(cpu).stop = 1
 
 
 @outlined("qqqi")
-def at_block(vm_at: int, gva: int, size: int) -> int:
+def at_block(cpu_at: int, gva: int, size: int) -> int:
     """The engine is about to execute a block while stepping is on.
 
     Returns:
         1 when that is settled, 0 when the block begins as it does without stepping.
     """
-    vm = state_at(vm_at)
-    if vm.step_alone == RUNNING or vm.step_alone == FETCHING:
-        _leave_alone(vm)
-    if not within_block(vm) or gva != vm.step_gva:
-        vm.step_gva = NOWHERE
-        if _is_over(vm):
+    cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
+    if cpu.step_alone == RUNNING or cpu.step_alone == FETCHING:
+        _leave_alone(cpu)
+    if not within_block(cpu) or gva != cpu.step_gva:
+        cpu.step_gva = NOWHERE
+        if _is_over(cpu):
             vm.stop = 1
         return 0
-    rest = vm.block_gva + vm.block_size - gva
-    if vm.step_alone == ASKED:
+    rest = cpu.block_gva + cpu.block_size - gva
+    if cpu.step_alone == ASKED:
         if size >= rest:
-            vm.step_alone = LAST
-            clear_shadow(vm)
-            _restart(vm)
+            cpu.step_alone = LAST
+            clear_shadow(cpu)
+            _restart(cpu)
         else:
-            vm.step_alone = RUNNING
-            vm.step_gva = gva + size
-            vm.step_size = size
-            vm.step_sum = _code_sum(vm_at)
-    elif vm.step_alone == LAST:
-        if size > rest and not vm.step_shadow:
-            set_shadow(vm)
-            _restart(vm)
+            cpu.step_alone = RUNNING
+            cpu.step_gva = gva + size
+            cpu.step_size = size
+            cpu.step_sum = _code_sum(cpu_at)
+    elif cpu.step_alone == LAST:
+        if size > rest and not cpu.step_shadow:
+            set_shadow(cpu)
+            _restart(cpu)
         else:
-            vm.step_alone = RUNNING
-            vm.step_gva = NOWHERE
-    elif _is_over(vm):
-        vm.step_over = 1
-        _restart(vm)
-    elif vm.step_count != UNLIMITED or size > rest:  # a longer block than before would run past the end
-        ask(vm, gva)
-        _restart(vm)
+            cpu.step_alone = RUNNING
+            cpu.step_gva = NOWHERE
+    elif _is_over(cpu):
+        cpu.step_over = 1
+        _restart(cpu)
+    elif cpu.counting or size > rest:  # a longer block than before would run past the end
+        ask(cpu, gva)
+        _restart(cpu)
     else:
-        vm.step_gva = gva + size if size < rest else NOWHERE
+        cpu.step_gva = gva + size if size < rest else NOWHERE
     return 1
 
 
 @inlined
-def entered_block(vm: Any, gva: int) -> None:
+def entered_block(cpu: Cpu, gva: int) -> None:
     """A block has begun while stepping is on."""
-    if vm.single or load32(vm.env + HFLAGS) & HF_INHIBIT_IRQ:
-        vm.step_alone = RUNNING  # it holds one instruction anyway
-    elif vm.step_count != UNLIMITED:
-        ask(vm, gva)
-        _restart(vm)
-    elif not vm.step_precise:
-        vm.stepping = 0  # what is waited for happens outside blocks
+    if cpu.single or load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:
+        cpu.step_alone = RUNNING  # it holds one instruction anyway
+    elif cpu.counting:
+        ask(cpu, gva)
+        _restart(cpu)
+    elif not vm_of(cpu).step_precise:
+        cpu.stepping = 0  # what is waited for happens outside blocks
 
 
 # --- Python plane -----------------------------------------------------------------------------------------------
 
 
-def begin(native: Any, instructions: int, kinds: Iterable[type[events.Event]]) -> None:
-    """From now on run until ``instructions`` have been executed or an event of ``kinds`` has happened."""
+def begin(
+    vm: Vm, cpus: Iterable[Cpu], instructions: int, kinds: Iterable[type[events.Event]], counted: int | None = None
+) -> None:
+    """From now on run until ``instructions`` have been executed or an event of ``kinds`` has happened.
+
+    Args:
+        cpus: the records of all processors of the VM.
+        counted: the number of the processor whose instructions count; all by default.
+    """
     mask = sum(1 << kind.KIND for kind in frozenset(kinds))
-    native.event_stop_mask = mask
-    native.step_precise = int(mask & WITHIN_BLOCK != 0)
-    native.step_count = instructions
-    native.step_hit = 0
-    native.step_over = 0
-    native.stepping = int(instructions != UNLIMITED or mask != 0 or is_within_block(native))
+    vm.event_stop_mask = mask
+    vm.step_precise = int(mask & WITHIN_BLOCK != 0)
+    vm.step_count = instructions
+    vm.step_hit = 0
+    for cpu in cpus:
+        cpu.counting = int(instructions != UNLIMITED and counted in (None, cpu.index))
+        cpu.step_over = 0
+        cpu.stepping = int(cpu.counting or mask != 0 or is_within_block(cpu))
 
 
-def is_over(native: Any) -> bool:
+def is_over(vm: Vm) -> bool:
     """Whether what :func:`begin` asked for has happened."""
-    return bool(native.step_hit or native.step_count <= 0)
+    return bool(vm.step_hit or vm.step_count <= 0)
 
 
-def is_within_block(native: Any) -> bool:
-    """Whether the guest stands in the middle of a block, where nothing may happen to it but its next instruction."""
-    return bool(native.step_gva != NOWHERE and native.block_size)
+def is_within_block(cpu: Cpu) -> bool:
+    """Whether a processor stands in the middle of a block, where nothing may happen to it but its next instruction."""
+    return bool(cpu.step_gva != NOWHERE and cpu.block_size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.cpu.guestmem import load_code_byte
 from emu.cpu.segments import BIG, FLAT_CODE, FLAT_DATA, LONG, set_segment
 from emu.engine import cpustate
@@ -24,6 +22,7 @@ from emu.engine.cpustate import (
 )
 from emu.engine.engine import read_eflags
 from emu.engine.native import inlined, load32, load64, store64
+from emu.engine.state import Cpu
 
 ENTERED, FAULTED = 0, 1
 
@@ -32,11 +31,11 @@ _LONGEST = 15  # bytes of an instruction
 
 
 @inlined
-def syscall_length(vm: Any) -> int:
+def syscall_length(cpu: Cpu) -> int:
     """The length of the two-byte instruction 0F xx at RIP with its prefixes."""
-    rip = load64(vm.env + RIP)
+    rip = load64(cpu.env + RIP)
     for prefixes in range(_LONGEST - 2):
-        if load_code_byte(vm, rip + prefixes) == 0x0F:
+        if load_code_byte(cpu, rip + prefixes) == 0x0F:
             return prefixes + 2
     return 2
 
@@ -49,9 +48,9 @@ def _flat_segments(env: int, selector: int, code_width: int) -> None:
 
 
 @inlined
-def enter_syscall(vm: Any, length: int) -> int:
+def enter_syscall(cpu: Cpu, length: int) -> int:
     """SYSCALL; FAULTED when EFER.SCE is 0 or the CPU is in real mode (#UD), and nothing has changed."""
-    env = vm.env
+    env = cpu.env
     efer = load64(env + cpustate.EFER)
     if not efer & cpustate.EFER_SCE or not load64(env + cpustate.CR0) & cpustate.CR0_PE:
         return FAULTED
@@ -60,7 +59,7 @@ def enter_syscall(vm: Any, length: int) -> int:
     following = load64(env + RIP) + length
     if efer & cpustate.EFER_LMA:
         store64(env + RCX, following)
-        flags = read_eflags(vm) & ~FLAG_RF
+        flags = read_eflags(cpu) & ~FLAG_RF
         store64(env + _R11, flags)
         target = cpustate.LSTAR if load32(env + HFLAGS) & HF_CS64 else cpustate.CSTAR
         write_eflags(env, (flags & ~load64(env + cpustate.FMASK)) | 2)
@@ -75,9 +74,9 @@ def enter_syscall(vm: Any, length: int) -> int:
 
 
 @inlined
-def enter_sysenter(vm: Any) -> int:
+def enter_sysenter(cpu: Cpu) -> int:
     """SYSENTER; FAULTED when IA32_SYSENTER_CS is null (#GP(0)), and nothing has changed."""
-    env = vm.env
+    env = cpu.env
     selector = load64(env + cpustate.SYSENTER_CS) & 0xFFFF
     if selector & 0xFFFC == 0:
         return FAULTED

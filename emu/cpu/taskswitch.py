@@ -53,7 +53,7 @@ from emu.engine.cpustate import (
 )
 from emu.engine.engine import flush_tlb
 from emu.engine.native import inlined, load32, load64, outlined, store32, store64
-from emu.engine.state import state_at
+from emu.engine.state import cpu_record
 from emu.engine.vectors import VECTOR_GP, VECTOR_NP, VECTOR_SS, VECTOR_TS
 from emu.mmu.walk import MODE_NONE, NEED, OK
 
@@ -93,79 +93,79 @@ def _ldt_at(wide: int) -> int:
 
 
 @outlined("qqq")
-def _load_target(vm_at, selector):
+def _load_target(cpu_at: int, selector: int) -> int:
     """Load the TSS descriptor of the new task into ``sys_value`` and check it."""
-    vm = state_at(vm_at)
-    error = selector & 0xFFFC | vm.external
+    cpu = cpu_record(cpu_at)
+    error = selector & 0xFFFC | cpu.external
     if selector & 4:
-        return fail(vm, VECTOR_GP, error)
-    status = load_descriptor(vm, selector)
+        return fail(cpu, VECTOR_GP, error)
+    status = load_descriptor(cpu, selector)
     if status == BEYOND_TABLE:
-        return fail(vm, VECTOR_GP, error)
+        return fail(cpu, VECTOR_GP, error)
     if status != OK:
         return status
-    attributes = attributes_of(vm.sys_value)
+    attributes = attributes_of(cpu.sys_value)
     kind = system_type(attributes)
     if kind != _TSS_16 and kind != _TSS_32:  # a busy TSS is refused as well
-        return fail(vm, VECTOR_GP, error)
+        return fail(cpu, VECTOR_GP, error)
     if not attributes & PRESENT:
-        return fail(vm, VECTOR_NP, error)
-    if limit_of(vm.sys_value) < (_LAST_32 if kind == _TSS_32 else _LAST_16):
-        return fail(vm, VECTOR_TS, error)
+        return fail(cpu, VECTOR_NP, error)
+    if limit_of(cpu.sys_value) < (_LAST_32 if kind == _TSS_32 else _LAST_16):
+        return fail(cpu, VECTOR_TS, error)
     return OK
 
 
 @outlined("qqqqq")
-def _probe_pages(vm_at, selector, base, wide):
+def _probe_pages(cpu_at: int, selector: int, base: int, wide: int) -> int:
     """Ask for every page that the switch reads or writes under the current page tables."""
-    vm = state_at(vm_at)
-    env = vm.env
-    status = probe_store(vm, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4)  # the busy bit
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
+    status = probe_store(cpu, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4)  # the busy bit
     if status != OK:
         return status
     old_wide = load32(env + TR + FLAGS) >> 11 & 1
-    status = probe_store(vm, load64(env + TR + BASE), (_LAST_32 if old_wide else _LAST_16) + 1)
+    status = probe_store(cpu, load64(env + TR + BASE), (_LAST_32 if old_wide else _LAST_16) + 1)
     if status != OK:
         return status
-    status = probe_store(vm, base, 2)  # the back link
+    status = probe_store(cpu, base, 2)  # the back link
     if status != OK:
         return status
-    return load_system(vm, base + (_LAST_32 if wide else _LAST_16), 1)
+    return load_system(cpu, base + (_LAST_32 if wide else _LAST_16), 1)
 
 
 @outlined("qqqqq")
-def _field(vm_at, base, at, size):
+def _field(cpu_at: int, base: int, at: int, size: int) -> int:
     """A field of the new TSS, whose pages are known to be there."""
-    vm = state_at(vm_at)
-    return vm.sys_value if load_system(vm, base + at, size) == OK else 0
+    cpu = cpu_record(cpu_at)
+    return cpu.sys_value if load_system(cpu, base + at, size) == OK else 0
 
 
 @outlined("qqqqq")
-def _probe_new_task(vm_at, base, wide, pushes):
+def _probe_new_task(cpu_at: int, base: int, wide: int, pushes: int) -> int:
     """Ask for the pages that loading the new task's segments and pushing its error code will need.
 
     Only NEED matters here: faults are found again, and raised, when they happen.
     """
-    vm = state_at(vm_at)
-    env = vm.env
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
     size = 4 if wide else 2
     segments = 6 if wide else 4
-    v86 = wide and _field(vm.at, base, 0x24, 4) & FLAG_VM
-    stack_pointer = _field(vm.at, base, _register_at(wide, 4), size)
+    v86 = wide and _field(cpu.at, base, 0x24, 4) & FLAG_VM
+    stack_pointer = _field(cpu.at, base, _register_at(wide, 4), size)
     table_base, table_limit = 0, -1
-    selector = _field(vm.at, base, _ldt_at(wide), 2)
+    selector = _field(cpu.at, base, _ldt_at(wide), 2)
     old_cr3 = load64(env + CR3)
-    new_cr3 = _field(vm.at, base, 0x1C, 4) if wide and vm.mode != MODE_NONE else old_cr3
+    new_cr3 = _field(cpu.at, base, 0x1C, 4) if wide and cpu.mode != MODE_NONE else old_cr3
     status = OK
     store64(env + CR3, new_cr3)
     if selector & 0xFFFC and not selector & 4:
-        status = load_descriptor(vm, selector)
+        status = load_descriptor(cpu, selector)
         if status == OK:
-            table_base, table_limit = base_of(vm.sys_value), limit_of(vm.sys_value)
+            table_base, table_limit = base_of(cpu.sys_value), limit_of(cpu.sys_value)
     stack_base, stack_attributes = 0, 0
     for index in range(segments):
         store64(env + CR3, old_cr3)
-        selector = _field(vm.at, base, _segment_at(wide, index), 2)
+        selector = _field(cpu.at, base, _segment_at(wide, index), 2)
         store64(env + CR3, new_cr3)
         if v86:
             if index == _SS:
@@ -175,16 +175,16 @@ def _probe_new_task(vm_at, base, wide, pushes):
             continue
         if selector & 4:
             if selector & 0xFFF8 <= table_limit:
-                status = load_system(vm, table_base + (selector & 0xFFF8), 8)
+                status = load_system(cpu, table_base + (selector & 0xFFF8), 8)
         else:
-            status = load_descriptor(vm, selector)
+            status = load_descriptor(cpu, selector)
         if index == _SS and status == OK:
-            stack_base, stack_attributes = base_of(vm.sys_value), attributes_of(vm.sys_value)
+            stack_base, stack_attributes = base_of(cpu.sys_value), attributes_of(cpu.sys_value)
     if pushes and status != NEED:
-        begin_accesses(vm)
-        status = probe_store(vm, stack_base + ((stack_pointer - size) & stack_mask(stack_attributes)), size)
+        begin_accesses(cpu)
+        status = probe_store(cpu, stack_base + ((stack_pointer - size) & stack_mask(stack_attributes)), size)
     store64(env + CR3, old_cr3)
-    begin_accesses(vm)
+    begin_accesses(cpu)
     return NEED if status == NEED else OK
 
 
@@ -192,68 +192,68 @@ def _probe_new_task(vm_at, base, wide, pushes):
 
 
 @outlined("vqqq")
-def _save_old_task(vm_at, rip, image):
+def _save_old_task(cpu_at: int, rip: int, image: int) -> None:
     """Write the running task's state into its TSS."""
-    vm = state_at(vm_at)
-    env = vm.env
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
     base = load64(env + TR + BASE)
     wide = load32(env + TR + FLAGS) >> 11 & 1
     size = 4 if wide else 2
-    store_system(vm, base + _eip_at(wide), size, rip & 0xFFFF_FFFF)
-    store_system(vm, base + (0x24 if wide else 0x10), size, image)
+    store_system(cpu, base + _eip_at(wide), size, rip & 0xFFFF_FFFF)
+    store_system(cpu, base + (0x24 if wide else 0x10), size, image)
     for index in range(8):
-        store_system(vm, base + _register_at(wide, index), size, load64(env + 8 * index) & 0xFFFF_FFFF)
+        store_system(cpu, base + _register_at(wide, index), size, load64(env + 8 * index) & 0xFFFF_FFFF)
     for index in range(6 if wide else 4):
         selector = load32(env + SEGMENTS + index * SEGMENT_SIZE + SELECTOR)
-        store_system(vm, base + _segment_at(wide, index), 2, selector)
+        store_system(cpu, base + _segment_at(wide, index), 2, selector)
 
 
 @outlined("vqqq")
-def _load_registers(vm_at, base, wide):
+def _load_registers(cpu_at: int, base: int, wide: int) -> None:
     """Load what cannot fail: registers, selectors, EFLAGS, LDTR's selector, and CR3 last."""
-    vm = state_at(vm_at)
-    env = vm.env
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
     size = 4 if wide else 2
-    store64(env + RIP, _field(vm.at, base, _eip_at(wide), size))
-    eflags = _field(vm.at, base, 0x24 if wide else 0x10, size) | FLAG_NT | 2
+    store64(env + RIP, _field(cpu.at, base, _eip_at(wide), size))
+    eflags = _field(cpu.at, base, 0x24 if wide else 0x10, size) | FLAG_NT | 2
     if not wide:
         eflags &= 0xFFFF
     write_eflags(env, eflags)
     for index in range(8):
-        store64(env + 8 * index, _field(vm.at, base, _register_at(wide, index), size))
+        store64(env + 8 * index, _field(cpu.at, base, _register_at(wide, index), size))
     for index in range(6):
-        selector = _field(vm.at, base, _segment_at(wide, index), 2) if wide or index < 4 else 0
+        selector = _field(cpu.at, base, _segment_at(wide, index), 2) if wide or index < 4 else 0
         if eflags & FLAG_VM:
             set_segment_v86(env, SEGMENTS + index * SEGMENT_SIZE, selector)
         else:
             set_segment(env, SEGMENTS + index * SEGMENT_SIZE, selector, 0, 0, 0)
-    set_segment(env, LDTR, _field(vm.at, base, _ldt_at(wide), 2), 0, 0, 0)
-    if wide and vm.mode != MODE_NONE:
-        store64(env + CR3, _field(vm.at, base, 0x1C, 4))
-        flush_tlb(vm)
-        begin_accesses(vm)
+    set_segment(env, LDTR, _field(cpu.at, base, _ldt_at(wide), 2), 0, 0, 0)
+    if wide and cpu.mode != MODE_NONE:
+        store64(env + CR3, _field(cpu.at, base, 0x1C, 4))
+        flush_tlb(cpu)
+        begin_accesses(cpu)
 
 
 @outlined("qq")
-def _load_ldt(vm_at):
+def _load_ldt(cpu_at: int) -> int:
     """Load LDTR from the selector that it holds."""
-    vm = state_at(vm_at)
-    env = vm.env
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
     selector = load32(env + LDTR + SELECTOR)
     if selector & 0xFFFC == 0:
         return OK
-    error = selector & 0xFFFC | vm.external
+    error = selector & 0xFFFC | cpu.external
     if selector & 4:
-        return fail(vm, VECTOR_TS, error)
-    status = load_descriptor(vm, selector)
+        return fail(cpu, VECTOR_TS, error)
+    status = load_descriptor(cpu, selector)
     if status == BEYOND_TABLE:
-        return fail(vm, VECTOR_TS, error)
+        return fail(cpu, VECTOR_TS, error)
     if status != OK:
         return status
-    attributes = attributes_of(vm.sys_value)
+    attributes = attributes_of(cpu.sys_value)
     if system_type(attributes) != _LDT or not attributes & PRESENT:
-        return fail(vm, VECTOR_TS, error)
-    set_segment(env, LDTR, selector, base_of(vm.sys_value), limit_of(vm.sys_value), attributes)
+        return fail(cpu, VECTOR_TS, error)
+    set_segment(env, LDTR, selector, base_of(cpu.sys_value), limit_of(cpu.sys_value), attributes)
     return OK
 
 
@@ -280,72 +280,72 @@ def _segment_allowed(index: int, selector: int, attributes: int, level: int) -> 
 
 
 @outlined("qqqq")
-def _load_segment(vm_at, index, level):
+def _load_segment(cpu_at: int, index: int, level: int) -> int:
     """Load the segment register ``index`` from the selector that it holds."""
-    vm = state_at(vm_at)
-    env = vm.env
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
     segment = SEGMENTS + index * SEGMENT_SIZE
     selector = load32(env + segment + SELECTOR)
     if selector & 0xFFFC == 0:
         if index == _CS or index == _SS:
-            return fail(vm, VECTOR_TS, vm.external)
+            return fail(cpu, VECTOR_TS, cpu.external)
         return OK
-    error = selector & 0xFFFC | vm.external
-    status = load_descriptor(vm, selector)
+    error = selector & 0xFFFC | cpu.external
+    status = load_descriptor(cpu, selector)
     if status == BEYOND_TABLE:
-        return fail(vm, VECTOR_TS, error)
+        return fail(cpu, VECTOR_TS, error)
     if status != OK:
         return status
-    attributes = attributes_of(vm.sys_value)
+    attributes = attributes_of(cpu.sys_value)
     if not _segment_allowed(index, selector, attributes, level):
-        return fail(vm, VECTOR_TS, error)
+        return fail(cpu, VECTOR_TS, error)
     if not attributes & PRESENT:
-        return fail(vm, VECTOR_SS if index == _SS else VECTOR_NP, error)
-    set_segment(env, segment, selector, base_of(vm.sys_value), limit_of(vm.sys_value), attributes)
+        return fail(cpu, VECTOR_SS if index == _SS else VECTOR_NP, error)
+    set_segment(env, segment, selector, base_of(cpu.sys_value), limit_of(cpu.sys_value), attributes)
     return OK
 
 
 @outlined("qq")
-def _load_segments(vm_at):
+def _load_segments(cpu_at: int) -> int:
     """Load LDTR and the segment registers from the selectors that they hold."""
-    vm = state_at(vm_at)
-    env = vm.env
-    status = _load_ldt(vm.at)
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
+    status = _load_ldt(cpu.at)
     if status != OK:
         return status
     if not load64(env + EFLAGS) & FLAG_VM:
         level = load32(env + CS + SELECTOR) & 3
         for index in (_SS, _CS, _DS, _ES, _FS, _GS):
-            status = _load_segment(vm.at, index, level)
+            status = _load_segment(cpu.at, index, level)
             if status != OK:
                 return status
     set_hflags_mode(env)
     if load64(env + RIP) > load32(env + CS + LIMIT):
-        return fail(vm, VECTOR_GP, vm.external)
+        return fail(cpu, VECTOR_GP, cpu.external)
     return OK
 
 
 @outlined("qqqq")
-def _push_error(vm_at, error, size):
+def _push_error(cpu_at: int, error: int, size: int) -> int:
     """Push the error code of the exception that caused the switch onto the new task's stack."""
-    vm = state_at(vm_at)
-    env = vm.env
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
     attributes = load32(env + SS + FLAGS)
     rsp = load64(env + RSP)
     if not stack_has_room(attributes, load32(env + SS + LIMIT), rsp, size):
-        return fail(vm, VECTOR_SS, vm.external)
+        return fail(cpu, VECTOR_SS, cpu.external)
     mask = stack_mask(attributes)
     sp = (rsp - size) & mask
     gva = (load64(env + SS + BASE) + sp) & 0xFFFF_FFFF
-    status = probe_store(vm, gva, size)
+    status = probe_store(cpu, gva, size)
     if status == OK:
-        store_system(vm, gva, size, error)
+        store_system(cpu, gva, size, error)
         store64(env + RSP, (rsp & ~mask) | sp)
     return status
 
 
 @outlined("qqqqqq")
-def switch_through_gate(vm_at, selector, rip, image, error):
+def switch_through_gate(cpu_at: int, selector: int, rip: int, image: int, error: int) -> int:
     """Switch, with nesting, to the task that a task gate in the IDT names.
 
     Args:
@@ -356,36 +356,36 @@ def switch_through_gate(vm_at, selector, rip, image, error):
     Returns:
         As :func:`emu.cpu.gates.enter`; ``task_switched`` is 1 when a FAULT belongs to the new task already.
     """
-    vm = state_at(vm_at)
-    env = vm.env
-    status = _load_target(vm.at, selector)
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
+    status = _load_target(cpu.at, selector)
     if status != OK:
         return status
-    descriptor = vm.sys_value
+    descriptor = cpu.sys_value
     base = base_of(descriptor)
     wide = 1 if system_type(attributes_of(descriptor)) == _TSS_32 else 0
-    status = _probe_pages(vm.at, selector, base, wide)
+    status = _probe_pages(cpu.at, selector, base, wide)
     if status != OK:
         return status
-    status = _probe_new_task(vm.at, base, wide, 1 if error >= 0 else 0)
+    status = _probe_new_task(cpu.at, base, wide, 1 if error >= 0 else 0)
     if status != OK:
         return status
 
-    _save_old_task(vm.at, rip, image)
-    store_system(vm, base, 2, load32(env + TR + SELECTOR))
+    _save_old_task(cpu.at, rip, image)
+    store_system(cpu, base, 2, load32(env + TR + SELECTOR))
     attributes = attributes_of(descriptor) | TYPE_BUSY
-    store_system(vm, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4, attributes)
+    store_system(cpu, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4, attributes)
     store64(env + CR0, load64(env + CR0) | cpustate.CR0_TS)
     # as LTR leaves it: the engine keeps TR's type without the busy bit
     set_segment(env, TR, selector, base, limit_of(descriptor), attributes & ~TYPE_BUSY)
-    vm.task_switched = 1
-    _load_registers(vm.at, base, wide)
+    cpu.task_switched = 1
+    _load_registers(cpu.at, base, wide)
     # privilege follows the new CS before its descriptor has been checked: a bad one is the new task's fault
     store32(env + SS + FLAGS, load32(env + SS + FLAGS) | (load32(env + CS + SELECTOR) & 3) << 13)
     set_hflags_mode(env)
     dr7_at = env + cpustate.DR + 56
     store64(dr7_at, load64(dr7_at) & ~_DR7_LOCAL)
-    status = _load_segments(vm.at)
+    status = _load_segments(cpu.at)
     if status == OK and error >= 0:
-        status = _push_error(vm.at, error, 4 if wide else 2)
+        status = _push_error(cpu.at, error, 4 if wide else 2)
     return status

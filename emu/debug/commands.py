@@ -59,6 +59,7 @@ class Commands:
             _Command(("e", "event"), "[KIND…]", "run to the next memory event, of one of these kinds", self._event, 99),
             _Command(("i", "instruction"), "[N]", "execute one instruction, or N", self._instruction, 1),
             _Command(("c", "continue"), "", "run until the guest ends (Ctrl-C stops it)", self._continue, 0),
+            _Command(("cpu",), "[N]", "look at and step processor N alone; all again", self._cpu, 1),
             _Command(("r", "registers"), "", "registers; * or colour: changed by the last command", self._registers, 0),
             _Command(("d", "disassemble"), "[GVA]", "instructions around the next, or at GVA", self._disassemble, 1),
             _Command(("w", "walk"), "[GVA]", "page walk of an address, by default the last event's: guest tables, "
@@ -131,6 +132,11 @@ class Commands:
 
     # --- looking ---
 
+    def _cpu(self, arguments: list[str]) -> str:
+        """Without a number: every processor, and whichever runs is looked at again."""
+        self._stepper.select(self._number("processor", arguments[0]) if arguments else None)
+        return "\n".join(text.processors(self._stepper.vm))
+
     def _registers(self, arguments: list[str]) -> str:
         return "\n".join(text.registers(self._stepper.vm, self._changed, self._mark, full=True))
 
@@ -160,7 +166,7 @@ class Commands:
     def _list(self, arguments: list[str]) -> str:
         count = self._number("events", arguments[0]) if arguments else _LISTED
         events = list(self._stepper.history)[-count:] if count > 0 else []
-        return "\n".join(text.history(events, self._stepper.vm.events.counts()))
+        return "\n".join(text.history(self._stepper.vm, events))
 
     def _help(self, arguments: list[str]) -> str:
         left = [f"{', '.join(command.names)} {command.arguments}".rstrip() for command in self._commands]
@@ -213,7 +219,7 @@ class Commands:
         history = self._stepper.history
         before = history[-1].sequence if history else -1
         change()
-        return [text.event_line(event) for event in history if event.sequence > before]
+        return [text.event_line(self._stepper.vm, event) for event in history if event.sequence > before]
 
     # --- arguments ---
 

@@ -106,8 +106,8 @@ def code(vm: VirtualMachine, gva: int | None = None, before: int = 3, after: int
     """
     if gva is not None:
         return _decode(vm, gva, (after + 1) * _LONGEST_INSTRUCTION)[: after + 1]
-    pc, block = vm.cpu.pc, int(vm.native.block_gva)
-    if 0 < pc - block <= min(int(vm.native.block_size), _LONGEST_BLOCK):
+    pc, block = vm.cpu.pc, int(vm.processor.native.block_gva)
+    if 0 < pc - block <= min(int(vm.processor.native.block_size), _LONGEST_BLOCK):
         found = _decode(vm, block, pc - block + (after + 1) * _LONGEST_INSTRUCTION)
         here = next((i for i, instruction in enumerate(found) if instruction.gva == pc), None)
         if here is not None:
@@ -146,6 +146,6 @@ def _missed_gva(vm: VirtualMachine, gfn: int) -> int | None:
     """The gva whose access needed ``gfn``: the last one that the engine could not make, if it leads there."""
     from emu.engine.cpustate import load_u64
 
-    gva = load_u64(int(vm.native.fault_address_at)) & (1 << 64) - 1
+    gva = load_u64(int(vm.processor.native.fault_address_at)) & (1 << 64) - 1
     gpa = pagewalk.translate(vm, gva)
     return gva if gpa is not None and gpa >> PAGE_SHIFT == gfn else None

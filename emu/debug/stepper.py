@@ -64,6 +64,7 @@ class Stepper:
         history: the last HISTORY events, oldest first.
         last: the event that the guest was stopped for last, or the last one that happened; None before the first.
         ended: how the guest ended; None while it can run on.
+        selected: the processor that :meth:`select` has named.
     """
 
     def __init__(self, vm: VirtualMachine) -> None:
@@ -71,6 +72,7 @@ class Stepper:
         self.history: deque[Event] = deque(maxlen=HISTORY)
         self.last: Event | None = None
         self.ended: Outcome | None = None
+        self.selected: int | None = None
         self._new: deque[Event] = deque(maxlen=HISTORY)
         vm.events.listen(self._note)
 
@@ -90,8 +92,19 @@ class Stepper:
         return self._advance(lambda: self.vm.run_to_event(wanted), wanted)
 
     def instructions(self, count: int = 1) -> Pause:
-        """Execute ``count`` instructions."""
-        return self._advance(lambda: self.vm.step(count), frozenset())
+        """Execute ``count`` instructions, of the processor that :meth:`select` has named if it has named one."""
+        return self._advance(lambda: self.vm.step(count, cpu=self.selected), frozenset())
+
+    def select(self, cpu: int | None) -> None:
+        """Look at and step one processor from now on, while the others take their turns; None: whichever runs.
+
+        Raises:
+            BadInput: there is no such processor.
+        """
+        if cpu is not None and not 0 <= cpu < len(self.vm.processors):
+            raise BadInput("cpu", f"{cpu} is not one of 0 to {len(self.vm.processors) - 1}")
+        self.selected = cpu
+        self.vm.select(cpu)
 
     def to_end(self) -> Pause:
         """Run until the guest ends or somebody stops the VM."""

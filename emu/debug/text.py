@@ -9,8 +9,7 @@ from emu.debug import look
 from emu.debug.stepper import Pause
 from emu.engine.cpustate import REGISTER_NAMES, SEGMENT_NAMES
 from emu.engine.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
-from emu.observe import pagewalk
-from emu.observe.crash import report
+from emu.observe import crash, pagewalk
 from emu.session import Ending
 from emu.units import format_time
 
@@ -37,18 +36,18 @@ def bold_mark(text: str) -> str:
 
 def pause(vm: VirtualMachine, found: Pause, mark: Mark = plain_mark) -> str:
     """What a person wants to know where a guest stands: events, page walk, code, registers; or how the guest ended."""
-    sections = [_what_happened(found)]
+    sections = [_what_happened(vm, found)]
     if found.outcome is not None:
         sections[0] += [f"--- {found.outcome.sentence}; status {found.outcome.status}, {format_time(vm.now)} virtual"]
         if found.outcome.ending == Ending.CRASH:
-            return "\n".join([*sections[0], "", report(vm)])
+            return "\n".join([*sections[0], "", crash.report(vm)])
     if found.outcome is None or found.outcome.ending != Ending.EXIT:
         sections += [about(vm, event) for event in (found.wanted or found.events)[-1:]]
-        sections += [code(vm), registers(vm, found.changed, mark)]
+        sections += [running(vm), code(vm), registers(vm, found.changed, mark)]
     return "\n".join(line for section in sections for line in section)
 
 
-def _what_happened(found: Pause) -> list[str]:
+def _what_happened(vm: VirtualMachine, found: Pause) -> list[str]:
     """All events since the last pause, in order; of very many the last ones, and those that were waited for."""
     events = found.events
     first = max(0, len(events) - _EVENTS_SHOWN)
@@ -60,12 +59,25 @@ def _what_happened(found: Pause) -> list[str]:
         earlier[event.NAME] -= 1
     kinds = ", ".join(f"{count} {kind}" for kind, count in earlier.items() if count)
     summary = [f"on the way: {kinds}"] if kinds else []
-    return summary + [event_line(event) for event in shown]
+    return summary + [event_line(vm, event) for event in shown]
 
 
-def event_line(event: Event) -> str:
-    """An event with its number and time."""
-    return f"#{event.sequence} at {event.time} ns: {event.sentence()}"
+def event_line(vm: VirtualMachine, event: Event) -> str:
+    """An event with its number and time, and where there are several processors, the one on which it happened."""
+    where = f", processor {event.cpu}" if len(vm.processors) > 1 else ""
+    return f"#{event.sequence} at {event.time} ns{where}: {event.sentence()}"
+
+
+def running(vm: VirtualMachine) -> list[str]:
+    """Whose code and registers follow, where there are several processors."""
+    return [f"processor {vm.processor.index}:"] if len(vm.processors) > 1 else []
+
+
+def processors(vm: VirtualMachine) -> list[str]:
+    """What each processor does; the one that is looked at has a mark."""
+    lines = crash.processors(vm) or ["processor 0 is the only one"]
+    here = f"processor {vm.processor.index} "
+    return [("=> " if line.startswith(here) else "   ") + line for line in lines]
 
 
 def about(vm: VirtualMachine, event: Event) -> list[str]:
@@ -141,7 +153,8 @@ def memory(vm: VirtualMachine, gva: int, size: int) -> list[str]:
     return lines
 
 
-def history(events: Sequence[Event], counts: dict[str, int]) -> list[str]:
+def history(vm: VirtualMachine, events: Sequence[Event]) -> list[str]:
     """Events one by one, and how many of each kind there were."""
+    counts = vm.events.counts()
     totals = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    return [*map(event_line, events), f"so far: {totals or 'no events'}"]
+    return [*(event_line(vm, event) for event in events), f"so far: {totals or 'no events'}"]

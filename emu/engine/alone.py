@@ -6,11 +6,9 @@ The engine ends a block behind its first instruction while there is an interrupt
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.engine.cpustate import BASE, CS, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RIP
 from emu.engine.native import inlined, load32, load64, outlined, store32
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, cpu_record, vm_of
 
 NOWHERE = -1  # step_gva: not within a block that was stopped
 
@@ -24,55 +22,55 @@ REFUSED_FETCH = 9  # miss_kind: the same for code; no instruction has begun
 
 
 @inlined
-def within_block(vm: Any) -> bool:
+def within_block(cpu: Cpu) -> bool:
     """Whether the guest was stopped in the middle of a block."""
-    return bool(vm.step_gva != NOWHERE and vm.block_size != 0)
+    return bool(cpu.step_gva != NOWHERE and cpu.block_size != 0)
 
 
 @inlined
-def refuses(vm: Any) -> bool:
+def refuses(cpu: Cpu) -> bool:
     """Whether TLB misses and trapped stores must wait for an instruction that runs alone."""
-    return bool(vm.step_precise and vm.step_alone == NOT_ALONE)
+    return bool(vm_of(cpu).step_precise and cpu.step_alone == NOT_ALONE)
 
 
 @inlined
-def set_shadow(vm: Any) -> None:
-    vm.step_shadow = 1
-    store32(vm.env + HFLAGS, load32(vm.env + HFLAGS) | HF_INHIBIT_IRQ)
+def set_shadow(cpu: Cpu) -> None:
+    cpu.step_shadow = 1
+    store32(cpu.env + HFLAGS, load32(cpu.env + HFLAGS) | HF_INHIBIT_IRQ)
 
 
 @inlined
-def clear_shadow(vm: Any) -> None:
+def clear_shadow(cpu: Cpu) -> None:
     """Take back :func:`set_shadow`; a shadow that the guest made stays."""
-    if vm.step_shadow:
-        vm.step_shadow = 0
-        store32(vm.env + HFLAGS, load32(vm.env + HFLAGS) & ~HF_INHIBIT_IRQ)
+    if cpu.step_shadow:
+        cpu.step_shadow = 0
+        store32(cpu.env + HFLAGS, load32(cpu.env + HFLAGS) & ~HF_INHIBIT_IRQ)
 
 
 @inlined
-def ask(vm: Any, gva: int) -> None:
+def ask(cpu: Cpu, gva: int) -> None:
     """The instruction at ``gva``, within the block that was entered, shall run alone when the engine starts."""
-    vm.step_gva = gva
-    vm.step_alone = ASKED
-    set_shadow(vm)
+    cpu.step_gva = gva
+    cpu.step_alone = ASKED
+    set_shadow(cpu)
 
 
 @outlined("vq")
-def run_refused_alone(vm_at: int) -> None:
+def run_refused_alone(cpu_at: int) -> None:
     """The engine was left because of :func:`refuses`: let the access come again."""
-    vm = state_at(vm_at)
-    if vm.miss_kind == REFUSED_FETCH:
-        vm.step_alone = FETCHING
+    cpu = cpu_record(cpu_at)
+    if cpu.miss_kind == REFUSED_FETCH:
+        cpu.step_alone = FETCHING
         return
-    rip = load64(vm.env + RIP)
-    if not load32(vm.env + HFLAGS) & HF_CS64:
-        rip = (rip + load64(vm.env + CS + BASE)) & 0xFFFF_FFFF
-    ask(vm, rip)
+    rip = load64(cpu.env + RIP)
+    if not load32(cpu.env + HFLAGS) & HF_CS64:
+        rip = (rip + load64(cpu.env + CS + BASE)) & 0xFFFF_FFFF
+    ask(cpu, rip)
 
 
 @inlined
-def forget_instruction(vm: Any) -> None:
+def forget_instruction(cpu: Cpu) -> None:
     """The instruction at RIP could not be executed yet, and its block was left."""
-    clear_shadow(vm)
-    vm.step_alone = NOT_ALONE
-    vm.step_gva = NOWHERE
+    clear_shadow(cpu)
+    cpu.step_alone = NOT_ALONE
+    cpu.step_gva = NOWHERE

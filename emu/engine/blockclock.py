@@ -4,26 +4,26 @@ Unicorn calls two functions at the beginning of each block: the block hook, and 
 whether somebody called ``uc_emu_stop``.  That is most of the time of a small loop.  Both calls are made by
 ``tcg_gen_callN`` when a block is translated; here they are replaced by a few operations of the translator's::
 
-    now = vm.vtime;  vm.vtime = now + size;  vm.block_gva = gva;  vm.block_size = size
-    if now >= vm.limit:  on_block(size = INLINE)        # emu.cpu.clock, which takes it back and decides
+    now = cpu.vtime;  cpu.vtime = now + size;  cpu.block_gva = gva;  cpu.block_size = size
+    if now >= cpu.limit:  on_block(size = INLINE)        # emu.cpu.clock, which takes it back and decides
 
-Nothing else stops the engine at the beginning of a block: whoever wants that lowers ``vm.limit``.  Engines that are not
-a VM's, and blocks of a single instruction (``vm.single``), are translated as ever.
+Nothing else stops the engine at the beginning of a block: whoever wants that lowers ``cpu.limit``.  Engines that are
+no processor's, and blocks of a single instruction (``cpu.single``), are translated as ever.
 
 The operations' numbers are those of QEMU 5.0.1's tcg-opc.h, which do not depend on how Unicorn was built.
 """
 
 from __future__ import annotations
 
-from emu.engine.engine import running_vm
+from emu.engine.engine import running_cpu
 from emu.engine.library import LIBRARY, replace_import
 from emu.engine.native import callback, external, inlined, load32, load64, store32, store64
-from emu.engine.state import State, state_at
+from emu.engine.state import cpu_offset, cpu_record
 
 INLINE = -1  # size that the block hook gets when the code above calls it
 
 _SET_LABEL, _LD_I64, _ST_I64, _ADD_I64, _EXTU_I32_I64 = 1, 73, 77, 78, 100  # INDEX_op_*
-_VTIME, _LIMIT, _GVA, _SIZE = (getattr(State, name).offset for name in ("vtime", "limit", "block_gva", "block_size"))
+_VTIME, _LIMIT, _GVA, _SIZE = map(cpu_offset, ("vtime", "limit", "block_gva", "block_size"))
 
 # What Unicorn's translator calls.  The context is its TCGContext; temporaries are host addresses of TCGTemps.
 _call = external(LIBRARY, "tcg_gen_callN_x86_64", "vqqqiq")
@@ -56,19 +56,19 @@ def _new_temporary(context: int) -> int:
 
 
 @callback("vqqqiq")
-def on_generate_call(context, function, result, count, arguments):
+def on_generate_call(context: int, function: int, result: int, count: int, arguments: int) -> None:
     """tcg_gen_callN(TCGContext *, void *func, TCGTemp *ret, int nargs, TCGTemp **args)."""
-    vm_at = running_vm()
-    if vm_at == 0:
+    cpu_at = running_cpu()
+    if cpu_at == 0:
         _call(context, function, result, count, arguments)
         return
-    vm = state_at(vm_at)
-    if vm.single or (function != vm.check_exit_at and function != vm.on_block_at):
+    cpu = cpu_record(cpu_at)
+    if cpu.single or (function != cpu.check_exit_at and function != cpu.on_block_at):
         _call(context, function, result, count, arguments)
         return
-    if function == vm.check_exit_at:
+    if function == cpu.check_exit_at:
         return
-    # the hook's arguments: engine, gva (64 bits), size (32 bits, known only when the block is complete), vm
+    # the hook's arguments: engine, gva (64 bits), size (32 bits, known only when the block is complete), cpu
     gva, size, base = load64(arguments + 8), load64(arguments + 16), load64(arguments + 24)
     now, wide = _new_temporary(context), _new_temporary(context)
     after, limit = _new_temporary(context), _new_temporary(context)
@@ -85,7 +85,7 @@ def on_generate_call(context, function, result, count, arguments):
     store64(arguments, _constant(context, 0))
     store64(arguments + 8, _constant(context, 0))
     store64(arguments + 16, _constant(context, INLINE))
-    store64(arguments + 24, _constant(context, vm_at))
+    store64(arguments + 24, _constant(context, cpu_at))
     _call(context, function, result, count, arguments)
     store32(label, load32(label) | 1)  # TCGLabel.present
     _op1(context, _SET_LABEL, label)

@@ -53,6 +53,7 @@ HF_CS64 = 1 << 15
 HF_RF = 1 << 16
 HF_VM = 1 << 17
 HF_AC = 1 << 18
+HF_OSFXSR = 1 << 22
 HF_SMAP = 1 << 23
 
 HF2_NMI = 1 << 2  # an NMI is being handled; the engine's IRET clears it
@@ -203,10 +204,20 @@ class CpuState:
     def hflags(self) -> int:
         return ctypes.c_uint32.from_address(self._env + HFLAGS).value
 
+    def forget_modes(self) -> None:
+        """What the engine has derived from CR4, an interrupt shadow and an NMI in service are forgotten, as by INIT."""
+        ctypes.c_uint32.from_address(self._env + HFLAGS).value &= ~(HF_INHIBIT_IRQ | HF_OSFXSR | HF_SMAP)
+        ctypes.c_uint32.from_address(self._env + HFLAGS2).value &= ~HF2_NMI
+
     def block_nmi(self) -> None:
         """An NMI is being handled, until IRET."""
         at = ctypes.c_uint32.from_address(self._env + HFLAGS2)
         at.value |= HF2_NMI
+
+    @property
+    def nmi_blocked(self) -> bool:
+        """Whether an NMI is being handled."""
+        return bool(ctypes.c_uint32.from_address(self._env + HFLAGS2).value & HF2_NMI)
 
     @property
     def interrupts_enabled(self) -> bool:

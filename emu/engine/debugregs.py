@@ -6,14 +6,12 @@ mapped through ``WATCH_BASE``, where each access is seen.  See :mod:`emu.cpu.bre
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.addr import PAGE_MASK, WATCH_BASE
 from emu.engine import cpustate
 from emu.engine.cpustate import DR
 from emu.engine.engine import PROT_EXEC, PROT_WRITE
 from emu.engine.native import inlined, load32, load64, outlined, store32, store64
-from emu.engine.state import STATE, state_at
+from emu.engine.state import Cpu, cpu_offset, cpu_record
 from emu.mmu.walk import FETCH, WRITE
 
 DR6_HITS = 15  # B0 to B3: the breakpoints that were hit
@@ -23,10 +21,10 @@ ON_EXECUTE, ON_WRITE, ON_PORT, ON_ACCESS = 0, 1, 2, 3  # R/W0 to R/W3: what a br
 
 WATCHED = 7  # miss_kind: refused because a data breakpoint waits for the access
 
-# steps of an instruction that touches a watched page, in vm.watch_step
+# steps of an instruction that touches a watched page, in cpu.watch_step
 NOT_WATCHING, ABOUT_TO_STEP, STEPPING = 0, 1, 2
 
-WATCH_MFN_OFFSET = STATE.fields["watch_mfn0"][1]  # type: ignore[index]
+WATCH_MFN_OFFSET = cpu_offset("watch_mfn0")
 
 
 @inlined
@@ -59,50 +57,50 @@ def waits_for(dr7: int, index: int, access: int) -> bool:
 
 
 @inlined
-def first_byte(vm: Any, index: int) -> int:
+def first_byte(cpu: Cpu, index: int) -> int:
     """The first byte that data breakpoint ``index`` watches: the address is aligned to the length."""
-    gva = load64(vm.env + DR + 8 * index) & -length_of(load64(vm.env + DR7), index)
-    return gva if load64(vm.env + cpustate.EFER) & cpustate.EFER_LMA else gva & 0xFFFF_FFFF
+    gva = load64(cpu.env + DR + 8 * index) & -length_of(load64(cpu.env + DR7), index)
+    return gva if load64(cpu.env + cpustate.EFER) & cpustate.EFER_LMA else gva & 0xFFFF_FFFF
 
 
 # --- TLB entries of watched pages ---------------------------------------------------------------------------------
 
 
 @inlined
-def _page_of(vm: Any, gva: int) -> int:
+def _page_of(cpu: Cpu, gva: int) -> int:
     page = gva & ~PAGE_MASK
-    return page if load64(vm.env + cpustate.EFER) & cpustate.EFER_LMA else page & 0xFFFF_FFFF
+    return page if load64(cpu.env + cpustate.EFER) & cpustate.EFER_LMA else page & 0xFFFF_FFFF
 
 
 @outlined("qqqq")
-def watches_page(vm_at, gva, access):
+def watches_page(cpu_at: int, gva: int, access: int) -> int:
     """1 when a data breakpoint waits for this kind of access on the page at ``gva``."""
-    vm = state_at(vm_at)
-    dr7 = load64(vm.env + DR7)
-    page = _page_of(vm, gva)
+    cpu = cpu_record(cpu_at)
+    dr7 = load64(cpu.env + DR7)
+    page = _page_of(cpu, gva)
     for index in range(4):
-        if waits_for(dr7, index, access) and (first_byte(vm, index) & ~PAGE_MASK) == page:
+        if waits_for(dr7, index, access) and (first_byte(cpu, index) & ~PAGE_MASK) == page:
             return 1
     return 0
 
 
 @outlined("vqqqq")
-def restrict_entry(vm_at, gva, access, entry_at):
+def restrict_entry(cpu_at: int, gva: int, access: int, entry_at: int) -> None:
     """Change the TLB entry just made for a page, so that no access that a breakpoint waits for goes unseen."""
-    vm = state_at(vm_at)
-    if not watches_page(vm.at, gva, WRITE):
+    cpu = cpu_record(cpu_at)
+    if not watches_page(cpu.at, gva, WRITE):
         return
     permissions = load32(entry_at + 8)
     if access == FETCH:
         store32(entry_at + 8, permissions & PROT_EXEC)
         return
     permissions &= ~PROT_EXEC
-    if vm.watch_step != STEPPING:
+    if cpu.watch_step != STEPPING:
         store32(entry_at + 8, permissions & ~PROT_WRITE)
         return
     machine = load64(entry_at) & (WATCH_BASE // 2 - 1)
     store64(entry_at, WATCH_BASE + machine)
     store32(entry_at + 8, permissions)
     for index in range(4):
-        if (first_byte(vm, index) & ~PAGE_MASK) == _page_of(vm, gva):
-            store64(vm.at + WATCH_MFN_OFFSET + 8 * index, machine >> 12)
+        if (first_byte(cpu, index) & ~PAGE_MASK) == _page_of(cpu, gva):
+            store64(cpu.at + WATCH_MFN_OFFSET + 8 * index, machine >> 12)

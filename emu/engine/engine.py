@@ -69,6 +69,7 @@ from emu.engine.cpustate import load_u64
 from emu.engine.layout import DESCRIPTOR_SIZE, PROBE_NS, TLB_MODES, Layout, find_layout, new_uc
 from emu.engine.library import LIBRARY, helper_address, replace_functions, replace_import
 from emu.engine.native import address_of, callback, compiled, external, global_cell, inlined, load32, load64, store64
+from emu.engine.state import Cpu, Vm, cpu_number
 from emu.errors import EngineMismatch
 
 ACCESS_READ, ACCESS_WRITE, ACCESS_FETCH = 16, 17, 18  # UC_MEM_READ, _WRITE, _FETCH as a TLB fill gets them
@@ -91,6 +92,8 @@ _rdmsr = external(LIBRARY, "helper_rdmsr_x86_64", "vq")
 _wrmsr = external(LIBRARY, "helper_wrmsr_x86_64", "vq")
 _cpuid = external(LIBRARY, "cpu_x86_cpuid_x86_64", "vqiiqqqq")
 _rdrand = external(LIBRARY, "helper_rdrand_x86_64", "qq")
+_invalidate_code = external(LIBRARY, "tb_invalidate_phys_range_x86_64", "vqqq")
+_pause = external(LIBRARY, "helper_pause_x86_64", "vqi")
 _uc_ctl = external(LIBRARY, "uc_ctl", "iqqqq")
 _uc_reg_read = external(LIBRARY, "uc_reg_read", "iqiq")
 
@@ -103,76 +106,92 @@ _ALL_ONES = -1
 
 
 _clock, _clock_cell_at = global_cell("emu_engine_clock")  # host address of the int64 that holds virtual time in ns
-_running, _running_cell_at = global_cell("emu_engine_running")  # host address of the record of the VM that runs
+_running, _running_cell_at = global_cell("emu_engine_running")  # host address of the record of the processor that runs
 
 # --- native plane -----------------------------------------------------------------------------------------------
 
 
 @inlined
-def use_clock(vm):
-    """Let the engine's clock tell this VM's virtual time from now on."""
-    store64(_clock_cell_at(), vm.vtime_at)
+def use_clock(cpu: Cpu) -> None:
+    """Let the engine's clock tell this processor's virtual time from now on."""
+    store64(_clock_cell_at(), cpu.vtime_at)
 
 
 @inlined
-def running_vm() -> int:
-    """Host address of the record of the VM whose engine runs, 0 for none: for callbacks that get nothing else."""
+def running_cpu() -> int:
+    """Host address of the record of the processor whose engine runs, 0 for none: for callbacks that get no other."""
     return load64(_running_cell_at())
 
 
 @compiled
-def start(vm: Any, count: int) -> int:
+def start(cpu: Cpu, count: int) -> int:
     """Execute from the current RIP until something stops the engine; returns Unicorn's error code.
 
     Args:
         count: instructions to execute at most, 0 for no limit.  Any other value is slow: code is translated anew.
     """
-    store64(_running_cell_at(), vm.at)
-    error = _uc_emu_start(vm.uc, load64(vm.env + cpustate.RIP), 0, 0, count)
+    store64(_running_cell_at(), cpu.at)
+    error = _uc_emu_start(cpu.uc, load64(cpu.env + cpustate.RIP), 0, 0, count)
     store64(_running_cell_at(), 0)
     return error
 
 
 @inlined
-def stop(vm: Any) -> None:
+def stop(cpu: Cpu) -> None:
     """Make :func:`start` return; from a block hook that ends with :func:`leave_engine`, before the block."""
-    _uc_emu_stop(vm.uc)
+    _uc_emu_stop(cpu.uc)
 
 
 @inlined
-def leave_engine(vm: Any) -> None:
+def leave_engine(cpu: Cpu) -> None:
     """Jump out of the callback and of the block that it is called from.  Does not return."""
-    _cpu_loop_exit(vm.cpu_at)
+    _cpu_loop_exit(cpu.engine_cpu_at)
 
 
 @compiled
-def flush_tlb(vm: Any) -> None:
-    """Drop every TLB entry of the engine."""
-    use_clock(vm)
-    _uc_ctl(vm.uc, _CTL_FLUSH_TLB, 0, 0)
+def flush_tlb(cpu: Cpu) -> None:
+    """Drop every TLB entry of the processor's engine."""
+    before = load64(_clock_cell_at())
+    use_clock(cpu)
+    _uc_ctl(cpu.uc, _CTL_FLUSH_TLB, 0, 0)
+    store64(_clock_cell_at(), before)
 
 
 @compiled
-def drop_code(vm: Any, gva: int, size: int) -> None:
+def flush_all_tlbs(vm: Vm) -> None:
+    """Drop every TLB entry of all processors of the VM."""
+    vm.flush_epoch += 1
+    for index in range(vm.cpu_count):
+        flush_tlb(cpu_number(vm, index))
+
+
+@compiled
+def drop_code(cpu: Cpu, gva: int, size: int) -> None:
     """Drop the translated code of the machine frame that ``gva`` leads to at this moment."""
-    _uc_ctl(vm.uc, _CTL_REMOVE_CACHE, gva, gva + size)
+    _uc_ctl(cpu.uc, _CTL_REMOVE_CACHE, gva, gva + size)
 
 
 @compiled
-def read_eflags(vm: Any) -> int:
+def drop_code_at(cpu: Cpu, machine: int, size: int) -> None:
+    """Drop the translated code that overlaps ``size`` bytes from a machine address below TRAP_BASE."""
+    _invalidate_code(cpu.uc, machine, machine + size)
+
+
+@compiled
+def read_eflags(cpu: Cpu) -> int:
     """EFLAGS with the arithmetic flags computed."""
-    _uc_reg_read(vm.uc, _EFLAGS, vm.scratch_at)
-    return load32(vm.scratch_at)
+    _uc_reg_read(cpu.uc, _EFLAGS, cpu.scratch_at)
+    return load32(cpu.scratch_at)
 
 
 @inlined
-def abandon_instruction(vm: Any) -> None:
+def abandon_instruction(cpu: Cpu) -> None:
     """From a callback that the engine made in the middle of an instruction: leave the engine as if it had not begun.
 
     Does not return: the engine jumps out of the callback, so no Python frame may lie between.
     """
-    _uc_emu_stop(vm.uc)
-    _cpu_loop_exit(vm.cpu_at)
+    _uc_emu_stop(cpu.uc)
+    _cpu_loop_exit(cpu.engine_cpu_at)
 
 
 @compiled
@@ -194,6 +213,12 @@ def original_rdrand(env: int) -> int:
 
 
 @compiled
+def original_pause(env: int, length: int) -> None:
+    """PAUSE as the engine does it: the end of the block.  Does not return."""
+    _pause(env, length)
+
+
+@compiled
 def original_cpuid(env: int, results_at: int) -> None:
     """CPUID as the engine does it: EAX, EBX, ECX, EDX as four u32 at ``results_at``."""
     leaf, subleaf = load32(env + cpustate.RAX), load32(env + cpustate.RCX)
@@ -201,20 +226,20 @@ def original_cpuid(env: int, results_at: int) -> None:
 
 
 @inlined
-def fault_address(vm: Any) -> int:
+def fault_address(cpu: Cpu) -> int:
     """The exact gva of the access whose TLB fill was refused."""
-    return load64(vm.fault_address_at)
+    return load64(cpu.fault_address_at)
 
 
 @inlined
-def note_large_page(vm: Any, gva: int, shift: int) -> None:
+def note_large_page(cpu: Cpu, gva: int, shift: int) -> None:
     """Make INVLPG of any address of the large page at ``gva`` drop all of it.
 
     The engine's TLB holds 4 KiB entries only; a range in its descriptor tells which of them belong to large pages.
     The range is widened as QEMU's tlb_add_large_page does.
     """
     for index in range(TLB_MODES):
-        at = vm.tlb_at + index * DESCRIPTOR_SIZE
+        at = cpu.tlb_at + index * DESCRIPTOR_SIZE
         mask = -(1 << shift)
         start_gva = load64(at)
         if start_gva == _ALL_ONES:
@@ -233,7 +258,7 @@ _TIME_ZERO = np.zeros(1, np.int64)  # told while no VM's time is
 
 
 @callback("iqq")
-def _gettimeofday(timeval_at, timezone_at):
+def _gettimeofday(timeval_at: int, timezone_at: int) -> int:
     """The engine's only clock: virtual time instead of the time of day."""
     microseconds = load64(load64(_clock_cell_at())) // 1000
     store64(timeval_at, microseconds // 1_000_000)

@@ -15,7 +15,7 @@ import numpy as np
 
 from emu.engine.native import address_of, compiled, inlined, load64, store64
 from emu.engine.ram import sparse_zeros
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, cpu_number, show_time, vm_of, vm_record
 
 WORDS = 8  # int64 per ring entry: sequence number, virtual time, kind, five fields
 RING_CAPACITY = 1 << 15  # entries, at the least
@@ -32,20 +32,22 @@ KINDS = 19
 
 
 @inlined
-def record(vm: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
+def record(cpu: Cpu, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
     """Count an event, end a step that waits for its kind, and put it into the ring when somebody listens to it."""
+    vm = vm_of(cpu)
     at = vm.event_counts_at + 8 * kind
     store64(at, load64(at) + 1)
+    time = show_time(cpu)  # whether anybody listens or not: that changes nothing
     if vm.event_stop_mask >> kind & 1:
         vm.step_hit = 1
         vm.stop = 1
-        vm.limit = 0
+        cpu.limit = 0
     if not vm.event_mask >> kind & 1:
         return
     at = vm.event_ring_at + (vm.event_head % vm.event_capacity) * (8 * WORDS)
     store64(at, vm.event_head)
-    store64(at + 8, vm.vtime)
-    store64(at + 16, kind)
+    store64(at + 8, time)
+    store64(at + 16, kind | cpu.index << 8)
     store64(at + 24, a)
     store64(at + 32, b)
     store64(at + 40, c)
@@ -54,12 +56,20 @@ def record(vm: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
     vm.event_head += 1
     if vm.event_head - vm.event_tail >= vm.event_capacity - vm.event_margin:
         vm.stop = 1
-        vm.limit = 0
+        cpu.limit = 0
+
+
+@compiled
+def time_from_python(vm_at: int) -> int:
+    """The VM's virtual time in ns; looking changes nothing."""
+    vm = vm_record(vm_at)
+    return max(vm.clock, cpu_number(vm, vm.current).vtime)
 
 
 @compiled
 def record_from_python(vm_at: int, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
-    record(state_at(vm_at), kind, a, b, c, d, e)
+    vm = vm_record(vm_at)
+    record(cpu_number(vm, vm.current), kind, a, b, c, d, e)
 
 
 # --- the kinds --------------------------------------------------------------------------------------------------
@@ -73,6 +83,7 @@ class Event:
         sequence: position in the VM's stream, from 0.
         time: virtual time in ns.
         vm: name of the VM.
+        cpu: number of the processor on which it happened, or which ran last before the DMM made it happen.
     """
 
     KIND: ClassVar[int]
@@ -81,6 +92,7 @@ class Event:
     sequence: int
     time: int
     vm: str
+    cpu: int
 
     def sentence(self) -> str:
         """The event in one English sentence."""
@@ -492,7 +504,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
 BY_NAME = {kind.NAME: kind for kind in EVENT_TYPES}
 
 _SIGNED = {"error"}  # fields whose -1 means "none"; every other field is an unsigned 64-bit integer
-_FIELDS = [tuple(field.name for field in fields(kind))[3:] for kind in EVENT_TYPES]
+_FIELDS = [tuple(field.name for field in fields(kind))[4:] for kind in EVENT_TYPES]
 
 Listener = Callable[[Event], None]
 
@@ -528,7 +540,7 @@ class EventLog:
     @property
     def now(self) -> int:
         """The VM's virtual time in ns."""
-        return int(self._native.vtime)
+        return time_from_python(self._vm_at)
 
     def counts(self) -> dict[str, int]:
         """How often each kind has happened, by name."""
@@ -568,10 +580,11 @@ class EventLog:
                     listener(event)
 
     def _decode(self, row: list[int]) -> Event:
-        kind = EVENT_TYPES[row[2]]
-        names = _FIELDS[row[2]]
+        number, cpu = row[2] & 0xFF, row[2] >> 8
+        kind = EVENT_TYPES[number]
+        names = _FIELDS[number]
         values = (
             value if name in _SIGNED else value & 0xFFFF_FFFF_FFFF_FFFF
             for name, value in zip(names, row[3:], strict=False)
         )
-        return kind(row[0], row[1], self._name, *values)
+        return kind(row[0], row[1], self._name, cpu, *values)

@@ -1,49 +1,269 @@
-"""The record that the native plane and the Python plane share, one per VM.
+"""The records that the native plane and the Python plane share: one for each VM, one for each of its processors.
 
-Every field is an int64.  Native functions receive the record as ``vm``; Python reaches the same memory, without a
-copy, as ``machine_vm.native`` (see :mod:`emu.machine.vm`).  Fields named ``*_at`` are host addresses.
+Every field is an int64.  A native function takes the record of a processor, ``cpu``, and reaches that of its VM by
+:func:`vm_of`; Python reaches the same memory without a copy (:mod:`emu.machine.vm`, :mod:`emu.machine.processor`).
+Fields named ``*_at`` are host addresses.
+
+The field lists are the annotations below: nothing else has to be changed for a new field, and mypy knows them.
 """
 
 from __future__ import annotations
 
 import ctypes
+from typing import Protocol
 
 import numpy as np
 
-from emu.engine.native import record_at
-
-_FIELDS = """
-at uc cpu_at env fault_address_at tlb_at vtime_at scratch_at
-ram_at frames void_mfn frame_flags_at
-vtime deadline limit stop flush_at_block stopped block_gva block_size
-mode cr0 cr3 cr4 efer
-p2m_at p2m_size m2p_at
-nested root_mfn root_level shadow_format
-shadow_first shadow_slots shadow_free shadow_used shadow_host
-shadow_key_at shadow_role_at shadow_link_at shadow_writes_at shadow_bucket_at shadow_bucket_mask
-rmap_head_at rmap_next_at rmap_prev_at
-walk_at walk_gpa walk_writable walk_user walk_nx walk_dirty walk_level marked_code
-miss_kind miss_gva miss_error need_gfn need_intent
-window_mfn single port_in_at port_out_at mmio_load_at mmio_store_at msr_load_at msr_store_at msr_value
-tsc_offset apic_enabled
-pio_at check_exit_at on_block_at entered_gva entered_size a20_mask random nmi_pending
-pending pending_vector pending_error pending_software pending_rip pending_prior
-fault_vector fault_error fault_gva sys_value sys_mfn sys_page sys_page_mfn external new_stack task_switched
-debugging watching watch_step watch_hits watch_stored watch_mfn0 watch_mfn1 watch_mfn2 watch_mfn3
-seen_dr0 seen_dr1 seen_dr2 seen_dr3 seen_dr4 seen_dr5 seen_dr6 seen_dr7
-shutdown intr_line engine_error
-event_ring_at event_capacity event_margin event_head event_tail event_mask event_counts_at event_stop_mask
-stepping step_count step_precise step_hit step_over step_gva step_alone step_shadow step_size step_sum
-""".split()
-
-STATE = np.dtype([(name, np.int64) for name in _FIELDS])
-"""The shared record's dtype: int64 fields only."""
-
-state_at = record_at(STATE, "VM")
-"""From the host address of a record to the record, in native code."""
+from emu.engine.native import inlined, load64, record_at
 
 
-class State(ctypes.Structure):
-    """A record, zeroed, for the Python plane; ``ctypes.addressof`` gives its host address."""
+class Cpu(Protocol):
+    """One processor."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in _FIELDS]
+    at: int  # of this record
+    vm_at: int  # of the record of its VM
+    index: int  # its number in the VM, from 0
+
+    # the engine (emu.engine.engine)
+    uc: int
+    engine_cpu_at: int
+    env: int  # host address of the CPU state (emu.engine.cpustate)
+    fault_address_at: int
+    tlb_at: int
+    vtime_at: int
+    scratch_at: int
+    check_exit_at: int
+    on_block_at: int
+
+    # virtual time and blocks of code (emu.cpu.clock, emu.engine.blockclock)
+    vtime: int  # ns
+    deadline: int  # ns; the run loop is left then
+    limit: int  # ns; the block clock looks at what wants attention then
+    flush_at_block: int
+    stopped: int
+    block_gva: int
+    block_size: int
+    entered_gva: int
+    entered_size: int
+    single: int  # instructions that the engine executes alone: 1, or 0 for no limit
+
+    # what it does, and what waits for it (emu.cpu.runloop)
+    activity: int  # RUNNING, HALTED or WAITING
+    wake_at: int  # ns; when what wakes it from HALTED came
+    turn: int  # the number of the processor whose turn is at this place of a round (a list across the records)
+    yielded: int  # it has given away the rest of its slice
+    pause_rip: int  # of its last PAUSE in this slice, -1 for none
+    intr_line: int  # level of its interrupt line
+    nmi_pending: int
+    shutdown: int
+    engine_error: int
+
+    # control registers as the present translations have them (emu.mmu.fill)
+    mode: int
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+    root_mfn: int
+    root_level: int
+
+    # results of the last walk and the last TLB miss (emu.mmu.walk, emu.mmu.fill)
+    walk_at: int
+    walk_gpa: int
+    walk_writable: int
+    walk_user: int
+    walk_nx: int
+    walk_dirty: int
+    walk_level: int
+    marked_code: int
+    miss_kind: int
+    miss_gva: int
+    miss_error: int
+    need_gfn: int
+    need_intent: int
+    window_mfn: int
+
+    # registers that the engine does not keep (emu.cpu.msr)
+    msr_value: int
+    tsc_offset: int
+    apic_enabled: int
+
+    # the event that is being delivered (emu.cpu.delivery, emu.cpu.gates)
+    pending: int
+    pending_vector: int
+    pending_error: int
+    pending_software: int
+    pending_rip: int
+    pending_prior: int
+    fault_vector: int
+    fault_error: int
+    fault_gva: int
+    sys_value: int
+    sys_mfn: int
+    sys_page: int
+    sys_page_mfn: int
+    external: int
+    new_stack: int
+    task_switched: int
+
+    # debug registers (emu.cpu.breakpoints, emu.engine.debugregs)
+    debugging: int
+    watching: int
+    watch_step: int
+    watch_hits: int
+    watch_stored: int
+    watch_mfn0: int
+    watch_mfn1: int
+    watch_mfn2: int
+    watch_mfn3: int
+    seen_dr0: int
+    seen_dr1: int
+    seen_dr2: int
+    seen_dr3: int
+    seen_dr4: int
+    seen_dr5: int
+    seen_dr6: int
+    seen_dr7: int
+
+    # stepping (emu.cpu.stepping, emu.engine.alone)
+    stepping: int
+    counting: int  # its instructions count as steps
+    step_over: int
+    step_gva: int
+    step_alone: int
+    step_shadow: int
+    step_size: int
+    step_sum: int
+
+
+class Vm(Protocol):
+    """One VM."""
+
+    at: int  # of this record
+
+    # processors and their turns (emu.cpu.runloop)
+    cpus_at: int  # of an array with the host addresses of the processors' records
+    cpu_count: int
+    current: int  # the processor that runs, or ran last
+    started: int  # processors that are not waiting for a start-up message
+    stop: int  # leave the native plane
+    deadline: int  # ns; no round goes beyond: something is to happen when every processor has come so far
+    pause_at: int  # ns; the native plane is left at the end of the first round behind it
+    clock: int  # ns; the latest time that any processor has shown to anybody
+    round_start: int  # ns; every processor with something to do has come so far
+    round_end: int  # ns
+    round_place: int  # how many turns of the round are over
+    round_shared: int  # more than one processor has something to do in it
+    quantum: int  # ns; longest slice
+    shortest_quantum: int  # ns; with a seed, quanta are drawn from here up to ``quantum``
+    seeded: int
+    seed: int
+
+    # memory
+    ram_at: int
+    frames: int
+    void_mfn: int
+    frame_flags_at: int
+    code_cpus_at: int  # of a u16 for each frame: the processors that translated code from it
+    written_at: int  # of an i32 for each frame: flush_epoch when a processor was last let store into it directly
+    flush_epoch: int  # how often all TLBs were flushed
+    a20_mask: int
+    p2m_at: int
+    p2m_size: int
+    m2p_at: int
+    nested: int
+
+    # shadow tables and reverse map (emu.mmu.shadow, emu.mmu.rmap)
+    shadow_format: int
+    shadow_first: int
+    shadow_slots: int
+    shadow_free: int
+    shadow_used: int
+    shadow_host: int
+    shadow_key_at: int
+    shadow_role_at: int
+    shadow_link_at: int
+    shadow_writes_at: int
+    shadow_bucket_at: int
+    shadow_bucket_mask: int
+    rmap_head_at: int
+    rmap_next_at: int
+    rmap_prev_at: int
+
+    # devices (emu.cpu.portio, emu.cpu.mmio, emu.cpu.msr)
+    port_in_at: int
+    port_out_at: int
+    mmio_load_at: int
+    mmio_store_at: int
+    msr_load_at: int
+    msr_store_at: int
+    pio_at: int
+    random: int
+
+    # event stream (emu.engine.events)
+    event_ring_at: int
+    event_capacity: int
+    event_margin: int
+    event_head: int
+    event_tail: int
+    event_mask: int
+    event_counts_at: int
+    event_stop_mask: int
+
+    # stepping (emu.cpu.stepping)
+    step_count: int
+    step_precise: int
+    step_hit: int
+
+
+def _dtype(record: type) -> np.dtype[np.void]:
+    return np.dtype([(name, np.int64) for name in record.__annotations__])
+
+
+CPU, VM = _dtype(Cpu), _dtype(Vm)
+"""The records' dtypes: int64 fields only."""
+
+cpu_record = record_at(CPU, "Cpu")
+"""From the host address of a processor's record to the record, in native code."""
+
+vm_record = record_at(VM, "Vm")
+"""From the host address of a VM's record to the record, in native code."""
+
+
+@inlined
+def vm_of(cpu: Cpu) -> Vm:
+    """The record of a processor's VM."""
+    return vm_record(cpu.vm_at)
+
+
+@inlined
+def cpu_number(vm: Vm, index: int) -> Cpu:
+    """The record of a processor of the VM."""
+    return cpu_record(load64(vm.cpus_at + 8 * index))
+
+
+@inlined
+def show_time(cpu: Cpu) -> int:
+    """The VM's time in ns as anybody may see it: never less than what any of its processors has shown before.
+
+    Within a round one processor runs after the other over the same stretch of virtual time, so the later one begins at
+    a time that has been shown already.
+    """
+    vm = vm_of(cpu)
+    if cpu.vtime > vm.clock:
+        vm.clock = cpu.vtime
+    return vm.clock
+
+
+def _structure(record: type) -> type[ctypes.Structure]:
+    fields = [(name, ctypes.c_int64) for name in record.__annotations__]
+    return type(record.__name__, (ctypes.Structure,), {"_fields_": fields})
+
+
+CpuStructure, VmStructure = _structure(Cpu), _structure(Vm)
+"""The records for the Python plane: zeroed when made; ``ctypes.addressof`` gives their host address."""
+
+
+def cpu_offset(field: str) -> int:
+    """Bytes from the beginning of a processor's record to ``field``."""
+    return int(CPU.fields[field][1])  # type: ignore[index]

@@ -14,6 +14,7 @@ from emu.devices import layout
 from emu.devices.platform import Platform
 from emu.dmm.dmm import DMM
 from emu.engine.native import host_function, signed
+from emu.engine.state import Cpu, Vm
 
 _TSC_DEADLINE = 0x6E0  # IA32_TSC_DEADLINE
 
@@ -22,7 +23,8 @@ class DeviceAccess:
     """The device accesses of one VM.
 
     Args:
-        native: the VM's shared record (:mod:`emu.engine.state`), which gets the functions' host addresses.
+        native: the VM's record (:mod:`emu.engine.state`), which gets the functions' host addresses.
+        running: gives the record of the processor that runs.
         platform: the devices.
         dmm: told where there are registers in memory.
 
@@ -31,8 +33,9 @@ class DeviceAccess:
         deadline: of the devices, after the last access: virtual time in ns.
     """
 
-    def __init__(self, native: Any, platform: Platform, dmm: DMM) -> None:
+    def __init__(self, native: Vm, running: Callable[[], Cpu], platform: Platform, dmm: DMM) -> None:
         self._native = native
+        self._running = running
         self._platform = platform
         self._dmm = dmm
         self.closed = False
@@ -49,7 +52,6 @@ class DeviceAccess:
             thunk = host_function(self._guarded(function))
             self._thunks.append(thunk)
             setattr(native, field, thunk.address_of)
-        native.apic_enabled = 1
         native.pio_at = platform.ide.buffer.address
         for gfns in platform.mmio.gfns():
             dmm.set_mmio(gfns)
@@ -69,13 +71,17 @@ class DeviceAccess:
                 deadline = self.deadline = self._platform.deadline()  # the access may have moved it
                 if deadline < self._native.deadline:
                     self._native.deadline = deadline
-                    self._native.limit = 0
+                    if deadline < self._native.round_end:
+                        self._native.round_end = deadline
+                        running = self._running()
+                        running.deadline = deadline
+                        running.limit = 0
                 return value
             except BaseException as error:  # raised again by reraise
                 if self._raised is None:
                     self._raised = error
                 self._native.stop = 1
-                self._native.limit = 0
+                self._running().limit = 0
                 return 0
 
         return call
@@ -102,18 +108,18 @@ class DeviceAccess:
         if value is None:
             return 1
         if index == _TSC_DEADLINE and value:
-            value += self._native.tsc_offset
-        self._native.msr_value = signed(value)
+            value += self._running().tsc_offset
+        self._running().msr_value = signed(value)
         return 0
 
     def _store_msr(self, index: int, value: int, _: int) -> int:
         """1 when the register does not exist or does not take the value."""
         value &= (1 << 64) - 1
         if index == _TSC_DEADLINE and value:  # the device knows virtual time
-            value = max(value - self._native.tsc_offset, 1)
+            value = max(value - self._running().tsc_offset, 1)
         accepted = self._platform.write_msr(index, value)
         lapic = self._platform.lapic
-        self._native.apic_enabled = int(lapic.enabled)
+        self._running().apic_enabled = int(lapic.enabled)
         if (lapic.mapped is not None) != self._apic_mapped:
             self._apic_mapped = not self._apic_mapped
             gfn = layout.LOCAL_APIC >> PAGE_SHIFT

@@ -10,10 +10,12 @@ from emu.dmm.m2p import M2P
 from emu.dmm.pool import MIN_POOL
 from emu.engine.ram import MachineMemory
 from emu.errors import BadInput
+from emu.machine.schedule import Schedule
 from emu.machine.vm import VirtualMachine
 from emu.units import format_size
 
 MMU_NAMES = ("shadow", "nested")
+MAX_CPUS = 16
 MIN_RAM = 64 << 10  # bytes: what real mode and its stack need
 MAX_RAM = 1 << 40  # bytes: 40 physical address bits
 
@@ -70,7 +72,8 @@ class Machine:
     def create_vm(
         self, name: str, ram: int, pool: int | None = None, mmu: str = "shadow",
         disks: Sequence[Disk] = (), virtio_disk: Disk | None = None,
-    ) -> VirtualMachine:
+        cpus: int = 1, schedule: Schedule | None = None,
+    ) -> VirtualMachine:  # fmt: skip
         """A VM without a guest.
 
         Args:
@@ -79,18 +82,24 @@ class Machine:
             mmu: paging architecture, one of MMU_NAMES.
             disks: up to two, of the IDE channel.
             virtio_disk: the one of the virtio block device.
+            cpus: processors, 1 to MAX_CPUS.
+            schedule: how they take turns.
 
         Raises:
             BadInput: a size or name that cannot be used.
             OutOfMachineFrames: the machine has not enough free frames.
         """
+        if not 1 <= cpus <= MAX_CPUS:
+            raise BadInput("--cpus", f"{cpus} is not a number of processors from 1 to {MAX_CPUS}")
         pool = ram if pool is None else pool
         self.check_sizes(ram, min(pool, ram), mmu)
         free = self.memory.free
         tables = shadow_tables_for(ram) if mmu == "shadow" else 0
         if (pool >> PAGE_SHIFT) + tables > free:
             raise BadInput("--pool", f"{format_size(pool)} is more than the machine has free ({free} frames)")
-        vm = VirtualMachine(self, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk)
+        vm = VirtualMachine(
+            self, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk, cpus, schedule
+        )
         self.vms[self._created] = vm
         self._created += 1
         return vm

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.audit.audit import audit
-from emu.boot.entry import enter_real_mode
 from emu.boot.guest import Guest
-from emu.cpu import breakpoints, clock, mmio, msr, portio, runloop, stepping
-from emu.cpu.runloop import Reason
+from emu.cpu import clock, runloop, stepping
+from emu.cpu.runloop import RUNNING, Reason
 from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.devices.platform import Platform
@@ -25,16 +23,16 @@ from emu.dmm.p2m import INTENTS, P2M, PageType
 from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
 from emu.engine import engine
-from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.events import EVENT_TYPES, Event, EventLog
 from emu.engine.native import address_of
-from emu.engine.state import State
+from emu.engine.state import Vm, VmStructure
 from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
-from emu.mmu import fill
+from emu.machine.processor import Processor
+from emu.machine.schedule import Schedule
 from emu.mmu.paging import Paging, ShadowPaging
-from emu.mmu.shadow import ENTRIES
+from emu.mmu.shadowtables import ENTRIES
 
 if TYPE_CHECKING:
     from emu.machine.machine import Machine
@@ -87,7 +85,7 @@ class VirtualMachine:
         name: the VM's name.
         ram: bytes of its memory.
         guest: what :meth:`boot` placed in it, None before that.
-        cpu: registers (:class:`emu.engine.cpustate.CpuState`).
+        processors: its virtual CPUs, in the order of their numbers.
         dmm, p2m, pool: its memory.
         events: its event stream.
         platform: its devices.
@@ -97,94 +95,83 @@ class VirtualMachine:
 
     def __init__(
         self, machine: Machine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
-        disks: Sequence[Disk] = (), virtio_disk: Disk | None = None,
+        disks: Sequence[Disk] = (), virtio_disk: Disk | None = None, cpus: int = 1, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.ram = ram
         self.machine = machine
         memory = machine.memory
-        self.native = native = State()
-        self.native_at = ctypes.addressof(self.native)
-        self._scratch = np.zeros(16, np.int64)
-        self.engine = engine.Engine(memory.at, memory.frames << PAGE_SHIFT)
-        self.cpu = CpuState(self.engine.env)
+        record = VmStructure()
+        self.native = native = cast(Vm, record)
+        self.native_at = native.at = ctypes.addressof(record)
+        self.processors = tuple(Processor(number, self.native_at, memory) for number in range(cpus))
+        self._selected: int | None = None
+        self._records = np.array([processor.native_at for processor in self.processors])
         memory_gfns = [range(r.start >> PAGE_SHIFT, r.stop >> PAGE_SHIFT) for r in layout.ram_ranges(ram)]
         self.p2m = P2M(max(MMIO_SIZE >> PAGE_SHIFT, memory_gfns[-1].stop), memory_gfns)
-        self._fill_native()
-        self.events = EventLog(name, self.native, self.native_at, tables * ENTRIES)
+        self._fill_native(schedule or Schedule())
+        self.events = EventLog(name, native, self.native_at, tables * ENTRIES)
         self.paging: Paging
         if mmu == "shadow":
-            self.paging = ShadowPaging(self.native, self.native_at, memory, tables, index)
+            self.paging = ShadowPaging(native, memory, tables, index)
         else:
-            self.paging = Paging(self.native, self.native_at, memory)
+            self.paging = Paging(native, memory)
         self.pool = Pool(memory, pool, index)
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
         self.platform = Platform(
             ram, self.dmm, lambda: self.now, disks, virtio_disk,
-            set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20,
+            set_intr=lambda level: self._set_intr(0, level), raise_nmi=lambda: self._raise_nmi(0),
+            set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
-        self._devices = DeviceAccess(native, self.platform, self.dmm)
+        self._devices = DeviceAccess(native, lambda: self._running.native, self.platform, self.dmm)
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
         self.exits = Exits()
         self._stop_requested = False
+        self._inits: list[int] = []  # processors that have sent themselves an INIT
         self._asleep = False
         self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
         self._waited_at = -1
-        self._hook()
-        weakref.finalize(self, engine.forget_clock, int(self.native.vtime_at))
-        enter_real_mode(self.cpu)
-        set_hflags_mode(self.engine.env)
 
-    def _fill_native(self) -> None:
+    def _fill_native(self, schedule: Schedule) -> None:
         native, memory = self.native, self.machine.memory
-        native.at = self.native_at
-        native.uc = self.engine.uc
-        native.cpu_at = self.engine.cpu_at
-        native.env = self.engine.env
-        native.fault_address_at = self.engine.fault_address_at
-        native.check_exit_at = self.engine.check_exit_at
-        native.on_block_at = clock.on_block.address_of
-        native.tlb_at = self.engine.tlb_at
-        native.vtime_at = self.native_at + State.vtime.offset
-        native.scratch_at = address_of(self._scratch)
-        native.walk_at = address_of(self._scratch) + 32
+        native.cpus_at, native.cpu_count = address_of(self._records), len(self.processors)
+        native.started = 1
+        native.quantum, native.shortest_quantum = schedule.quantum, schedule.shortest_quantum
+        if schedule.seed is not None:
+            native.seeded, native.seed = 1, schedule.seed
         native.ram_at = memory.at
         native.void_mfn = NO_FRAME
         native.m2p_at = address_of(self.machine.m2p.gfn)
         native.p2m_at = address_of(self.p2m.entries)
         native.p2m_size = len(self.p2m)
-        native.deadline = clock.NEVER
+        native.deadline = native.pause_at = clock.NEVER
         native.a20_mask = -1
-        native.window_mfn = -1
-        native.root_mfn = -1
-        native.cr3 = -1
-        native.step_gva = NOWHERE
         native.step_count = stepping.UNLIMITED
 
-    def _hook(self) -> None:
-        from emu.cpu import delivery
+    # --- processors ---
 
-        at = self.native_at
-        e = self.engine
-        e.hook(engine.HOOK_TLB_FILL, fill.on_tlb_fill, at)
-        e.hook_trap(fill.on_trapped_store, at)
-        e.hook_watch(breakpoints.on_watched_load, breakpoints.on_watched_store, at)
-        e.hook(engine.HOOK_TRANSLATED, breakpoints.on_translated, at)
-        e.hook(engine.HOOK_BLOCK, clock.on_block, at)
-        e.hook(engine.HOOK_EXCEPTION, delivery.on_interrupt, at)
-        e.hook(engine.HOOK_INVALID_INSTRUCTION, delivery.on_invalid_instruction, at)
-        e.hook_instruction(engine.SYSCALL, delivery.on_syscall, at)
-        e.hook_instruction(engine.SYSENTER, delivery.on_sysenter, at)
-        e.hook_instruction(engine.CPUID, msr.on_cpuid, at)
-        e.hook_instruction(engine.RDTSC, clock.on_rdtsc, at)
-        e.hook_instruction(engine.RDTSCP, clock.on_rdtscp, at)
-        e.hook_instruction(engine.IN, portio.on_in, at)
-        e.hook_instruction(engine.OUT, portio.on_out, at)
-        e.hook_mmio(mmio.on_mmio_load, mmio.on_mmio_store, at)
+    @property
+    def _running(self) -> Processor:
+        """The processor that runs, or ran last."""
+        return self.processors[self.native.current]
+
+    @property
+    def processor(self) -> Processor:
+        """The processor to look at: the one that runs, or ran last, unless :meth:`select` has named another."""
+        return self._running if self._selected is None else self.processors[self._selected]
+
+    @property
+    def cpu(self) -> CpuState:
+        """The registers of :attr:`processor`."""
+        return self.processor.registers
+
+    def select(self, cpu: int | None) -> None:
+        """Look at processor ``cpu`` from now on; with None again at the one that runs."""
+        self._selected = cpu
 
     # --- set-up ---
 
@@ -196,8 +183,8 @@ class VirtualMachine:
         self.guest = guest
         if guest.after_bios:
             self.platform.leave_as_bios()
-        guest.start(self.cpu)
-        set_hflags_mode(self.engine.env)
+        guest.start(self._running.registers)
+        set_hflags_mode(self._running.engine.env)
 
     def attach(self, policy: Policy) -> None:
         """Put a memory policy in force."""
@@ -219,13 +206,13 @@ class VirtualMachine:
 
     @property
     def now(self) -> int:
-        """Virtual time in ns."""
-        return int(self.native.vtime)
+        """Virtual time in ns: the latest that any processor has come to."""
+        return max(self.native.clock, self._running.native.vtime)
 
     @property
     def eflags(self) -> int:
-        """EFLAGS with the arithmetic flags computed."""
-        return int(runloop.eflags(self.native_at))
+        """EFLAGS of :attr:`processor`, with the arithmetic flags computed."""
+        return self.processor.eflags
 
     @property
     def waits_for_input(self) -> bool:
@@ -253,16 +240,20 @@ class VirtualMachine:
         """
         return self._run(until, stepping.UNLIMITED, ())
 
-    def step(self, instructions: int = 1, until: int | None = None) -> Stop:
+    def step(self, instructions: int = 1, until: int | None = None, cpu: int | None = None) -> Stop:
         """As :meth:`run`, but for so many instructions at most; each pass of a repeated string instruction counts.
 
         The entry into a handler is part of the instruction that it follows.  A stepped run is the same as a free one,
         event for event and at the same virtual times, though :attr:`now` is that of the end of a block within it.
 
+        Args:
+            cpu: the number of the processor whose instructions count, while the others run in their turns; by default
+                all count, in the order in which they are executed.
+
         Returns:
             STEP when they have been executed; else as :meth:`run`.
         """
-        return self._run(until, instructions, ())
+        return self._run(until, instructions, (), cpu)
 
     def run_to_event(self, kinds: Iterable[type[Event]] = EVENT_TYPES, until: int | None = None) -> Stop:
         """As :meth:`run`, but no further than the instruction in which the next event of ``kinds`` happens.
@@ -274,30 +265,33 @@ class VirtualMachine:
         """
         return self._run(until, stepping.UNLIMITED, kinds)
 
-    def _run(self, until: int | None, instructions: int, kinds: Iterable[type[Event]]) -> Stop:
+    def _run(
+        self, until: int | None, instructions: int, kinds: Iterable[type[Event]], counted: int | None = None
+    ) -> Stop:
         if self.machine.m2p.dmms.get(self.dmm.index) is not self.dmm:
             raise ValueError(f"{self.name} has been removed from its machine")
         limit = clock.NEVER if until is None else until
         native = self.native
         self._asleep = False
-        within_block = stepping.is_within_block(native)
-        stepping.begin(native, instructions, kinds)
+        within_block = stepping.is_within_block(self._running.native)
+        stepping.begin(native, [processor.native for processor in self.processors], instructions, kinds, counted)
         reason = Reason.STOP
         while True:
             if stepping.is_over(native):
                 return Stop.STEP
+            reached = self._reached()
             if not within_block:
                 if self._ended is not None:
                     return self._ended
                 if self._stop_requested:
                     self._stop_requested = False
                     return Stop.REQUESTED
-                if native.vtime >= limit:
+                if reached >= limit:
                     return Stop.DEADLINE
             if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes no device's plans
                 self._devices.deadline = self.platform.deadline()
-            device_deadline = min(self._devices.deadline, self.dmm.next_epoch)
-            native.deadline = min(limit, device_deadline, native.vtime + SLICE_NS)
+            native.deadline = min(self._devices.deadline, self.dmm.next_epoch)
+            native.pause_at = min(limit, reached + SLICE_NS)
             native.stop = int(self._ended is not None or self._stop_requested)
             reason = _REASONS[runloop.run(self.native_at)]
             self.exits.count(reason)
@@ -306,34 +300,41 @@ class VirtualMachine:
             if reason == Reason.NEED:
                 self._resolve()
             elif reason == Reason.INTERRUPT:
-                self._interrupt()
+                self._inject(self.platform.acknowledge())
             elif reason == Reason.NMI:
-                self._deliver_nmi()
+                self._running.native.nmi_pending = 0
+                self._running.registers.block_nmi()
+                self._inject(VECTOR_NMI)
             elif reason == Reason.HALT:
                 if self._ended is None and not self._sleep(limit):
+                    self._running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
                     return Stop.HALTED
             elif reason == Reason.SHUTDOWN:
                 return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
             elif reason == Reason.ENGINE_ERROR:
-                raise EngineFault(f"{self.name}: {engine.error_text(int(native.engine_error))} at pc {self.cpu.pc:#x}")
-            within_block = stepping.is_within_block(native)
-            if native.vtime >= device_deadline and not within_block:
-                self._tick()
+                error = engine.error_text(self._running.native.engine_error)
+                raise EngineFault(f"{self.name}: {error} at pc {self._running.registers.pc:#x}")
+            within_block = stepping.is_within_block(self._running.native)
+            if not within_block:
+                self._take_inits()
+                if self._reached() >= min(self._devices.deadline, self.dmm.next_epoch):
+                    self._tick()
 
-    def _interrupt(self) -> None:
-        vector = self.platform.acknowledge()
-        if runloop.inject(self.native_at, vector) == runloop.NEED_DMM:
+    def _reached(self) -> int:
+        """The virtual time in ns that every processor has come to."""
+        running = [processor.native.vtime for processor in self.processors if processor.is_running]
+        if running:
+            return min(running)
+        return max(self.native.round_start, *(processor.native.vtime for processor in self.processors))
+
+    def _inject(self, vector: int) -> None:
+        """Deliver an interrupt to the processor that runs."""
+        if runloop.inject(self._running.native_at, vector) == runloop.NEED_DMM:
             self._resolve()  # the vector is taken from the controller: it stays pending until the page is there
-
-    def _deliver_nmi(self) -> None:
-        self.native.nmi_pending = 0
-        self.cpu.block_nmi()
-        if runloop.inject(self.native_at, VECTOR_NMI) == runloop.NEED_DMM:
-            self._resolve()
 
     def _resolve(self) -> None:
         """The guest waits for the DMM."""
-        native = self.native
+        native = self._running.native
         if native.vtime != self._waited_at:
             self._waited_at = native.vtime
             self._waits = 0
@@ -343,44 +344,79 @@ class VirtualMachine:
         self.dmm.resolve(native.need_gfn, INTENTS[native.need_intent])
 
     def _sleep(self, limit: int) -> bool:
-        """HLT: jump to the next deadline.  False when nothing can wake the guest."""
+        """No processor has anything to do: jump to the next deadline.  False when nothing can wake any of them."""
         native = self.native
-        if not self.cpu.interrupts_enabled and not native.nmi_pending:
+        if not any(processor.can_be_woken for processor in self.processors):
             return False
-        while not native.intr_line and not native.nmi_pending and self._ended is None:
+        while self._ended is None and not any(processor.has_work for processor in self.processors):
             if min(self.platform.deadline(), limit) == clock.NEVER:
                 return False  # a policy's epoch wakes nobody
-            wake = self._next_deadline()
-            native.vtime = max(native.vtime, min(wake, limit))
+            wake = min(self.platform.deadline(), self.dmm.next_epoch)
+            native.round_start = native.clock = max(self._reached(), min(wake, limit))
             if wake > limit:
-                self.cpu.rip -= 1  # still halted: execute HLT again when the run goes on
                 self._asleep = True
                 return True
             self._tick()
-            if self._stop_requested and not native.intr_line:
-                self.cpu.rip -= 1
+            if self._stop_requested:
                 return True
         return True
 
-    def _next_deadline(self) -> int:
-        return min(self.platform.deadline(), self.dmm.next_epoch)
-
     def _tick(self) -> None:
-        now = self.now
+        now = self._reached()
         self.platform.tick(now)
         self.dmm.run_epochs(now)
         self._devices.deadline = self.platform.deadline()
 
     def _attention(self) -> None:
         self.native.stop = 1
-        self.native.limit = 0
+        self._running.native.limit = 0
 
     # --- called by devices ---
 
-    def _set_intr(self, level: bool) -> None:
-        self.native.intr_line = int(level)
+    def _set_intr(self, cpu: int, level: bool) -> None:
+        native = self.processors[cpu].native
+        native.intr_line = int(level)
         if level:
-            self.native.limit = 0
+            self._wake(cpu)
+
+    def _raise_nmi(self, cpu: int) -> None:
+        self.processors[cpu].native.nmi_pending = 1
+        self._wake(cpu)
+
+    def _wake(self, cpu: int) -> None:
+        """Something has come that a processor should look at."""
+        native = self.processors[cpu].native
+        native.limit = 0
+        native.wake_at = self.now
+        if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
+            running = self._running.native
+            self.native.round_shared = 1
+            self.native.round_end = min(self.native.round_end, running.vtime + self.native.quantum)
+            running.deadline = self.native.round_end
+            running.limit = 0
+
+    def _init(self, cpu: int) -> None:
+        """INIT: the first processor would enter the BIOS again, which is a reset; the others wait for a start-up."""
+        if cpu == 0:
+            self._guest_ends(Stop.RESET)
+        elif cpu != self.native.current:
+            self.processors[cpu].init()
+        else:  # it has sent that itself, and its engine runs
+            self._inits.append(cpu)
+            self._attention()
+
+    def _take_inits(self) -> None:
+        while self._inits:
+            self.processors[self._inits.pop()].init()
+
+    def _start_up(self, cpu: int, vector: int) -> None:
+        processor = self.processors[cpu]
+        first = not processor.has_started
+        if processor.start_up(vector, self.now):
+            if first:
+                self.native.started += 1
+                self.paging.processor_started()
+            self._wake(cpu)
 
     def _guest_exits(self, value: int) -> None:
         if self._ended is None:
@@ -392,10 +428,6 @@ class VirtualMachine:
             self._ended = how
             self._devices.closed = True
         self._attention()
-
-    def _raise_nmi(self) -> None:
-        self.native.nmi_pending = 1
-        self.native.limit = 0
 
     def _set_a20(self, level: bool) -> None:
         mask = -1 if level else ~A20

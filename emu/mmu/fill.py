@@ -1,7 +1,7 @@
 """The engine's socket: answers its TLB misses, and takes the stores that it traps.
 
 A miss ends in one of three ways: a TLB entry; a refusal, which stops the engine at the instruction with
-``vm.miss_kind`` telling why (a guest page fault, a non-canonical address, or a question for the DMM); nothing else.
+``cpu.miss_kind`` telling why (a guest page fault, a non-canonical address, or a question for the DMM); nothing else.
 
 Code pages.  An engine entry that allows execution also makes stores slow, because they must look for translated code;
 one that does not makes the engine miss writes into code.  So data entries are given without execution, until code is
@@ -12,8 +12,6 @@ instruction is refused and executed on its own (``CODE_IN_USE``), so that what f
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from emu.addr import MMIO_BASE, NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
 from emu.engine import cpustate, events
@@ -26,6 +24,8 @@ from emu.engine.engine import (
     PROT_WRITE,
     abandon_instruction,
     drop_code,
+    drop_code_at,
+    flush_all_tlbs,
     flush_tlb,
     note_large_page,
 )
@@ -43,8 +43,8 @@ from emu.engine.native import (
     store64,
 )
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE
-from emu.engine.state import state_at
-from emu.mmu import pte, shadow
+from emu.engine.state import Cpu, Vm, cpu_number, cpu_record, vm_of
+from emu.mmu import pte, shadow, shadowtables
 from emu.mmu.implicit import is_implicit_supervisor_access
 from emu.mmu.walk import (
     DIRTY,
@@ -66,7 +66,7 @@ from emu.mmu.walk import (
     walk,
 )
 
-CODE_IN_USE = 6  # in ``vm.miss_kind``: the instruction stores into the frame of its own block
+CODE_IN_USE = 6  # in ``cpu.miss_kind``: the instruction stores into the frame of its own block
 
 _CR0_BITS = cpustate.CR0_PG | cpustate.CR0_PE
 _CR4_BITS = cpustate.CR4_PSE | cpustate.CR4_PAE
@@ -74,79 +74,107 @@ _EFER_BITS = cpustate.EFER_LMA | cpustate.EFER_NXE
 
 
 @outlined("vq")
-def refresh(vm_at):
+def refresh(cpu_at: int) -> None:
     """Take over the control registers that say how gvas are translated."""
-    vm = state_at(vm_at)
-    env = vm.env
-    before = vm.cr3
-    vm.cr0 = load64(env + cpustate.CR0)
-    vm.cr3 = load64(env + cpustate.CR3)
-    vm.cr4 = load64(env + cpustate.CR4)
-    vm.efer = load64(env + cpustate.EFER)
-    vm.mode = paging_mode(vm)
-    if vm.mode:
-        if vm.cr3 != before:
-            events.record(vm, events.CR3_SWITCH, before, vm.cr3, vm.mode, 0, 0)
+    cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
+    env = cpu.env
+    before = cpu.cr3
+    cpu.cr0 = load64(env + cpustate.CR0)
+    cpu.cr3 = load64(env + cpustate.CR3)
+    cpu.cr4 = load64(env + cpustate.CR4)
+    cpu.efer = load64(env + cpustate.EFER)
+    cpu.mode = paging_mode(cpu)
+    if cpu.mode:
+        if cpu.cr3 != before:
+            events.record(cpu, events.CR3_SWITCH, before, cpu.cr3, cpu.mode, 0, 0)
         # shadow tables are only good for the mode that they were made in; without paging they stay for later
-        made_for = vm.mode | (vm.cr4 & cpustate.CR4_PSE) | (vm.efer & cpustate.EFER_NXE)
+        made_for = cpu.mode | (cpu.cr4 & cpustate.CR4_PSE) | (cpu.efer & cpustate.EFER_NXE)
         if made_for != vm.shadow_format:
             if not vm.nested:
-                shadow.unshadow_all(vm.at)
+                shadowtables.unshadow_all(cpu.at)
             vm.shadow_format = made_for
     if not vm.nested:
-        shadow.select_root(vm.at, 0)
+        shadow.select_root(cpu.at, 0)
 
 
 @inlined
-def refresh_if_changed(vm: Any) -> None:
-    env = vm.env
+def refresh_if_changed(cpu: Cpu) -> None:
+    env = cpu.env
     if (
-        load64(env + cpustate.CR3) != vm.cr3
-        or (load64(env + cpustate.CR0) ^ vm.cr0) & _CR0_BITS
-        or (load64(env + cpustate.CR4) ^ vm.cr4) & _CR4_BITS
-        or (load64(env + cpustate.EFER) ^ vm.efer) & _EFER_BITS
-        or (not vm.nested and vm.root_mfn == NO_FRAME)
+        load64(env + cpustate.CR3) != cpu.cr3
+        or (load64(env + cpustate.CR0) ^ cpu.cr0) & _CR0_BITS
+        or (load64(env + cpustate.CR4) ^ cpu.cr4) & _CR4_BITS
+        or (load64(env + cpustate.EFER) ^ cpu.efer) & _EFER_BITS
+        or (not vm_of(cpu).nested and cpu.root_mfn == NO_FRAME)
     ):
-        refresh(vm.at)
+        refresh(cpu.at)
+
+
+@inlined
+def _translators(vm: Vm, mfn: int) -> int:
+    """The processors that translated code from frame ``mfn``, one bit each."""
+    return load16(vm.code_cpus_at + 2 * mfn)
 
 
 @outlined("vqq")
-def drop_frame_code(vm_at, mfn):
-    """Drop the code translated from ``mfn``; from now on it is a data frame."""
-    vm = state_at(vm_at)
-    flush_tlb(vm)
-    vm.window_mfn = mfn
-    drop_code(vm, WINDOW_GVA, 4096)
-    vm.window_mfn = NO_FRAME
-    flush_tlb(vm)
+def drop_frame_code(cpu_at: int, mfn: int) -> None:
+    """Drop the code that any processor translated from ``mfn``; from now on it is a data frame."""
+    vm = vm_of(cpu_record(cpu_at))
+    translators = _translators(vm, mfn)
+    for index in range(vm.cpu_count):
+        if translators >> index & 1:
+            cpu = cpu_number(vm, index)
+            flush_tlb(cpu)
+            cpu.window_mfn = mfn
+            drop_code(cpu, WINDOW_GVA, 4096)
+            cpu.window_mfn = NO_FRAME
+            flush_tlb(cpu)
+    store16(vm.code_cpus_at + 2 * mfn, 0)
     flags_at = vm.frame_flags_at + mfn
     store8(flags_at, load8(flags_at) & ~FRAME_CODE)
 
 
 @outlined("qqqq")
-def _runs_from(vm_at, mfn, user):
+def _runs_from(cpu_at: int, mfn: int, user: int) -> int:
     """1 when the running block lies in frame ``mfn``, at least in part; changes the results of the last walk."""
-    vm = state_at(vm_at)
-    for gva in (vm.block_gva, vm.block_gva + vm.block_size - 1):
-        if walk(vm, gva, FETCH, user != 0) == OK and p2m_entry(vm, vm.walk_gpa >> 12) >> 12 == mfn:
+    cpu = cpu_record(cpu_at)
+    for gva in (cpu.block_gva, cpu.block_gva + cpu.block_size - 1):
+        if walk(cpu, gva, FETCH, user != 0) == OK and p2m_entry(cpu, cpu.walk_gpa >> 12) >> 12 == mfn:
             return 1
     return 0
 
 
 @outlined("qqqq")
-def drop_changed_code(vm_at, mfn, user):
+def drop_changed_code(cpu_at: int, mfn: int, user: int) -> int:
     """Drop the code of a frame that the running instruction changes; 1 when that instruction must run on its own."""
-    vm = state_at(vm_at)
+    cpu = cpu_record(cpu_at)
     in_use = 0
-    if not vm.single and vm.block_size:
-        in_use = _runs_from(vm_at, mfn, user)
-    drop_frame_code(vm_at, mfn)
+    if not cpu.single and cpu.block_size:
+        in_use = _runs_from(cpu_at, mfn, user)
+    drop_frame_code(cpu_at, mfn)
     return in_use
 
 
 @inlined
+def _note_translator(cpu: Cpu, mfn: int) -> None:
+    """The processor is about to translate code from a frame: no store to it may go unseen any more."""
+    vm = vm_of(cpu)
+    translators = _translators(vm, mfn)
+    if translators >> cpu.index & 1:
+        return
+    store16(vm.code_cpus_at + 2 * mfn, translators | 1 << cpu.index)
+    flags_at = vm.frame_flags_at + mfn
+    store8(flags_at, load8(flags_at) | FRAME_CODE)
+    if vm.started > 1 and load32(vm.written_at + 4 * mfn) == vm.flush_epoch:
+        flush_all_tlbs(vm)
+    else:
+        flush_tlb(cpu)  # there may be data entries that do not look for code
+
+
+@inlined
 def grant(
-    vm: Any, entry_at: int, access: int, mfn: int, readable: bool, writable: bool, trapped: bool, executable: bool,
+    cpu: Cpu, entry_at: int, access: int, mfn: int, readable: bool, writable: bool, trapped: bool, executable: bool,
     user: bool,
 ) -> int:
     """Give the engine a TLB entry; returns OK or CODE_IN_USE.
@@ -159,20 +187,27 @@ def grant(
         executable: the guest may fetch through this mapping at this privilege.
         user: the privilege is CPL 3.
     """
+    vm = vm_of(cpu)
     flags_at = vm.frame_flags_at + mfn
     flags = load8(flags_at)
     base = 0
     permissions = PROT_READ if readable else 0
+    shared = False  # there is code of other processors, which only the trap drops
+    if vm.started > 1 and (flags & FRAME_CODE or access == FETCH):
+        shared = _translators(vm, mfn) & ~(1 << cpu.index) != 0
     if access == FETCH:
-        if not flags & FRAME_CODE:
-            store8(flags_at, flags | FRAME_CODE)
-            flush_tlb(vm)  # there may be data entries that do not look for code
+        if not flags & FRAME_CODE or shared:
+            _note_translator(cpu, mfn)
         permissions |= PROT_EXEC
-        if writable and not trapped:
+        if writable and not trapped and not shared:
+            permissions |= PROT_WRITE
+    elif shared:
+        if access == WRITE:
+            base = TRAP_BASE
             permissions |= PROT_WRITE
     elif trapped:
         if access == WRITE:
-            if flags & FRAME_CODE and drop_changed_code(vm.at, mfn, 1 if user else 0):
+            if flags & FRAME_CODE and drop_changed_code(cpu.at, mfn, 1 if user else 0):
                 return CODE_IN_USE
             base = TRAP_BASE
             permissions |= PROT_WRITE
@@ -182,119 +217,122 @@ def grant(
             if writable:
                 permissions |= PROT_WRITE
         elif access == WRITE:
-            if drop_changed_code(vm.at, mfn, 1 if user else 0):
+            if drop_changed_code(cpu.at, mfn, 1 if user else 0):
                 return CODE_IN_USE
             permissions |= PROT_WRITE
     elif writable:
         permissions |= PROT_WRITE
+    if vm.started > 1 and permissions & PROT_WRITE and base == 0:
+        store32(vm.written_at + 4 * mfn, vm.flush_epoch)
     store64(entry_at, base + (mfn << 12))
     store32(entry_at + 8, permissions)
     return OK
 
 
 @inlined
-def _note_large_page(vm: Any, gva: int, level: int) -> None:
+def _note_large_page(cpu: Cpu, gva: int, level: int) -> None:
     """A guest entry at ``level`` maps the page of ``gva``."""
-    shift = 12 + (level - 1) * (10 if vm.mode == MODE_32 else 9)
-    note_large_page(vm, gva & -(1 << shift), shift)
+    shift = 12 + (level - 1) * (10 if cpu.mode == MODE_32 else 9)
+    note_large_page(cpu, gva & -(1 << shift), shift)
 
 
 @inlined
-def _grant_mmio(vm: Any, entry_at: int, gfn: int, writable: bool) -> None:
+def _grant_mmio(cpu: Cpu, entry_at: int, gfn: int, writable: bool) -> None:
     """Let the accesses through a TLB entry reach the devices; such pages have no shadow entries."""
     store64(entry_at, MMIO_BASE + (gfn << 12))
-    store32(entry_at + 8, PROT_READ | (PROT_WRITE if writable and vm.walk_dirty != 0 else 0))
+    store32(entry_at + 8, PROT_READ | (PROT_WRITE if writable and cpu.walk_dirty != 0 else 0))
 
 
 @outlined("qqqqqq")
-def miss(vm_at, gva, access, user, entry_at):
+def miss(cpu_at: int, gva: int, access: int, user: int, entry_at: int) -> int:
     """Answer a TLB miss; see :mod:`emu.mmu.walk` for the results."""
-    vm = state_at(vm_at)
-    mode = vm.mode
+    cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
+    mode = cpu.mode
     if mode == MODE_4LEVEL:
         if not is_canonical(gva):
             return NON_CANONICAL
     else:
         gva &= 0xFFFF_FFFF
     if not vm.nested:
-        leaf = shadow.lookup(vm, gva)
+        leaf = shadow.lookup(cpu, gva)
         if leaf:
             writable = leaf & (pte.W | pte.TRAP)
-            if permitted(vm, access, user, leaf & pte.W or leaf & pte.TRAP, leaf & pte.U, leaf & pte.NX) and (
+            if permitted(cpu, access, user, leaf & pte.W or leaf & pte.TRAP, leaf & pte.U, leaf & pte.NX) and (
                 access != WRITE or writable
             ):
                 if leaf & (pte.LARGE | pte.HUGE):
-                    _note_large_page(vm, gva, 3 if leaf & pte.HUGE else 2)
-                executable = permitted(vm, FETCH, user, 0, leaf & pte.U, leaf & pte.NX)
+                    _note_large_page(cpu, gva, 3 if leaf & pte.HUGE else 2)
+                executable = permitted(cpu, FETCH, user, 0, leaf & pte.U, leaf & pte.NX)
                 # under SMAP the supervisor may fetch from a page that it may neither read nor write
-                readable = access != FETCH or permitted(vm, READ, user, 0, leaf & pte.U, leaf & pte.NX)
+                readable = access != FETCH or permitted(cpu, READ, user, 0, leaf & pte.U, leaf & pte.NX)
                 mfn = (leaf & pte.FRAME) >> 12
                 return grant(
-                    vm, entry_at, access, mfn, readable, readable and writable != 0, leaf & pte.TRAP != 0, executable,
+                    cpu, entry_at, access, mfn, readable, readable and writable != 0, leaf & pte.TRAP != 0, executable,
                     user != 0,
                 )  # fmt: skip
 
-    status = walk(vm, gva, access, user)
+    status = walk(cpu, gva, access, user)
     if status != OK:
         return status
-    gfn = vm.walk_gpa >> 12
-    entry = p2m_entry(vm, gfn)
+    gfn = cpu.walk_gpa >> 12
+    entry = p2m_entry(cpu, gfn)
     right = 1 << access
     if not entry & right:
-        vm.need_gfn = gfn
-        vm.need_intent = right
+        cpu.need_gfn = gfn
+        cpu.need_intent = right
         return NEED
-    note_use(vm, gfn, right)
-    entry = p2m_entry(vm, gfn)
-    if vm.walk_level > 1:
-        _note_large_page(vm, gva, vm.walk_level)
-    user_page, nx = vm.walk_user, vm.walk_nx
-    if is_mmio(vm, gfn) and access != FETCH:
-        _grant_mmio(vm, entry_at, gfn, permitted(vm, WRITE, user, vm.walk_writable, user_page, nx))
+    note_use(cpu, gfn, right)
+    entry = p2m_entry(cpu, gfn)
+    if cpu.walk_level > 1:
+        _note_large_page(cpu, gva, cpu.walk_level)
+    user_page, nx = cpu.walk_user, cpu.walk_nx
+    if is_mmio(cpu, gfn) and access != FETCH:
+        _grant_mmio(cpu, entry_at, gfn, permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx))
         return OK
     if not vm.nested:
-        shadow.fill(vm.at, gva, entry)
+        shadow.fill(cpu.at, gva, entry)
     mfn = entry >> 12
     may_write = entry & 2 != 0 and entry & DIRTY != 0  # the first store must be seen
-    writable = vm.walk_dirty != 0 and may_write and permitted(vm, WRITE, user, vm.walk_writable, user_page, nx)
+    writable = cpu.walk_dirty != 0 and may_write and permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx)
     trapped = load8(vm.frame_flags_at + mfn) & FRAME_TABLE != 0
-    executable = entry & 4 != 0 and permitted(vm, FETCH, user, 0, user_page, nx)
-    readable = entry & 1 != 0 and permitted(vm, READ, user, 0, user_page, nx)
-    return grant(vm, entry_at, access, mfn, readable, writable, trapped, executable, user != 0)
+    executable = entry & 4 != 0 and permitted(cpu, FETCH, user, 0, user_page, nx)
+    readable = entry & 1 != 0 and permitted(cpu, READ, user, 0, user_page, nx)
+    return grant(cpu, entry_at, access, mfn, readable, writable, trapped, executable, user != 0)
 
 
 @callback("bqqiqq")
-def on_tlb_fill(uc, gva, access, entry_at, vm_at):
+def on_tlb_fill(uc: int, gva: int, access: int, entry_at: int, cpu_at: int) -> bool:
     """Unicorn's UC_HOOK_TLB_FILL."""
-    vm = state_at(vm_at)
-    if gva == WINDOW_GVA and vm.window_mfn != NO_FRAME:
-        store64(entry_at, vm.window_mfn << 12)
+    cpu = cpu_record(cpu_at)
+    if gva == WINDOW_GVA and cpu.window_mfn != NO_FRAME:
+        store64(entry_at, cpu.window_mfn << 12)
         store32(entry_at + 8, PROT_READ | PROT_EXEC)
         return True
     kind = access - ACCESS_READ
-    if refuses(vm):
-        vm.miss_kind = REFUSED_FETCH if kind == FETCH else REFUSED
+    if refuses(cpu):
+        cpu.miss_kind = REFUSED_FETCH if kind == FETCH else REFUSED
         return False
-    refresh_if_changed(vm)
-    if vm.watching and kind != FETCH and vm.watch_step != STEPPING and watches_page(vm.at, gva, kind):
-        vm.miss_kind = WATCHED
+    refresh_if_changed(cpu)
+    if cpu.watching and kind != FETCH and cpu.watch_step != STEPPING and watches_page(cpu.at, gva, kind):
+        cpu.miss_kind = WATCHED
         return False
-    user = load32(vm.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
-    status = miss(vm.at, gva, kind, 1 if user else 0, entry_at)
-    if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(vm.at, gva):
-        status = miss(vm.at, gva, kind, 0, entry_at)
-        vm.flush_at_block = 1
-        vm.limit = 0  # emu.cpu.clock looks at it before the next block
-    if vm.marked_code:
-        mfn = vm.marked_code - 1
-        vm.marked_code = 0
-        if drop_changed_code(vm_at, mfn, 1 if user else 0) and status == OK:
+    user = load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
+    status = miss(cpu.at, gva, kind, 1 if user else 0, entry_at)
+    if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(cpu.at, gva):
+        status = miss(cpu.at, gva, kind, 0, entry_at)
+        cpu.flush_at_block = 1
+        cpu.limit = 0  # emu.cpu.clock looks at it before the next block
+    if cpu.marked_code:
+        mfn = cpu.marked_code - 1
+        cpu.marked_code = 0
+        if drop_changed_code(cpu_at, mfn, 1 if user else 0) and status == OK:
             status = CODE_IN_USE
     if status == OK:
-        if vm.watching:
-            restrict_entry(vm.at, gva, kind, entry_at)
+        if cpu.watching:
+            restrict_entry(cpu.at, gva, kind, entry_at)
         return True
-    vm.miss_kind = status
+    cpu.miss_kind = status
     return False
 
 
@@ -322,47 +360,81 @@ def load_bytes(host: int, size: int) -> int:
 
 
 @outlined("vqqqqq")
-def _store_to_frame(vm_at, mfn, offset, size, value):
-    vm = state_at(vm_at)
+def _store_to_frame(cpu_at: int, mfn: int, offset: int, size: int, value: int) -> None:
+    cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
     if mfn == vm.void_mfn:
         return
     flags = load8(vm.frame_flags_at + mfn)
     if flags & FRAME_CODE:
-        drop_frame_code(vm.at, mfn)
+        drop_frame_code(cpu.at, mfn)
     host = vm.ram_at + (mfn << 12) + offset
     if flags & FRAME_TABLE:
         gfn = load64(vm.m2p_at + mfn * 8)
         before = load_bytes(host, size)
         store_bytes(host, size, value)
         after = load_bytes(host, size)
-        zapped = shadow.table_written(vm, gfn, offset, size)
-        events.record(vm, events.TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
+        zapped = shadow.table_written(cpu, gfn, offset, size)
+        events.record(cpu, events.TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
     else:
         store_bytes(host, size, value)
 
 
 @inlined
-def store_to_frame(vm: Any, mfn: int, offset: int, size: int, value: int) -> None:
+def store_to_frame(cpu: Cpu, mfn: int, offset: int, size: int, value: int) -> None:
     """Store into a frame as the guest does, with every consequence: dropped code, shadow entries, nothing for holes."""
-    _store_to_frame(vm.at, mfn, offset, size, value)
+    _store_to_frame(cpu.at, mfn, offset, size, value)
+
+
+@outlined("qqqqqq")
+def _stores_into_block(cpu_at: int, mfn: int, offset: int, size: int, user: int) -> int:
+    """1 when a store to frame ``mfn`` changes bytes of the running block; may change the results of the last walk."""
+    cpu = cpu_record(cpu_at)
+    if cpu.single or not cpu.block_size:
+        return 0
+    begins = cpu.block_gva & PAGE_MASK
+    if (offset - begins) & PAGE_MASK >= cpu.block_size and (begins - offset) & PAGE_MASK >= size:
+        return 0
+    return _runs_from(cpu_at, mfn, user)
+
+
+@outlined("vqqqqq")
+def _store_beside_code(cpu_at: int, mfn: int, offset: int, size: int, value: int) -> None:
+    """A store that was trapped for the sake of other processors, which translated code from the frame.
+
+    Only code that overlaps it is dropped, on every processor, so data may lie beside code.
+    """
+    vm = vm_of(cpu_record(cpu_at))
+    translators = _translators(vm, mfn)
+    last = min(size, PAGE_MASK + 1 - offset)
+    for index in range(vm.cpu_count):
+        if translators >> index & 1:
+            drop_code_at(cpu_number(vm, index), (mfn << 12) + offset, last)
+    if offset & (size - 1) == 0:  # the engine repeats an unaligned store byte by byte
+        store_bytes(vm.ram_at + (mfn << 12) + offset, size, value)
 
 
 @callback("bqiqiqq")
-def on_trapped_store(uc, kind, address, size, value, vm_at):
+def on_trapped_store(uc: int, kind: int, address: int, size: int, value: int, cpu_at: int) -> bool:
     """Unicorn's UC_HOOK_MEM_WRITE_PROT over the trapped alias; the engine discards the store afterwards."""
-    vm = state_at(vm_at)
-    if refuses(vm):
-        vm.miss_kind = REFUSED
-        abandon_instruction(vm)
+    cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
+    if refuses(cpu):
+        cpu.miss_kind = REFUSED
+        abandon_instruction(cpu)
     mfn = (address - TRAP_BASE) >> 12
-    if load8(vm.frame_flags_at + mfn) & FRAME_CODE and mfn != vm.void_mfn:
-        user = load32(vm.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
-        if drop_changed_code(vm_at, mfn, 1 if user else 0):
-            vm.miss_kind = CODE_IN_USE
-            abandon_instruction(vm)
+    flags = load8(vm.frame_flags_at + mfn)
+    if flags & FRAME_CODE and mfn != vm.void_mfn:
+        user = load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
+        if not flags & FRAME_TABLE and not _stores_into_block(cpu_at, mfn, address & PAGE_MASK, size, 1 if user else 0):
+            _store_beside_code(cpu_at, mfn, address & PAGE_MASK, size, value)
+            return True
+        if drop_changed_code(cpu_at, mfn, 1 if user else 0):
+            cpu.miss_kind = CODE_IN_USE
+            abandon_instruction(cpu)
     if address & (size - 1):
         # The engine repeats an unaligned store byte by byte.  Its code is dropped already, because no TLB flush may
         # come between the bytes: the first of them may change the entry that maps the others.
         return True
-    store_to_frame(vm, mfn, address & PAGE_MASK, size, value)
+    store_to_frame(cpu, mfn, address & PAGE_MASK, size, value)
     return True

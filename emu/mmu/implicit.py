@@ -9,43 +9,41 @@ do not consult; should the instruction's own operand lie on the same page, the e
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.engine import cpustate
 from emu.engine.cpustate import BASE, GDTR, HF_CS64, HFLAGS, LDTR, LIMIT, RIP, TR
 from emu.engine.native import inlined, load8, load32, load64, outlined
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, cpu_record
 from emu.mmu.walk import OK, READ, host_address, walk
 
 
 @inlined
-def _touches(vm: Any, table: int, page: int) -> bool:
+def _touches(cpu: Cpu, table: int, page: int) -> bool:
     """Whether the descriptor table or TSS in segment ``table`` overlaps the page at ``page``."""
-    base = load64(vm.env + table + BASE)
-    if not load32(vm.env + HFLAGS) & HF_CS64:
+    base = load64(cpu.env + table + BASE)
+    if not load32(cpu.env + HFLAGS) & HF_CS64:
         base &= 0xFFFF_FFFF
-    return page <= base + load32(vm.env + table + LIMIT) and base < page + 4096
+    return page <= base + load32(cpu.env + table + LIMIT) and base < page + 4096
 
 
 @outlined("qqq")
-def _code_byte(vm_at, gva):
+def _code_byte(cpu_at: int, gva: int) -> int:
     """A byte of the running instruction, -1 when it cannot be read; changes the results of the last walk."""
-    vm = state_at(vm_at)
-    if walk(vm, gva, READ, False) != OK:
+    cpu = cpu_record(cpu_at)
+    if walk(cpu, gva, READ, False) != OK:
         return -1
-    host = host_address(vm, vm.walk_gpa, 1)
+    host = host_address(cpu, cpu.walk_gpa, 1)
     return -1 if host == 0 else load8(host)
 
 
 @inlined
-def _uses_descriptors(vm: Any) -> bool:
+def _uses_descriptors(cpu: Cpu) -> bool:
     """Whether the instruction at RIP reads descriptor tables or the TSS."""
-    long_mode = load32(vm.env + HFLAGS) & HF_CS64 != 0
-    gva = load64(vm.env + RIP)
+    long_mode = load32(cpu.env + HFLAGS) & HF_CS64 != 0
+    gva = load64(cpu.env + RIP)
     if not long_mode:
-        gva = (gva + load64(vm.env + cpustate.CS + BASE)) & 0xFFFF_FFFF
+        gva = (gva + load64(cpu.env + cpustate.CS + BASE)) & 0xFFFF_FFFF
     for _ in range(14):
-        byte = _code_byte(vm.at, gva)
+        byte = _code_byte(cpu.at, gva)
         gva += 1
         prefix = byte == 0x66 or byte == 0x67 or byte == 0xF0 or byte == 0xF2 or byte == 0xF3
         prefix = prefix or byte == 0x2E or byte == 0x36 or byte == 0x3E or byte == 0x26
@@ -53,7 +51,7 @@ def _uses_descriptors(vm: Any) -> bool:
         if not prefix:
             break
     if byte == 0x0F:
-        byte = _code_byte(vm.at, gva)
+        byte = _code_byte(cpu.at, gva)
         # LAR LSL, VERR VERW, LSS LFS LGS, POP FS GS
         return byte == 2 or byte == 3 or byte == 0 or (0xB2 <= byte <= 0xB5) or byte == 0xA1 or byte == 0xA9
     if byte == 0x8E or byte == 0x07 or byte == 0x17 or byte == 0x1F:  # MOV, POP to a segment register
@@ -67,12 +65,12 @@ def _uses_descriptors(vm: Any) -> bool:
 
 
 @outlined("qqq")
-def is_implicit_supervisor_access(vm_at, gva):
+def is_implicit_supervisor_access(cpu_at: int, gva: int) -> int:
     """1 when the user-mode access to the page at ``gva`` that just faulted is the processor's own, else 0."""
-    vm = state_at(vm_at)
-    page = gva if load32(vm.env + HFLAGS) & HF_CS64 else gva & 0xFFFF_FFFF
-    error = vm.miss_error
-    found = _touches(vm, GDTR, page) or _touches(vm, LDTR, page) or _touches(vm, TR, page)
-    result = found and _uses_descriptors(vm)
-    vm.miss_error = error
+    cpu = cpu_record(cpu_at)
+    page = gva if load32(cpu.env + HFLAGS) & HF_CS64 else gva & 0xFFFF_FFFF
+    error = cpu.miss_error
+    found = _touches(cpu, GDTR, page) or _touches(cpu, LDTR, page) or _touches(cpu, TR, page)
+    result = found and _uses_descriptors(cpu)
+    cpu.miss_error = error
     return 1 if result else 0

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from emu.addr import NO_FRAME
-from emu.engine import engine
+from emu.engine.cpustate import load_u64
+from emu.engine.engine import flush_all_tlbs
 from emu.engine.native import address_of, compiled, load64, store8, store64
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
-from emu.engine.state import state_at
-from emu.mmu import shadow
+from emu.engine.state import Cpu, CpuStructure, Vm, cpu_record, vm_of
+from emu.mmu import shadow, shadowtables
 from emu.mmu.fill import drop_frame_code
 from emu.mmu.rmap import Rmap
 from emu.mmu.walk import ACCESSED, YOUNG
@@ -20,19 +21,19 @@ Array = np.ndarray[Any, Any]
 
 
 @compiled
-def flush_tlb(vm_at: int) -> None:
-    """Drop every TLB entry of a VM's engine."""
-    engine.flush_tlb(state_at(vm_at))
+def flush_tlbs(cpu_at: int) -> None:
+    """Drop every TLB entry of all processors of a VM."""
+    flush_all_tlbs(vm_of(cpu_record(cpu_at)))
 
 
 @compiled
-def _drop_frame_code(vm_at: int, mfn: int) -> None:
-    drop_frame_code(vm_at, mfn)
+def _drop_frame_code(cpu_at: int, mfn: int) -> None:
+    drop_frame_code(cpu_at, mfn)
 
 
 @compiled
-def _take_accessed(vm_at: int, gfns_at: int, count: int, accessed_at: int, young: int) -> int:
-    vm = state_at(vm_at)
+def _take_accessed(cpu_at: int, gfns_at: int, count: int, accessed_at: int, young: int) -> int:
+    vm = vm_of(cpu_record(cpu_at))
     taken = 0
     wanted = ACCESSED | YOUNG if young else ACCESSED
     for i in range(count):
@@ -43,7 +44,7 @@ def _take_accessed(vm_at: int, gfns_at: int, count: int, accessed_at: int, young
         if entry & ACCESSED:
             taken += 1
             if not vm.nested:
-                shadow.forget_uses(vm_at, gfn, entry >> 12)
+                shadow.forget_uses(cpu_at, gfn, entry >> 12)
             store64(at, entry & ~wanted if young else (entry & ~ACCESSED) | YOUNG)
         elif entry & wanted:
             store64(at, entry & ~wanted)
@@ -54,8 +55,7 @@ class Paging:
     """How a VM's gvas become machine addresses.  ``nested``: each TLB miss walks the guest's tables and the P2M.
 
     Args:
-        native: the VM's shared record (:mod:`emu.engine.state`).
-        vm_at: its host address.
+        native: the VM's record (:mod:`emu.engine.state`).
         memory: machine memory.
 
     Attributes:
@@ -64,24 +64,37 @@ class Paging:
 
     name = "nested"
 
-    def __init__(self, native: Any, vm_at: int, memory: MachineMemory) -> None:
-        self._vm_at = vm_at
+    def __init__(self, native: Vm, memory: MachineMemory) -> None:
         self._memory = memory
         self._native = native
         self.flags = sparse_zeros(memory.frames, np.uint8)
         native.frame_flags_at = address_of(self.flags)
+        self._code_cpus = sparse_zeros(memory.frames, np.uint16)
+        self._written = sparse_zeros(memory.frames, np.int32)
+        native.code_cpus_at, native.written_at = address_of(self._code_cpus), address_of(self._written)
+        native.flush_epoch = 1
         native.nested = 1
-        native.root_mfn = NO_FRAME
         self.void_moved()
+
+    def processors(self) -> list[Cpu]:
+        """The records of the VM's processors."""
+        native = self._native
+        places = (load_u64(native.cpus_at + 8 * index) for index in range(native.cpu_count))
+        return [cast(Cpu, CpuStructure.from_address(place)) for place in places]
+
+    @property
+    def _cpu_at(self) -> int:
+        """The host address of the record of the processor that runs, or ran last: what happens now is its."""
+        return load_u64(self._native.cpus_at + 8 * self._native.current)
 
     def forget(self, gfn: int, mfn: int) -> None:
         """``mfn`` is about to be taken from behind ``gfn``: nothing may lead to it any more."""
         self._forget_code(mfn)
-        flush_tlb(self._vm_at)
+        flush_tlbs(self._cpu_at)
 
     def restrict(self, gfn: int, mfn: int) -> None:
         """Rights on ``gfn`` are about to be withdrawn: what was granted must be asked for again."""
-        flush_tlb(self._vm_at)
+        flush_tlbs(self._cpu_at)
 
     def rewritten(self, gfn: int, mfn: int) -> None:
         """The contents of ``gfn`` were changed from outside the guest."""
@@ -89,7 +102,7 @@ class Paging:
 
     def forget_translations(self) -> None:
         """What stands behind gfns without frames has changed."""
-        flush_tlb(self._vm_at)
+        flush_tlbs(self._cpu_at)
 
     def forget_accesses(self, gfns: Array, accessed: Array, young: bool) -> None:
         """Clear the accessed bits of ``gfns``: the next access to each sets them again.
@@ -99,8 +112,12 @@ class Paging:
             accessed: uint8 array of the same length; gets 1 where the bit was set, else 0.
             young: look at the young marks, too, and clear both; else the pages that were accessed become young.
         """
-        if _take_accessed(self._vm_at, address_of(gfns), len(gfns), address_of(accessed), int(young)):
-            flush_tlb(self._vm_at)
+        if _take_accessed(self._cpu_at, address_of(gfns), len(gfns), address_of(accessed), int(young)):
+            flush_tlbs(self._cpu_at)
+
+    def processor_started(self) -> None:
+        """A second processor, or one more, has been started: stores are seen by code of others from now on."""
+        flush_tlbs(self._cpu_at)
 
     def void_moved(self) -> None:
         """The void frame is another one: it counts as a table, so that stores into it trap."""
@@ -121,7 +138,7 @@ class Paging:
 
     def _forget_code(self, mfn: int) -> None:
         if self.flags[mfn] & FRAME_CODE:
-            _drop_frame_code(self._vm_at, mfn)
+            _drop_frame_code(self._cpu_at, mfn)
 
 
 class ShadowPaging(Paging):
@@ -134,9 +151,9 @@ class ShadowPaging(Paging):
 
     name = "shadow"
 
-    def __init__(self, native: Any, vm_at: int, memory: MachineMemory, tables: int, owner: int) -> None:
+    def __init__(self, native: Vm, memory: MachineMemory, tables: int, owner: int) -> None:
         native.shadow_slots = 0
-        super().__init__(native, vm_at, memory)
+        super().__init__(native, memory)
         native.nested = 0
         first = memory.take_run(tables, owner)
         self.retired: list[int] = []  # slots whose frame is out of service
@@ -148,7 +165,7 @@ class ShadowPaging(Paging):
         self.link[-1] = -1
         self.writes = np.zeros(tables, np.int32)
         self.bucket = np.full(buckets, -1, np.int32)
-        self.rmap = Rmap(native, memory.frames, tables * shadow.ENTRIES)
+        self.rmap = Rmap(native, memory.frames, tables * shadowtables.ENTRIES)
         self.entries = memory.pages[first : first + tables].view(np.int64).reshape(-1)
         native.shadow_first, native.shadow_slots, native.shadow_free, native.shadow_used = first, tables, 0, 0
         native.shadow_host = memory.at + first * 4096
@@ -160,25 +177,25 @@ class ShadowPaging(Paging):
         native.shadow_bucket_mask = buckets - 1
 
     def forget(self, gfn: int, mfn: int) -> None:
-        shadow.forget_gfn(self._vm_at, gfn, mfn)
+        shadow.forget_gfn(self._cpu_at, gfn, mfn)
         super().forget(gfn, mfn)
 
     def restrict(self, gfn: int, mfn: int) -> None:
-        shadow.forget_gfn(self._vm_at, gfn, mfn)
+        shadow.forget_gfn(self._cpu_at, gfn, mfn)
         super().restrict(gfn, mfn)
 
     def rewritten(self, gfn: int, mfn: int) -> None:
         if self.flags[mfn] & FRAME_TABLE:
-            shadow.forget_gfn(self._vm_at, gfn, mfn)
-            flush_tlb(self._vm_at)
+            shadow.forget_gfn(self._cpu_at, gfn, mfn)
+            flush_tlbs(self._cpu_at)
         super().rewritten(gfn, mfn)
 
     def forget_translations(self) -> None:
-        shadow.forget_everything(self._vm_at)
+        shadow.forget_everything(self._cpu_at)
         super().forget_translations()
 
     def retire(self, mfn: int) -> bool:
-        if self.tables - len(self.retired) - 1 < shadow.MIN_TABLES:
+        if self.tables - len(self.retired) - 1 < shadowtables.MIN_TABLES:
             return False
         self.forget_translations()
         slot, native = mfn - self.first, self._native

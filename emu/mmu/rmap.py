@@ -8,12 +8,11 @@ module writes the lists.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from emu.engine.native import address_of, inlined, load32, store32
 from emu.engine.ram import sparse_zeros
+from emu.engine.state import Cpu, Vm, vm_of
 
 NONE = -1
 
@@ -31,7 +30,7 @@ class Rmap:
         next, prev: int32 arrays of length ``entries``: the neighbours' numbers; valid for present entries only.
     """
 
-    def __init__(self, native: Any, frames: int, entries: int) -> None:
+    def __init__(self, native: Vm, frames: int, entries: int) -> None:
         self.head = sparse_zeros(frames, np.int32)
         self.next = sparse_zeros(entries, np.int32)
         self.prev = sparse_zeros(entries, np.int32)
@@ -51,21 +50,22 @@ def load_link(at: int) -> int:
 
 
 @inlined
-def first(vm: Any, mfn: int) -> int:
+def first(cpu: Cpu, mfn: int) -> int:
     """The number of the first entry that leads to ``mfn``, NONE for none."""
-    return load32(vm.rmap_head_at + mfn * 4) - 1
+    return load32(vm_of(cpu).rmap_head_at + mfn * 4) - 1
 
 
 @inlined
-def following(vm: Any, number: int) -> int:
+def following(cpu: Cpu, number: int) -> int:
     """The number of the entry after ``number`` in its list, NONE at the end."""
-    return load_link(vm.rmap_next_at + number * 4)
+    return load_link(vm_of(cpu).rmap_next_at + number * 4)
 
 
 @inlined
-def add(vm: Any, number: int, mfn: int) -> None:
+def add(cpu: Cpu, number: int, mfn: int) -> None:
     """Entry ``number`` leads to ``mfn`` from now on."""
-    head = first(vm, mfn)
+    vm = vm_of(cpu)
+    head = first(cpu, mfn)
     store32(vm.rmap_next_at + number * 4, head)
     store32(vm.rmap_prev_at + number * 4, NONE)
     if head != NONE:
@@ -74,9 +74,10 @@ def add(vm: Any, number: int, mfn: int) -> None:
 
 
 @inlined
-def remove(vm: Any, number: int, mfn: int) -> None:
+def remove(cpu: Cpu, number: int, mfn: int) -> None:
     """Entry ``number`` does not lead to ``mfn`` any more."""
-    after = following(vm, number)
+    vm = vm_of(cpu)
+    after = following(cpu, number)
     before = load_link(vm.rmap_prev_at + number * 4)
     if before == NONE:
         store32(vm.rmap_head_at + mfn * 4, after + 1)

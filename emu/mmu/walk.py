@@ -9,8 +9,6 @@ everywhere; Intel processors load all four with CR3.
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu.addr import PAGE_MASK
 from emu.engine.cpustate import (
     CR0,
@@ -30,7 +28,7 @@ from emu.engine.cpustate import (
 )
 from emu.engine.native import inlined, load8, load32, load64, outlined, store32, store64
 from emu.engine.ram import FRAME_CODE
-from emu.engine.state import state_at
+from emu.engine.state import Cpu, cpu_record, vm_of
 from emu.mmu import pte
 
 # paging modes, in the order of their introduction
@@ -49,13 +47,13 @@ _ROOT_32 = 0xFFFF_F000
 
 
 @inlined
-def paging_mode(vm: Any) -> int:
+def paging_mode(cpu: Cpu) -> int:
     """The paging mode that the control registers select."""
-    if not load64(vm.env + CR0) & CR0_PG:
+    if not load64(cpu.env + CR0) & CR0_PG:
         return MODE_NONE
-    if load64(vm.env + EFER) & EFER_LMA:
+    if load64(cpu.env + EFER) & EFER_LMA:
         return MODE_4LEVEL
-    if load64(vm.env + CR4) & CR4_PAE:
+    if load64(cpu.env + CR4) & CR4_PAE:
         return MODE_PAE
     return MODE_32
 
@@ -68,8 +66,9 @@ def is_canonical(gva: int) -> bool:
 
 
 @inlined
-def p2m_entry(vm: Any, gfn: int) -> int:
+def p2m_entry(cpu: Cpu, gfn: int) -> int:
     """The P2M entry of ``gfn``; where there is no memory, one that grants everything on the void frame."""
+    vm = vm_of(cpu)
     entry = load64(vm.p2m_at + gfn * 8) if gfn < vm.p2m_size else 0
     kind = entry >> 4 & 15
     if kind == HOLE or kind == MMIO:
@@ -78,8 +77,9 @@ def p2m_entry(vm: Any, gfn: int) -> int:
 
 
 @inlined
-def note_use(vm: Any, gfn: int, right: int) -> None:
+def note_use(cpu: Cpu, gfn: int, right: int) -> None:
     """Set the accessed bit in the P2M entry of a resident ``gfn``, and for a store its dirty bit."""
+    vm = vm_of(cpu)
     if gfn < vm.p2m_size:
         at = vm.p2m_at + gfn * 8
         entry = load64(at)
@@ -90,48 +90,49 @@ def note_use(vm: Any, gfn: int, right: int) -> None:
 
 
 @inlined
-def is_mmio(vm: Any, gfn: int) -> bool:
+def is_mmio(cpu: Cpu, gfn: int) -> bool:
     """Whether accesses to ``gfn`` go to devices."""
+    vm = vm_of(cpu)
     return gfn < vm.p2m_size and load64(vm.p2m_at + gfn * 8) >> 4 & 15 == MMIO
 
 
 @inlined
-def host_address(vm: Any, gpa: int, right: int) -> int:
+def host_address(cpu: Cpu, gpa: int, right: int) -> int:
     """The host address of ``gpa``, or 0 with ``need_gfn`` and ``need_intent`` set when the DMM must be asked first.
 
     A gpa without memory reads as all ones.
     """
-    entry = p2m_entry(vm, gpa >> 12)
+    entry = p2m_entry(cpu, gpa >> 12)
     if not entry & right:
         gfn = gpa >> 12
-        vm.need_gfn = gfn
-        vm.need_intent = right
+        cpu.need_gfn = gfn
+        cpu.need_intent = right
         return 0
-    note_use(vm, gpa >> 12, right)
-    return vm.ram_at + (entry & ~PAGE_MASK) + (gpa & PAGE_MASK)
+    note_use(cpu, gpa >> 12, right)
+    return vm_of(cpu).ram_at + (entry & ~PAGE_MASK) + (gpa & PAGE_MASK)
 
 
 @inlined
-def note_level(vm: Any, level: int, table: int, entry: int) -> None:
+def note_level(cpu: Cpu, level: int, table: int, entry: int) -> None:
     """Remember the table's gpa and the entry used at ``level`` (1 to 4) of the current walk."""
-    store64(vm.walk_at + 16 * level, table)
-    store64(vm.walk_at + 16 * level + 8, entry)
+    store64(cpu.walk_at + 16 * level, table)
+    store64(cpu.walk_at + 16 * level + 8, entry)
 
 
 @inlined
-def level_table(vm: Any, level: int) -> int:
+def level_table(cpu: Cpu, level: int) -> int:
     """The gpa of the table that the last walk used at ``level``."""
-    return load64(vm.walk_at + 16 * level)
+    return load64(cpu.walk_at + 16 * level)
 
 
 @inlined
-def level_entry(vm: Any, level: int) -> int:
+def level_entry(cpu: Cpu, level: int) -> int:
     """The entry that the last walk used at ``level``, accessed and dirty bits as they are now."""
-    return load64(vm.walk_at + 16 * level + 8)
+    return load64(cpu.walk_at + 16 * level + 8)
 
 
 @inlined
-def permitted(vm: Any, access: int, user: bool, writable: int, user_page: int, nx: int) -> bool:
+def permitted(cpu: Cpu, access: int, user: bool, writable: int, user_page: int, nx: int) -> bool:
     """Whether the rights of a page allow an access (SDM vol. 3A, 4.6.1).
 
     Args:
@@ -139,9 +140,9 @@ def permitted(vm: Any, access: int, user: bool, writable: int, user_page: int, n
         user: the access is made at CPL 3 and is not an implicit supervisor access.
         writable, user_page, nx: nonzero when R/W is set on every level, U/S on every level, NX on any.
     """
-    if vm.mode == MODE_NONE:
+    if cpu.mode == MODE_NONE:
         return True
-    cr4 = load64(vm.env + CR4)
+    cr4 = load64(cpu.env + CR4)
     if user:
         if not user_page:
             return False
@@ -149,17 +150,17 @@ def permitted(vm: Any, access: int, user: bool, writable: int, user_page: int, n
         if access == FETCH:
             if cr4 & CR4_SMEP:
                 return False
-        elif cr4 & CR4_SMAP and not load64(vm.env + EFLAGS) & FLAG_AC:
+        elif cr4 & CR4_SMAP and not load64(cpu.env + EFLAGS) & FLAG_AC:
             return False
     if access == WRITE:
-        return writable != 0 or (not user and not load64(vm.env + CR0) & CR0_WP)
+        return writable != 0 or (not user and not load64(cpu.env + CR0) & CR0_WP)
     if access == FETCH:
         return nx == 0
     return True
 
 
 @inlined
-def error_code(vm: Any, access: int, user: bool, cause: int) -> int:
+def error_code(cpu: Cpu, access: int, user: bool, cause: int) -> int:
     """The page-fault error code for an access that failed for ``cause`` (0, ERROR_P, ERROR_P | ERROR_RSVD)."""
     error = cause
     if access == WRITE:
@@ -167,25 +168,26 @@ def error_code(vm: Any, access: int, user: bool, cause: int) -> int:
     if user:
         error |= pte.ERROR_U
     if access == FETCH:
-        cr4 = load64(vm.env + CR4)
-        if cr4 & CR4_SMEP or (cr4 & CR4_PAE and load64(vm.env + EFER) & EFER_NXE):
+        cr4 = load64(cpu.env + CR4)
+        if cr4 & CR4_SMEP or (cr4 & CR4_PAE and load64(cpu.env + EFER) & EFER_NXE):
             error |= pte.ERROR_I
     return error
 
 
 @inlined
-def set_bits(vm: Any, gpa: int, entry: int, wide: bool, bits: int) -> int:
+def set_bits(cpu: Cpu, gpa: int, entry: int, wide: bool, bits: int) -> int:
     """Set accessed or dirty bits in a guest entry; 0 when the DMM must be asked first.
 
     Where the entry lies among code, ``marked_code`` tells the frame, plus 1: its translated code is stale.
     """
-    host = host_address(vm, gpa, _P2M_RIGHT_WRITE)
+    vm = vm_of(cpu)
+    host = host_address(cpu, gpa, _P2M_RIGHT_WRITE)
     if host == 0:
         return 0
     mfn = (host - vm.ram_at) >> 12
     if mfn != vm.void_mfn:
         if load8(vm.frame_flags_at + mfn) & FRAME_CODE:
-            vm.marked_code = mfn + 1
+            cpu.marked_code = mfn + 1
         if wide:
             store64(host, entry | bits)
         else:
@@ -194,18 +196,19 @@ def set_bits(vm: Any, gpa: int, entry: int, wide: bool, bits: int) -> int:
 
 
 @outlined("qqqqq")
-def _walk(vm_at, gva, access, user):
-    vm = state_at(vm_at)
-    mode = vm.mode
+def _walk(cpu_at: int, gva: int, access: int, user: int) -> int:
+    cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
+    mode = cpu.mode
     if mode == MODE_NONE:
-        vm.walk_gpa = gva & vm.a20_mask
-        vm.walk_writable = 1
-        vm.walk_user = 1
-        vm.walk_nx = 0
-        vm.walk_dirty = 1
-        vm.walk_level = 0
+        cpu.walk_gpa = gva & vm.a20_mask
+        cpu.walk_writable = 1
+        cpu.walk_user = 1
+        cpu.walk_nx = 0
+        cpu.walk_dirty = 1
+        cpu.walk_level = 0
         return OK
-    env = vm.env
+    env = cpu.env
     cr3 = load64(env + CR3)
     wide = mode != MODE_32
     reserved = 0
@@ -225,13 +228,13 @@ def _walk(vm_at, gva, access, user):
         if mode == MODE_PAE and level == 3:
             index &= 3
         entry_gpa = table + (index << 3 if wide else index << 2)
-        host = host_address(vm, entry_gpa, _P2M_RIGHT_READ)
+        host = host_address(cpu, entry_gpa, _P2M_RIGHT_READ)
         if host == 0:
             return NEED
         entry = load64(host) if wide else load32(host)
-        note_level(vm, level, table, entry)
+        note_level(cpu, level, table, entry)
         if not entry & pte.P:
-            vm.miss_error = error_code(vm, access, user, 0)
+            cpu.miss_error = error_code(cpu, access, user, 0)
             return FAULT
         pdpte = mode == MODE_PAE and level == 3
         large = False
@@ -245,7 +248,7 @@ def _walk(vm_at, gva, access, user):
         elif large:
             bad |= entry & (pte.PDE32_RESERVED if not wide else ((1 << shift) - 1) & ~0x1FFF)
         if bad:
-            vm.miss_error = error_code(vm, access, user, pte.ERROR_P | pte.ERROR_RSVD)
+            cpu.miss_error = error_code(cpu, access, user, pte.ERROR_P | pte.ERROR_RSVD)
             return FAULT
         if not pdpte:
             writable &= entry
@@ -255,21 +258,21 @@ def _walk(vm_at, gva, access, user):
         if level == 1 or large:
             break
         if not pdpte and not entry & pte.A:
-            if set_bits(vm, entry_gpa, entry, wide, pte.A) == 0:
+            if set_bits(cpu, entry_gpa, entry, wide, pte.A) == 0:
                 return NEED
-            note_level(vm, level, table, entry | pte.A)
+            note_level(cpu, level, table, entry | pte.A)
         table = entry & pte.FRAME if wide else entry & _ROOT_32
         level -= 1
 
-    if not permitted(vm, access, user, writable, user_page, nx):
-        vm.miss_error = error_code(vm, access, user, pte.ERROR_P)
+    if not permitted(cpu, access, user, writable, user_page, nx):
+        cpu.miss_error = error_code(cpu, access, user, pte.ERROR_P)
         return FAULT
     wanted = pte.A | (pte.D if access == WRITE else 0)
     if entry & wanted != wanted:
-        if set_bits(vm, entry_gpa, entry, wide, wanted) == 0:
+        if set_bits(cpu, entry_gpa, entry, wide, wanted) == 0:
             return NEED
         entry |= wanted
-        note_level(vm, level, table, entry)
+        note_level(cpu, level, table, entry)
     offset = gva & ((1 << shift) - 1)
     if wide:
         frame = entry & pte.FRAME & -(1 << shift)
@@ -277,17 +280,17 @@ def _walk(vm_at, gva, access, user):
         frame = (entry & 0xFFC0_0000) | (entry & pte.PDE32_HIGH) << 19
     else:
         frame = entry & _ROOT_32
-    vm.walk_gpa = (frame | offset) & vm.a20_mask  # tables are read as if A20 were high
-    vm.walk_writable = writable
-    vm.walk_user = user_page
-    vm.walk_nx = nx
-    vm.walk_dirty = entry & pte.D
-    vm.walk_level = level
+    cpu.walk_gpa = (frame | offset) & vm.a20_mask  # tables are read as if A20 were high
+    cpu.walk_writable = writable
+    cpu.walk_user = user_page
+    cpu.walk_nx = nx
+    cpu.walk_dirty = entry & pte.D
+    cpu.walk_level = level
     return OK
 
 
 @inlined
-def walk(vm: Any, gva: int, access: int, user: bool) -> int:
+def walk(cpu: Cpu, gva: int, access: int, user: bool) -> int:
     """Translate ``gva`` by the guest's own tables, setting accessed and dirty bits.
 
     Returns:
@@ -295,4 +298,4 @@ def walk(vm: Any, gva: int, access: int, user: bool) -> int:
         ``walk_level`` (of the entry that maps the page; 0 without paging) and the levels noted;
         FAULT with ``miss_error``; NEED with ``need_gfn`` and ``need_intent``.
     """
-    return _walk(vm.at, gva, access, 1 if user else 0)
+    return _walk(cpu.at, gva, access, 1 if user else 0)

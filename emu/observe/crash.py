@@ -41,8 +41,10 @@ def report(vm: VirtualMachine) -> str:
 
 
 def _what_happened(vm: VirtualMachine) -> str:
-    native, cpu = vm.native, vm.cpu
-    lines = [f"--- guest crash: triple fault, {vm.now} ns of virtual time, CPL {cpu.cpl}, {cpu.bits}-bit code ---"]
+    native, cpu = vm.processor.native, vm.cpu
+    which = f"processor {vm.processor.index}, " if len(vm.processors) > 1 else ""
+    state = f"{which}CPL {cpu.cpl}, {cpu.bits}-bit code"
+    lines = [f"--- guest crash: triple fault, {vm.now} ns of virtual time, {state} ---"]
     vector, met, prior = int(native.pending_vector), int(native.fault_vector), int(native.pending_prior)
     first = f" (after {exception_name(prior - 1)})" if prior else ""
     lines.append(
@@ -50,7 +52,22 @@ def _what_happened(vm: VirtualMachine) -> str:
         f"{exception_name(met)}, and shut down."
     )
     lines.append(f"The instruction at fault is at {cpu.cs.selector:#x}:{cpu.rip:#x}, linear {cpu.pc:#x}.")
+    here = f"processor {vm.processor.index} "
+    lines += [f"Meanwhile {line}." for line in processors(vm) if not line.startswith(here)]
     return "\n".join(lines)
+
+
+def processors(vm: VirtualMachine) -> list[str]:
+    """What each processor of a VM with several does; no lines for a VM with one."""
+    if len(vm.processors) == 1:
+        return []
+    lines = []
+    for processor in vm.processors:
+        registers = processor.registers
+        what = {"running": "runs", "halted": "is halted", "waiting": "waits for a start-up message"}[processor.activity]
+        where = "" if processor.activity == "waiting" else f" at linear {registers.pc:#x}, CPL {registers.cpl}"
+        lines.append(f"processor {processor.index} {what}{where}")
+    return lines
 
 
 def exception_name(vector: int) -> str:
@@ -90,7 +107,7 @@ def registers(vm: VirtualMachine) -> str:
 
 def disassembly(vm: VirtualMachine) -> str:
     """The instructions from the beginning of the last block to RIP, and some behind it."""
-    pc, block = vm.cpu.pc, int(vm.native.block_gva)
+    pc, block = vm.cpu.pc, int(vm.processor.native.block_gva)
     if not pagewalk.peek_virtual(vm, pc, 1):
         return "\n".join([f"no code can be read at {pc:#x}; the block of code before that:", *_block(vm, block)])
     if not 0 <= pc - block < _LONGEST_BLOCK:

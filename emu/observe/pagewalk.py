@@ -237,8 +237,8 @@ def describe_bits(entry: int, leaf: bool) -> str:
 
 
 def _shadow_walk(vm: VirtualMachine, gva: int) -> tuple[Step, ...] | None:
-    native = vm.native
-    if native.nested or native.root_mfn < 0:
+    native = vm.processor.native
+    if vm.native.nested or native.root_mfn < 0:
         return None
     steps: list[Step] = []
     mfn = int(native.root_mfn)

@@ -69,9 +69,9 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
     Returns:
         ``guest``, ``guest_kind``, ``vm``; ``outcome`` (:class:`emu.session.Ending`), ``status``, ``exit_value`` (None
         when the guest wrote none), ``message``; ``virtual_ns``, ``wall_s``; ``mmu``; ``policies``, by name with their
-        statistics; ``ram_bytes``, ``pool_frames``, ``pool_bytes``, ``frames_used``, ``shadow_tables`` (in use);
-        ``memory``, the fields of :class:`MemoryUse`; ``console_bytes``; ``exits``, how often the native plane was left,
-        by reason; ``events``, by kind.
+        statistics; ``cpus``, processors; ``ram_bytes``, ``pool_frames``, ``pool_bytes``, ``frames_used``,
+        ``shadow_tables`` (in use); ``memory``, the fields of :class:`MemoryUse`; ``console_bytes``; ``exits``, how
+        often the native plane was left, by reason; ``events``, by kind.
     """
     return {
         "guest": vm.guest.name if vm.guest else None,
@@ -85,6 +85,7 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
         "wall_s": round(wall, 6),
         "mmu": vm.paging.name,
         "policies": {policy.name: policy.statistics() for policy in vm.dmm.policies},
+        "cpus": len(vm.processors),
         "ram_bytes": vm.ram,
         "pool_frames": vm.pool.size,
         "pool_bytes": vm.pool.size << 12,

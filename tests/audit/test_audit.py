@@ -17,7 +17,7 @@ from emu.machine.machine import Machine
 from emu.machine.vm import VirtualMachine
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import ENTRIES, FORMAT_64
+from emu.mmu.shadowtables import ENTRIES, FORMAT_64
 from tests.dmm.stub import ALIASES, DATA, MODES, Stub
 
 GFNS = 32
@@ -404,12 +404,12 @@ def two_tables_in_one_role(s: Setting) -> None:
 
 @case("shadow tables", "root")
 def root_is_another_table(s: Setting) -> None:
-    s.vm.native.root_mfn = s.paging.first + s.slot(1)
+    s.vm.processor.native.root_mfn = s.paging.first + s.slot(1)
 
 
 @case("shadow tables", "root")
 def root_is_no_table(s: Setting) -> None:
-    s.vm.native.root_mfn = s.mfn(DATA)
+    s.vm.processor.native.root_mfn = s.mfn(DATA)
 
 
 # --- reverse map ---

@@ -17,7 +17,7 @@ from emu.dmm.p2m import Intent
 from emu.engine import cpustate
 from emu.engine.events import Event
 from emu.engine.native import compiled
-from emu.engine.state import state_at
+from emu.engine.state import cpu_record
 from emu.engine.vectors import EXCEPTION, HARDWARE, SOFTWARE
 from emu.machine.vm import Stop
 from emu.mmu.walk import NEED
@@ -48,13 +48,13 @@ __all__ = ["EXCEPTION", "HARDWARE", "SOFTWARE", "Bench"]
 
 
 @compiled
-def _deliver(vm_at: int, vector: int, error: int, kind: int, rip: int) -> int:
-    return deliver(state_at(vm_at), vector, error, kind, rip)
+def _deliver(cpu_at: int, vector: int, error: int, kind: int, rip: int) -> int:
+    return deliver(cpu_record(cpu_at), vector, error, kind, rip)
 
 
 @compiled
-def _deliver_pending(vm_at: int) -> int:
-    return deliver_pending(state_at(vm_at))
+def _deliver_pending(cpu_at: int) -> int:
+    return deliver_pending(cpu_record(cpu_at))
 
 
 @compiled
@@ -220,7 +220,7 @@ class Bench:
         self.write(TABLES + 0x3000 + (gva >> 12) * 8, struct.pack("<Q", gva & ~0xFFF | rights))
 
     def set_eflags(self, value: int) -> None:
-        _write_eflags(self.vm.engine.env, value)
+        _write_eflags(self.vm.processor.engine.env, value)
         self._settle()
 
     @property
@@ -228,14 +228,14 @@ class Bench:
         return self.vm.eflags
 
     def _settle(self) -> None:
-        cpustate.set_hflags_mode(self.vm.engine.env)
+        cpustate.set_hflags_mode(self.vm.processor.engine.env)
 
     # --- events ---
 
     def start(self, vector: int, error: int = -1, kind: int = EXCEPTION, rip: int | None = None) -> int:
         """Deliver an event as far as it goes without the DMM."""
         rip = self.cpu.rip if rip is None else rip
-        return int(_deliver(self.vm.native_at, vector, error, kind, rip))
+        return int(_deliver(self.vm.processor.native_at, vector, error, kind, rip))
 
     def run(self, source: str, bits: int, count: int = 0) -> None:
         """Execute code at CODE up to its HLT; with ``count``, stop the engine that many times on the way."""
@@ -247,10 +247,10 @@ class Bench:
 
     def go_on(self) -> int:
         """Resolve what the delivery asked for, and go on with it."""
-        native = self.vm.native
+        native = self.vm.processor.native
         self.needs.append(int(native.need_gfn))
         self.vm.dmm.resolve(int(native.need_gfn), Intent(int(native.need_intent)))
-        return int(_deliver_pending(self.vm.native_at))
+        return int(_deliver_pending(self.vm.processor.native_at))
 
     def deliver(self, vector: int, error: int = -1, kind: int = EXCEPTION, rip: int | None = None) -> int:
         """Deliver an event, with the DMM's help; returns DELIVERED or SHUTDOWN."""

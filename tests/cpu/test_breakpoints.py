@@ -127,12 +127,12 @@ def test_breakpoints_can_be_cleared_and_set_again() -> None:
     on = arm(0, DATA, dr7(0, WRITE, 4))
     bench, found = debugged(on + store + off + store + on + store)
     assert found == [ARMING + 6, 2 * ARMING + 26]
-    assert bench.vm.native.debugging == 1
+    assert bench.vm.processor.native.debugging == 1
 
 
 def test_nothing_is_looked_at_once_all_are_clear() -> None:
     bench, found = debugged(arm(0, DATA, dr7(0, WRITE, 4)) + "mov eax, 0x400; mov dr7, eax; jmp l; l: jmp m; m: nop")
-    assert not found and bench.vm.native.debugging == 0 and bench.vm.native.watching == 0
+    assert not found and bench.vm.processor.native.debugging == 0 and bench.vm.processor.native.watching == 0
 
 
 def test_changing_an_address_while_enabled() -> None:

@@ -120,7 +120,7 @@ def test_smap_holds_for_system_accesses(ac: int) -> None:
         bench.map_page(gva, 3)
     bench.set_eflags(2 | ac)
     bench.deliver(0x30, kind=HARDWARE)
-    assert bench.vm.native.shutdown == 1 and bench.cpu.cr2 == b.IDT + 8 * 8  # the IDT is a user page
+    assert bench.vm.processor.native.shutdown == 1 and bench.cpu.cr2 == b.IDT + 8 * 8  # the IDT is a user page
 
 
 # --- waiting for the DMM ---
@@ -139,9 +139,9 @@ def test_delivery_waits_for_pages_and_changes_nothing_before(mode: str, mmu: str
         waited += 1
         saved = bench.cpu.save()
         assert saved[:144] == before[:144] and saved[184:640] == before[184:640]  # registers, segments, control
-        assert bench.vm.native.pending == 1
+        assert bench.vm.processor.native.pending == 1
         status = bench.go_on()
-    assert status == DELIVERED and bench.vm.native.pending == 0
+    assert status == DELIVERED and bench.vm.processor.native.pending == 0
     assert waited == 1  # the stack; everything else was written by the bench
     bench.vm.events.drain()
     assert bench.delivered() == [0x21]
@@ -162,7 +162,7 @@ def test_waiting_in_the_second_of_two_exceptions() -> None:
     bench.paged(ring=3)
     break_gate(bench, 5, 11)
     assert bench.start(5) == NEED
-    assert bench.vm.native.pending_vector == 11  # the first one is over
+    assert bench.vm.processor.native.pending_vector == 11  # the first one is over
     assert bench.go_on() == DELIVERED
     bench.vm.events.drain()
     assert bench.vector == 11 and bench.delivered() == [11]

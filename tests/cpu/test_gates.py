@@ -184,7 +184,7 @@ def test_no_room_on_the_stack_leads_to_shutdown(bench: Bench) -> None:
     bench.protected()
     bench.cpu.rsp = 8
     assert bench.deliver(0x30, kind=HARDWARE) == SHUTDOWN
-    assert bench.vm.native.shutdown == 1  # #SS has no room either, nor has #DF
+    assert bench.vm.processor.native.shutdown == 1  # #SS has no room either, nor has #DF
 
 
 def test_an_expand_down_stack_ends_above_its_limit(bench: Bench) -> None:

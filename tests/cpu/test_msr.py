@@ -112,7 +112,7 @@ def test_only_the_kernel_may(instruction: str, msr: int) -> None:
     vm = long_mode_vm(blob, "shadow", {13: HANDLERS}, user=True)
     vm.cpu.eflags |= 3 << 12
     assert (vm.run(1_000_000), vm.exit_value) == (Stop.EXIT, 13)
-    assert vm.platform.lapic.base == BASE_AT_RESET and vm.native.tsc_offset == 0
+    assert vm.platform.lapic.base == BASE_AT_RESET and vm.processor.native.tsc_offset == 0
 
 
 # --- the local APIC ---------------------------------------------------------------------------------------------

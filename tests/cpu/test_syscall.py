@@ -29,7 +29,7 @@ def bench() -> Bench:
 
 
 def set_msr(bench: Bench, offset: int, value: int) -> None:
-    ctypes.c_uint64.from_address(bench.vm.engine.env + offset).value = value
+    ctypes.c_uint64.from_address(bench.vm.processor.engine.env + offset).value = value
 
 
 def set_syscall(bench: Bench, mask: int = 0) -> None:

@@ -95,7 +95,7 @@ def test_hpet_legacy_replacement_disconnects_pit_and_rtc() -> None:
         for port, value in ((0x43, 0x34), (0x40, 0), (0x40, 8)):
             platform.bus.write(port, 1, value)
         for _ in range(20):
-            vm.native.vtime += 1_000_000
+            vm.processor.native.vtime += 1_000_000
             platform.tick(vm.now)
             platform.bus.write(0x70, 1, 0x0C)
             platform.bus.read(0x71, 1)  # lets the RTC's line fall
@@ -117,9 +117,9 @@ def test_left_as_by_a_bios() -> None:
     vm.platform.leave_as_bios()
     bus = vm.platform.bus
     assert (bus.read(0x21, 1), bus.read(0xA1, 1)) == (0xB8, 0x8E)
-    vm.native.vtime = 60_000_000  # the timer's 55 ms, IRQ 0 at vector 8
+    vm.processor.native.vtime = 60_000_000  # the timer's 55 ms, IRQ 0 at vector 8
     vm.platform.tick(vm.now)
-    assert vm.native.intr_line == 1
+    assert vm.processor.native.intr_line == 1
     assert vm.platform.acknowledge() == 8
 
 

@@ -40,7 +40,7 @@ def test_hflags_of_a_state_that_the_engine_made(mode: str) -> None:
         else:
             leave(bench, "mov ax, 0x10; mov ds, ax; mov cr0, eax", 32)
     before = bench.cpu.hflags
-    cpustate.set_hflags_mode(bench.vm.engine.env)
+    cpustate.set_hflags_mode(bench.vm.processor.engine.env)
     assert bench.cpu.hflags == before
 
 

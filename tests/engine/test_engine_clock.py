@@ -15,7 +15,7 @@ def test_clock_outlives_no_vm() -> None:
     for bench in (older, newer):
         bench.put(0x10000, "mov eax, 1; hlt")
         assert bench.call(0x10000) == 1
-    assert engine._clock[0] == newer.vm.native.vtime_at
+    assert engine._clock[0] == newer.vm.processor.native.vtime_at
     del newer, bench
     gc.collect()
     assert engine._clock[0] == address_of(engine._TIME_ZERO)

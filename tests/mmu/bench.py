@@ -77,7 +77,7 @@ class Bench:
         cpu.rip, cpu.rsp = gva, STACK
         for name, value in registers.items():
             setattr(cpu, name, value)
-        self.vm.native.shutdown = 0
+        self.vm.processor.native.shutdown = 0
         return self.vm.run(until=self.vm.now + 1_000_000)
 
     def call(self, gva: int, **registers: int) -> int:

@@ -147,9 +147,9 @@ class EmuMmu:
         self._all_gfns = np.arange(memory_size // PAGE)
         self._watched = self._all_gfns
         self._seen = self.guest.words(self._watched)
-        self._handle = self.vm.engine._uc._uch
+        self._handle = self.vm.processor.engine._uc._uch
         cpu = self.vm.cpu
-        self.vm.native.single = 1  # no block of code is running that a store could be part of
+        self.vm.processor.native.single = 1  # no block of code is running that a store could be part of
         cpu.idtr.set(0, 0, 0, 0)
         cpu.ldtr.set(0, 0, 0, 0x8200)
 
@@ -164,7 +164,7 @@ class EmuMmu:
         for gfn in np.flatnonzero(self.vm.p2m.entries[self._all_gfns] & 7 != EVERYTHING).tolist():
             dmm.resolve(gfn, EVERYTHING)
         if self._shadow:
-            shadow.forget_everything(self.vm.native_at)
+            shadow.forget_everything(self.vm.processor.native_at)
         self._flush_tlb()
         self.watch(frames)
 
@@ -221,7 +221,7 @@ class EmuMmu:
         while True:
             self._enter_code_page(control, code_page)
             if not self._run(code_page + start, code_page + end):
-                return self._refusal() if self.vm.native.miss_kind else None
+                return self._refusal() if self.vm.processor.native.miss_kind else None
 
     def _enter_code_page(self, control: Control, code_page: int) -> None:
         """Get the code page into the TLB, which is all that paging being off is good for."""
@@ -232,7 +232,7 @@ class EmuMmu:
 
     def _run(self, start: int, end: int) -> bool:
         """Execute one stub; true when the DMM had to resolve something first, and it must be executed again."""
-        vm, native = self.vm, self.vm.native
+        vm, native = self.vm, self.vm.processor.native
         vm.cpu.rip = start
         native.miss_kind, native.stopped, native.limit = walk.OK, 0, 1 << 62
         error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(start), 0, 0, 0)
@@ -247,7 +247,7 @@ class EmuMmu:
 
     def _refusal(self, gva: int | None = None) -> Fault:
         """The fault in place of a refused TLB fill, at `gva` or where the engine says."""
-        native = self.vm.native
+        native = self.vm.processor.native
         if native.miss_kind == walk.NON_CANONICAL:
             return 13, 0, None
         if native.miss_kind != walk.FAULT:
@@ -258,7 +258,7 @@ class EmuMmu:
 
     def _resolved(self) -> bool:
         """Whether the DMM had to be asked, and has answered."""
-        native = self.vm.native
+        native = self.vm.processor.native
         if native.miss_kind != walk.NEED:
             return False
         self.resolved += 1
@@ -267,7 +267,7 @@ class EmuMmu:
 
     def _value_read(self, size: int) -> int:
         if size == 8:
-            return self.vm.engine._uc.reg_read(x86_const.UC_X86_REG_XMM0) & (1 << 64) - 1
+            return self.vm.processor.engine._uc.reg_read(x86_const.UC_X86_REG_XMM0) & (1 << 64) - 1
         return self.vm.cpu.rax & (1 << 8 * size) - 1
 
     # Translations
@@ -284,7 +284,7 @@ class EmuMmu:
 
     def _touch(self, gva: int, kind: Kind) -> int | Fault:
         """The gpa behind gva, by the TLB or a TLB miss; HOLE outside memory; or the fault."""
-        native = self.vm.native
+        native = self.vm.processor.native
         address = ctypes.c_uint64()
         while True:
             native.miss_kind = walk.OK
@@ -310,7 +310,7 @@ class EmuMmu:
         cpu.rax = 8 if access.implicit else access.value  # for LAR: the selector of descriptor 1
         cpu.rbx = access.gva
         if access.size == 8 and access.kind is Kind.WRITE:
-            vm.engine._uc.reg_write(x86_const.UC_X86_REG_XMM0, access.value)
+            vm.processor.engine._uc.reg_write(x86_const.UC_X86_REG_XMM0, access.value)
         set_privilege(vm, control)
         cpu.gdtr.set(0, (access.gva - 8) % 2**64, 0xFFFF, 0)
 
@@ -335,7 +335,7 @@ def set_privilege(vm: Any, control: Control, bits: int | None = None) -> None:
     cpu.cs.set(8 | control.cpl, 0, 0xFFFF_FFFF, code | dpl)
     for segment in (cpu.ds, cpu.es, cpu.ss, cpu.fs, cpu.gs):
         segment.set(16 | control.cpl, 0, 0xFFFF_FFFF, DATA | dpl)
-    env = vm.engine.env
+    env = vm.processor.engine.env
     eflags = EFLAGS_FIXED | (EFLAGS_AC if control.ac else 0)
     ctypes.c_uint64.from_address(env + cpustate.EFLAGS).value = eflags
     set_hflags_mode(env)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from emu.machine.vm import Stop
-from emu.mmu.paging import flush_tlb
+from emu.mmu.paging import flush_tlbs
 from tests.mmu.bench import PD, PDPT, Bench, P, U, W
 from tests.mmu.harness import ARCHITECTURES
 from tests.oracles.paging_model import PAGE
@@ -50,7 +50,7 @@ def test_any_address_will_do(bench: Bench, size: str, before: str, place: str) -
     registers = {"rdi": entry, "r8": 1 << 32 | P | W | U | PS, "r9": target, "rsi": address}
     for _ in range(2):
         bench.write(entry, (P | W | U | PS).to_bytes(8, "little"))
-        flush_tlb(bench.vm.native_at)  # a store to a table does not do that
+        flush_tlbs(bench.vm.processor.native_at)  # a store to a table does not do that
         assert bench.start(CODE, **registers) is Stop.HALTED
         cpu = bench.vm.cpu
         assert (cpu.rbx, cpu.rcx, cpu.rdx) == (0x1234, 0x1234, ONES)

@@ -73,7 +73,7 @@ class EmuGuest:
             setattr(cpu, name, value)
         set_privilege(mmu.vm, step.control)
         if access is not None and access.size == 8 and access.kind is Kind.WRITE:
-            mmu.vm.engine._uc.reg_write(x86_const.UC_X86_REG_XMM0, access.value)
+            mmu.vm.processor.engine._uc.reg_write(x86_const.UC_X86_REG_XMM0, access.value)
         if access is not None and step.name == "fetch":
             result = mmu._touch_parts(access)
             if isinstance(result, tuple):
@@ -82,7 +82,7 @@ class EmuGuest:
         rip, end = place(step)
         while mmu._run(rip, end):
             rip = cpu.rip
-        fault: Fault | None = mmu._refusal() if mmu.vm.native.miss_kind else None
+        fault: Fault | None = mmu._refusal() if mmu.vm.processor.native.miss_kind else None
         value = None
         if access is not None and has_value(step) and fault is None:
             value = mmu._value_read(access.size)

@@ -1,0 +1,166 @@
+"""Processor: one virtual CPU of a VM, that is an engine, the record that the native plane works on, and registers."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import cast
+
+import numpy as np
+
+from emu.boot.entry import CODE_16, enter_real_mode
+from emu.cpu import breakpoints, clock, delivery, mmio, msr, portio, runloop
+from emu.cpu.runloop import HALTED, RUNNING, WAITING
+from emu.engine import engine
+from emu.engine.alone import NOWHERE
+from emu.engine.cpustate import CpuState, set_hflags_mode
+from emu.engine.native import address_of
+from emu.engine.ram import MachineMemory
+from emu.engine.state import Cpu, CpuStructure, cpu_offset
+from emu.mmu import fill
+
+_FLAGS_AT_RESET = 2
+
+
+class Processor:
+    """One processor; a VM has one or more.
+
+    Args:
+        index: its number in the VM, which is the ID of its local APIC.
+        vm_at: host address of its VM's record.
+        memory: machine memory.
+
+    Attributes:
+        index: the same.
+        native: its record (:class:`emu.engine.state.Cpu`); ``native_at``: the host address of that.
+        engine: its engine.
+        registers: its registers (:class:`emu.engine.cpustate.CpuState`).
+    """
+
+    def __init__(self, index: int, vm_at: int, memory: MachineMemory) -> None:
+        self.index = index
+        record = CpuStructure()
+        self.native = cast(Cpu, record)
+        self.native_at = ctypes.addressof(record)
+        self.engine = engine.Engine(memory.at, memory.frames << 12)
+        self.registers = CpuState(self.engine.env)
+        self._scratch = np.zeros(16, np.int64)
+        self._fill_native(vm_at)
+        self._hook()
+        weakref.finalize(self, engine.forget_clock, self.native.vtime_at)
+        enter_real_mode(self.registers)
+        set_hflags_mode(self.engine.env)
+        self.native.activity = WAITING if index else RUNNING
+
+    def _fill_native(self, vm_at: int) -> None:
+        native = self.native
+        native.at, native.vm_at, native.index = self.native_at, vm_at, self.index
+        native.turn = self.index
+        native.uc = self.engine.uc
+        native.engine_cpu_at = self.engine.cpu_at
+        native.env = self.engine.env
+        native.fault_address_at = self.engine.fault_address_at
+        native.check_exit_at = self.engine.check_exit_at
+        native.on_block_at = clock.on_block.address_of
+        native.tlb_at = self.engine.tlb_at
+        native.vtime_at = self.native_at + cpu_offset("vtime")
+        native.scratch_at = address_of(self._scratch)
+        native.walk_at = address_of(self._scratch) + 32
+        native.deadline = clock.NEVER
+        native.window_mfn = native.root_mfn = native.cr3 = native.pause_rip = -1
+        native.step_gva = NOWHERE
+        native.apic_enabled = 1
+
+    def _hook(self) -> None:
+        at = self.native_at
+        e = self.engine
+        e.hook(engine.HOOK_TLB_FILL, fill.on_tlb_fill, at)
+        e.hook_trap(fill.on_trapped_store, at)
+        e.hook_watch(breakpoints.on_watched_load, breakpoints.on_watched_store, at)
+        e.hook(engine.HOOK_TRANSLATED, breakpoints.on_translated, at)
+        e.hook(engine.HOOK_BLOCK, clock.on_block, at)
+        e.hook(engine.HOOK_EXCEPTION, delivery.on_interrupt, at)
+        e.hook(engine.HOOK_INVALID_INSTRUCTION, delivery.on_invalid_instruction, at)
+        e.hook_instruction(engine.SYSCALL, delivery.on_syscall, at)
+        e.hook_instruction(engine.SYSENTER, delivery.on_sysenter, at)
+        e.hook_instruction(engine.CPUID, msr.on_cpuid, at)
+        e.hook_instruction(engine.RDTSC, clock.on_rdtsc, at)
+        e.hook_instruction(engine.RDTSCP, clock.on_rdtscp, at)
+        e.hook_instruction(engine.IN, portio.on_in, at)
+        e.hook_instruction(engine.OUT, portio.on_out, at)
+        e.hook_mmio(mmio.on_mmio_load, mmio.on_mmio_store, at)
+
+    # --- what it does ---
+
+    @property
+    def eflags(self) -> int:
+        """EFLAGS with the arithmetic flags computed."""
+        return int(runloop.eflags(self.native_at))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it executes code: it is neither halted nor waiting for a start-up message."""
+        return self.native.activity == RUNNING
+
+    @property
+    def activity(self) -> str:
+        """"running", "halted", or "waiting" for a start-up message."""
+        return {RUNNING: "running", HALTED: "halted", WAITING: "waiting"}[self.native.activity]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether it runs, or something wakes it from HLT; as :func:`emu.cpu.runloop.run` sees it."""
+        native = self.native
+        wakes = (native.intr_line and self.registers.interrupts_enabled) or (
+            native.nmi_pending and not self.registers.nmi_blocked
+        )
+        return self.is_running or (native.activity == HALTED and bool(wakes))
+
+    @property
+    def can_be_woken(self) -> bool:
+        """Whether an interrupt can wake it from HLT."""
+        return self.native.activity == HALTED and self.registers.interrupts_enabled
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it has ever run."""
+        return self.native.activity != WAITING or self.native.vtime > 0
+
+    # --- messages of its local APIC ---
+
+    def init(self) -> None:
+        """INIT: the state of SDM vol. 3A, table 9-1, then wait for a start-up message.
+
+        x87, SSE and the other model-specific registers stay as they are.
+        """
+        registers, native = self.registers, self.native
+        for name in ("rax", "rbx", "rcx", "rsi", "rdi", "rbp", "rsp", "rip", "cr2", *(f"r{i}" for i in range(8, 16))):
+            setattr(registers, name, 0)
+        registers.rdx = 0x600  # the family, as after a reset
+        for index in range(4):
+            setattr(registers, f"dr{index}", 0)
+        registers.dr6, registers.dr7 = 0xFFFF_0FF0, 0x400
+        registers.eflags = _FLAGS_AT_RESET
+        enter_real_mode(registers)
+        registers.forget_modes()
+        set_hflags_mode(self.engine.env)
+        native.pending = native.pending_prior = native.nmi_pending = native.single = 0
+        native.block_size = native.step_alone = native.step_shadow = 0
+        native.step_gva = NOWHERE
+        native.cr3 = native.root_mfn = -1
+        native.activity = WAITING
+
+    def start_up(self, vector: int, now: int) -> bool:
+        """A start-up message (SIPI): begin in real mode at ``vector`` << 12.  False when it does not wait for one.
+
+        Args:
+            now: virtual time in ns.
+        """
+        if self.native.activity != WAITING:
+            return False
+        self.registers.cs.set(vector << 8, vector << 12, 0xFFFF, CODE_16)
+        self.registers.rip = 0
+        set_hflags_mode(self.engine.env)
+        self.native.vtime = max(self.native.vtime, now)
+        self.native.activity = RUNNING
+        return True
