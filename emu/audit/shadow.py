@@ -20,7 +20,7 @@ from emu.engine.ram import FRAME_TABLE
 from emu.errors import EmuError
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
+from emu.mmu.shadowtables import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
 from emu.mmu.walk import ACCESSED, DIRTY, HOLE, MMIO, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, RAM, SHARED
 
 if TYPE_CHECKING:

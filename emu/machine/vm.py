@@ -34,7 +34,7 @@ from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
-from emu.mmu.shadow import ENTRIES
+from emu.mmu.shadowtables import ENTRIES
 
 if TYPE_CHECKING:
     from emu.machine.machine import Machine

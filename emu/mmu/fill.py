@@ -44,7 +44,7 @@ from emu.engine.native import (
 )
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE
 from emu.engine.state import state_at
-from emu.mmu import pte, shadow
+from emu.mmu import pte, shadow, shadowtables
 from emu.mmu.implicit import is_implicit_supervisor_access
 from emu.mmu.walk import (
     DIRTY,
@@ -91,7 +91,7 @@ def refresh(vm_at):
         made_for = vm.mode | (vm.cr4 & cpustate.CR4_PSE) | (vm.efer & cpustate.EFER_NXE)
         if made_for != vm.shadow_format:
             if not vm.nested:
-                shadow.unshadow_all(vm.at)
+                shadowtables.unshadow_all(vm.at)
             vm.shadow_format = made_for
     if not vm.nested:
         shadow.select_root(vm.at, 0)

@@ -11,7 +11,7 @@ from emu.engine import engine
 from emu.engine.native import address_of, compiled, load64, store8, store64
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
 from emu.engine.state import state_at
-from emu.mmu import shadow
+from emu.mmu import shadow, shadowtables
 from emu.mmu.fill import drop_frame_code
 from emu.mmu.rmap import Rmap
 from emu.mmu.walk import ACCESSED, YOUNG
@@ -148,7 +148,7 @@ class ShadowPaging(Paging):
         self.link[-1] = -1
         self.writes = np.zeros(tables, np.int32)
         self.bucket = np.full(buckets, -1, np.int32)
-        self.rmap = Rmap(native, memory.frames, tables * shadow.ENTRIES)
+        self.rmap = Rmap(native, memory.frames, tables * shadowtables.ENTRIES)
         self.entries = memory.pages[first : first + tables].view(np.int64).reshape(-1)
         native.shadow_first, native.shadow_slots, native.shadow_free, native.shadow_used = first, tables, 0, 0
         native.shadow_host = memory.at + first * 4096
@@ -178,7 +178,7 @@ class ShadowPaging(Paging):
         super().forget_translations()
 
     def retire(self, mfn: int) -> bool:
-        if self.tables - len(self.retired) - 1 < shadow.MIN_TABLES:
+        if self.tables - len(self.retired) - 1 < shadowtables.MIN_TABLES:
             return False
         self.forget_translations()
         slot, native = mfn - self.first, self._native

@@ -1,263 +1,82 @@
 """Shadow tables: real x86 entries, in machine frames of their own, that lead from gva to mfn.
 
-A shadow table mirrors one guest table (or half or a quarter of a 32-bit one, whose entries are half as wide), so that a
-guest table shared by several roots has one shadow, and a write into the guest table finds every entry made from it.
-The tree always has the 64-bit format: four levels for 4-level guests, three for all others.
+The tree always has the 64-bit format: four levels for 4-level guests, three for all others.  What its tables are made
+from, mode by mode and level by level, say two tables of numbers below; each shadow table's own book-keeping is in
+:mod:`emu.mmu.shadowtables`.
 
 An entry carries the guest's own R/W, U/S and NX of that level; a lookup combines them as the processor does.  A leaf
 is present only while the guest's accessed bits are set, and writable only while its dirty bit is, so that setting
-these bits is never missed; the accessed and dirty bits of the P2M entry count in the same way.  Guest pages that hold
-tables are write-trapped: their leaves have R/W clear and the software bit ``pte.TRAP`` set, and stores to them go
-through the trapped alias of machine memory (:mod:`emu.addr`).
-
-Every entry made or dropped is reported to the reverse map (:mod:`emu.mmu.rmap`).
+these bits is never missed; the accessed and dirty bits of the P2M entry count in the same way.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from emu.addr import PAGE_MASK
 from emu.engine import events
 from emu.engine.cpustate import CR3
-from emu.engine.engine import flush_tlb
-from emu.engine.native import compiled, inlined, load8, load32, load64, outlined, store8, store32, store64
+from emu.engine.native import compiled, inlined, load8, load32, load64, outlined, store32, store64
 from emu.engine.ram import FRAME_TABLE
 from emu.engine.state import state_at
 from emu.mmu import pte, rmap
 from emu.mmu.rmap import NONE, load_link
-from emu.mmu.walk import (
-    DIRTY,
-    MODE_4LEVEL,
-    MODE_32,
-    MODE_NONE,
-    MODE_PAE,
-    RAM,
-    SHARED,
-    level_entry,
-    level_table,
+from emu.mmu.shadowtables import (
+    ENTRIES,
+    FORMAT_32,
+    FORMAT_64,
+    FORMAT_DIRECT,
+    FORMAT_ROOT_32,
+    bucket_of,
+    find,
+    find_or_create,
+    has_room,
+    has_shadow,
+    role,
+    unshadow,
+    unshadow_all,
+    zap_entry,
+    zap_frame,
 )
-
-# how a shadow table was made
-FORMAT_64 = 0  # from a guest table of 64-bit entries
-FORMAT_32 = 1  # from a part of a guest table of 32-bit entries
-FORMAT_DIRECT = 2  # from no table: maps consecutive gfns, for large pages and for guests without paging
-FORMAT_ROOT_32 = 3  # the four-entry root above the quarters of a 32-bit page directory
-
+from emu.mmu.walk import DIRTY, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, level_entry, level_table
 
 _READ, _WRITE, _EXECUTE = 1, 2, 4  # Intent, the rights in a P2M entry
-ENTRIES = 512
 FLOOD_LIMIT = 64  # writes into a guest table, without any use of it in between, after which it is no table any more
-_LEVELS = 4  # most tables that one fill can need
-MIN_TABLES = 2 * _LEVELS  # fewest tables that serve any guest
 
+# --- what a shadow table is made from, in each paging mode ---------------------------------------------------------
 
-@inlined
-def role(level: int, form: int, part: int) -> int:
-    """What else, beside the gfn, tells shadow tables apart: level, format, and which part of the guest table."""
-    return level | form << 4 | part << 8
+_RW, _RWX = pte.W | pte.U, pte.W | pte.U | pte.NX
+_LOW = 0xFFFF_F000  # CR3 bits that locate the root table of a 32-bit or PAE guest
 
+# A root: its level, its format, the CR3 bits that locate the guest's root table, and those that are its part of the
+# role (shifted right, then masked: a PAE root lies at CR3 bits 11:5 of its page).
+_LEVEL, _ROOT_FORMAT, _ROOT_AT, _ROOT_SHIFT, _ROOT_MASK = range(5)
+_ROOTS = np.zeros((4, 5), np.int64)
+_ROOTS[MODE_NONE] = 3, FORMAT_DIRECT, 0, 0, 0
+_ROOTS[MODE_32] = 3, FORMAT_ROOT_32, _LOW, 0, 0
+_ROOTS[MODE_PAE] = 3, FORMAT_64, _LOW, 5, 127
+_ROOTS[MODE_4LEVEL] = 4, FORMAT_64, pte.FRAME, 0, 0
 
-@inlined
-def _table_host(vm: Any, mfn: int) -> int:
-    return vm.ram_at + (mfn << 12)
-
-
-@inlined
-def _bucket(vm: Any, gfn: int) -> int:
-    return vm.shadow_bucket_at + ((gfn * 40503 >> 4) & vm.shadow_bucket_mask) * 4
-
-
-# --- dropping entries --------------------------------------------------------------------------------------------
-
-
-@outlined("qqq")
-def _zap_entry(vm_at, number):
-    vm = state_at(vm_at)
-    at = vm.shadow_host + number * 8
-    entry = load64(at)
-    if not entry & pte.P:
-        return 0
-    store64(at, 0)
-    mfn = (entry & pte.FRAME) >> 12
-    rmap.remove(vm, number, mfn)
-    events.record(vm, events.SHADOW_ZAP, mfn, entry, vm.shadow_first + number // ENTRIES, number % ENTRIES, 0)
-    return 1
-
-
-@inlined
-def zap_entry(vm: Any, number: int) -> int:
-    """Drop a shadow entry; returns 1 when it was present."""
-    return _zap_entry(vm.at, number)
-
-
-@inlined
-def zap_frame(vm: Any, mfn: int) -> int:
-    """Drop every shadow entry that leads to ``mfn``; returns how many there were."""
-    zapped = 0
-    number = rmap.first(vm, mfn)
-    while number != NONE:
-        zapped += zap_entry(vm, number)
-        number = rmap.first(vm, mfn)
-    return zapped
-
-
-# --- shadow tables ----------------------------------------------------------------------------------------------
-
-
-@inlined
-def _find(vm: Any, gfn: int, wanted: int) -> int:
-    """The slot of the shadow table of ``gfn`` in role ``wanted``, or NONE."""
-    slot = load_link(_bucket(vm, gfn))
-    while slot != NONE:
-        if load64(vm.shadow_key_at + slot * 8) == gfn and load64(vm.shadow_role_at + slot * 8) == wanted:
-            return slot
-        slot = load_link(vm.shadow_link_at + slot * 4)
-    return NONE
-
-
-@inlined
-def has_shadow(vm: Any, gfn: int) -> bool:
-    """Whether ``gfn`` is a guest table with a shadow."""
-    slot = load_link(_bucket(vm, gfn))
-    while slot != NONE:
-        if load64(vm.shadow_key_at + slot * 8) == gfn:
-            form = load64(vm.shadow_role_at + slot * 8) >> 4 & 15
-            if form == FORMAT_64 or form == FORMAT_32:
-                return True
-        slot = load_link(vm.shadow_link_at + slot * 4)
-    return False
-
-
-@inlined
-def _frame_of(vm: Any, gfn: int) -> int:
-    """The frame behind a resident gfn, NONE for others."""
-    if gfn >= vm.p2m_size:
-        return NONE
-    entry = load64(vm.p2m_at + gfn * 8)
-    kind = entry >> 4 & 15
-    return entry >> 12 if kind == RAM or kind == SHARED else NONE
-
-
-@outlined("vqq")
-def trap_frame(vm_at, mfn):
-    """Make the guest's stores to ``mfn`` reach the write trap from now on."""
-    vm = state_at(vm_at)
-    flags = load8(vm.frame_flags_at + mfn)
-    if flags & FRAME_TABLE:
-        return
-    store8(vm.frame_flags_at + mfn, flags | FRAME_TABLE)
-    number = rmap.first(vm, mfn)
-    while number != NONE:
-        at = vm.shadow_host + number * 8
-        entry = load64(at)
-        if entry & pte.W:
-            store64(at, (entry & ~pte.W) | pte.TRAP)
-        number = rmap.following(vm, number)
-    flush_tlb(vm)  # the engine may hold writable entries
-
-
-@inlined
-def untrap_frame(vm: Any, mfn: int) -> None:
-    """``mfn`` holds no guest table any more."""
-    flags = load8(vm.frame_flags_at + mfn)
-    if flags & FRAME_TABLE:
-        store8(vm.frame_flags_at + mfn, flags & ~FRAME_TABLE)
-        zap_frame(vm, mfn)  # they come back without the trap
-
-
-@inlined
-def _create(vm: Any, gfn: int, wanted: int) -> int:
-    """A new, empty shadow table; a free slot must exist."""
-    slot = vm.shadow_free
-    vm.shadow_free = load_link(vm.shadow_link_at + slot * 4)
-    vm.shadow_used += 1
-    store64(vm.shadow_key_at + slot * 8, gfn)
-    store64(vm.shadow_role_at + slot * 8, wanted)
-    store32(vm.shadow_writes_at + slot * 4, 0)
-    bucket = _bucket(vm, gfn)
-    store32(vm.shadow_link_at + slot * 4, load_link(bucket))
-    store32(bucket, slot)
-    host = vm.shadow_host + slot * 4096
-    for index in range(ENTRIES):
-        store64(host + index * 8, 0)
-    form = wanted >> 4 & 15
-    if form == FORMAT_64 or form == FORMAT_32:
-        mfn = _frame_of(vm, gfn)
-        if mfn != NONE:
-            trap_frame(vm.at, mfn)
-    return slot
-
-
-@inlined
-def _find_or_create(vm: Any, gfn: int, wanted: int) -> int:
-    slot = _find(vm, gfn, wanted)
-    if slot == NONE:
-        slot = _create(vm, gfn, wanted)
-    store32(vm.shadow_writes_at + slot * 4, 0)
-    return slot
-
-
-@outlined("vqq")
-def _destroy(vm_at, slot):
-    """Drop a shadow table: its entries, the entries that lead to it, its place in the buckets."""
-    vm = state_at(vm_at)
-    for index in range(ENTRIES):
-        zap_entry(vm, slot * ENTRIES + index)
-    zap_frame(vm, vm.shadow_first + slot)
-    at = _bucket(vm, load64(vm.shadow_key_at + slot * 8))
-    while load_link(at) != slot:
-        at = vm.shadow_link_at + load_link(at) * 4
-    store32(at, load_link(vm.shadow_link_at + slot * 4))
-    store64(vm.shadow_key_at + slot * 8, NONE)
-    store32(vm.shadow_link_at + slot * 4, vm.shadow_free)
-    vm.shadow_free = slot
-    vm.shadow_used -= 1
-    if vm.root_mfn == vm.shadow_first + slot:
-        vm.root_mfn = NONE
-
-
-@outlined("vqq")
-def unshadow(vm_at, gfn):
-    """Drop every shadow table made from the guest table ``gfn`` and stop trapping its writes."""
-    vm = state_at(vm_at)
-    found = True
-    while found:
-        found = False
-        slot = load_link(_bucket(vm, gfn))
-        while slot != NONE:
-            following = load_link(vm.shadow_link_at + slot * 4)
-            form = load64(vm.shadow_role_at + slot * 8) >> 4 & 15
-            if load64(vm.shadow_key_at + slot * 8) == gfn and form != FORMAT_DIRECT:
-                _destroy(vm.at, slot)
-                found = True
-                break
-            slot = following
-    mfn = _frame_of(vm, gfn)
-    if mfn != NONE:
-        untrap_frame(vm, mfn)
-
-
-@outlined("vq")
-def unshadow_all(vm_at):
-    """Drop every shadow table.  The engine's TLB may keep what it has: nothing that it holds becomes wrong."""
-    vm = state_at(vm_at)
-    for slot in range(vm.shadow_slots):
-        gfn = load64(vm.shadow_key_at + slot * 8)
-        if gfn != NONE:
-            _destroy(vm.at, slot)
-            mfn = _frame_of(vm, gfn)
-            if mfn != NONE:
-                untrap_frame(vm, mfn)
-    vm.root_mfn = NONE
-
-
-# --- lookup and fill --------------------------------------------------------------------------------------------
-
-
-@inlined
-def _root_of(vm: Any, gfn: int, wanted: int, create: int) -> int:
-    return _find_or_create(vm, gfn, wanted) if create else _find(vm, gfn, wanted)
+# An entry at a level: the rights that it takes from the guest's entry of the same level, all others being granted;
+# and the table below, which is made from the guest's table of the level below: its format, and the gva bits that are
+# its part of the role (shifted right, then masked).  Below an entry that maps a large page all is FORMAT_DIRECT.
+_TAKES, _FORMAT, _SHIFT, _MASK = range(4)
+_ENTRIES = np.zeros((4, 5, 4), np.int64)
+_ENTRIES[MODE_NONE, 3] = 0, FORMAT_DIRECT, 0, 0
+_ENTRIES[MODE_NONE, 2] = 0, FORMAT_DIRECT, 0, 0
+_ENTRIES[MODE_NONE, 1] = 0, 0, 0, 0
+_ENTRIES[MODE_32, 3] = 0, FORMAT_32, 30, 3  # the guest has no such entry; a quarter of its page directory
+_ENTRIES[MODE_32, 2] = _RW, FORMAT_32, 21, 1  # half of a page table
+_ENTRIES[MODE_32, 1] = _RW, 0, 0, 0
+_ENTRIES[MODE_PAE, 3] = 0, FORMAT_64, 0, 0  # a PDPTE has no rights
+_ENTRIES[MODE_PAE, 2] = _RWX, FORMAT_64, 0, 0
+_ENTRIES[MODE_PAE, 1] = _RWX, 0, 0, 0
+_ENTRIES[MODE_4LEVEL, 4] = _RWX, FORMAT_64, 0, 0
+_ENTRIES[MODE_4LEVEL, 3] = _RWX, FORMAT_64, 0, 0
+_ENTRIES[MODE_4LEVEL, 2] = _RWX, FORMAT_64, 0, 0
+_ENTRIES[MODE_4LEVEL, 1] = _RWX, 0, 0, 0
 
 
 @outlined("vqq")
@@ -270,20 +89,18 @@ def select_root(vm_at, create):
     """
     vm = state_at(vm_at)
     mode = vm.mode
-    if create and vm.shadow_used > vm.shadow_slots - _LEVELS:
+    if create and not has_room(vm):
         unshadow_all(vm_at)
     cr3 = load64(vm.env + CR3)
-    vm.root_level = 3
-    if mode == MODE_4LEVEL:
-        vm.root_level = 4
-        slot = _root_of(vm, (cr3 & pte.FRAME) >> 12, role(4, FORMAT_64, 0), create)
-    elif mode == MODE_PAE:
-        slot = _root_of(vm, (cr3 & 0xFFFF_F000) >> 12, role(3, FORMAT_64, cr3 >> 5 & 127), create)
-    elif mode == MODE_32:
-        slot = _root_of(vm, (cr3 & 0xFFFF_F000) >> 12, role(3, FORMAT_ROOT_32, 0), create)
-    else:
-        slot = _root_of(vm, 0, role(3, FORMAT_DIRECT, 0), create)
+    level = int(_ROOTS[mode, _LEVEL])
+    gfn = (cr3 & _ROOTS[mode, _ROOT_AT]) >> 12
+    wanted = role(level, _ROOTS[mode, _ROOT_FORMAT], cr3 >> _ROOTS[mode, _ROOT_SHIFT] & _ROOTS[mode, _ROOT_MASK])
+    slot = find_or_create(vm, gfn, wanted) if create else find(vm, gfn, wanted)
+    vm.root_level = level
     vm.root_mfn = NONE if slot == NONE else vm.shadow_first + slot
+
+
+# --- lookup and fill --------------------------------------------------------------------------------------------
 
 
 @inlined
@@ -315,6 +132,19 @@ def lookup(vm: Any, gva: int) -> int:
     return (entry & keep) | (any_of & (pte.NX | pte.LARGE | pte.HUGE))
 
 
+@inlined
+def _guest_rights(vm: Any, level: int) -> int:
+    """The rights that the last walk found at ``level``: W, U and NX of the guest's entry, all where it has none."""
+    mapped_at = vm.walk_level
+    if level < mapped_at:
+        return _RW  # inside a large page
+    takes = _ENTRIES[vm.mode, level, _TAKES]
+    rights = (level_entry(vm, level) & takes) | (_RW & ~takes)
+    if level == mapped_at and not vm.walk_dirty:
+        rights &= ~pte.W
+    return rights
+
+
 @outlined("qqqq")
 def fill(vm_at, gva, frame_entry):
     """Make the shadow entries for the page that the last successful walk found.
@@ -327,62 +157,41 @@ def fill(vm_at, gva, frame_entry):
         The leaf entry, 0 when the DMM does not let the page be read.
     """
     vm = state_at(vm_at)
-    if vm.root_mfn == NONE or vm.shadow_used > vm.shadow_slots - _LEVELS:
+    if vm.root_mfn == NONE or not has_room(vm):
         select_root(vm.at, 1)
     mode = vm.mode
     mapped_at = vm.walk_level  # guest level of the entry that maps the page, 0 without paging
     table = vm.root_mfn - vm.shadow_first
     level = vm.root_level
     while level > 1:
-        rights = pte.W | pte.U
         below = level - 1
-        if mode == MODE_NONE or mapped_at >= level:
-            # inside a large page, or no paging: the table below maps consecutive gfns
-            gfn = (vm.walk_gpa >> (12 + 9 * below)) << (9 * below)
-            wanted = role(below, FORMAT_DIRECT, 0)
-            if mapped_at == level:
-                rights = level_entry(vm, level) & (pte.U | pte.NX | pte.W)
-                if not vm.walk_dirty:
-                    rights &= ~pte.W
-                rights |= pte.LARGE if level == 2 else pte.HUGE
-        elif mode == MODE_32:
-            if level == 3:
-                gfn = level_table(vm, 2) >> 12
-                wanted = role(2, FORMAT_32, gva >> 30 & 3)
-            else:
-                gfn = level_table(vm, 1) >> 12
-                wanted = role(1, FORMAT_32, gva >> 21 & 1)
-                rights = level_entry(vm, 2) & (pte.U | pte.W)
-        else:
-            gfn = level_table(vm, below) >> 12
-            wanted = role(below, FORMAT_64, 0)
-            if mode == MODE_4LEVEL or level != 3:
-                rights = level_entry(vm, level) & (pte.U | pte.NX | pte.W)
-        index = (gva >> (12 + 9 * below)) & 511
-        number = table * ENTRIES + index
+        number = table * ENTRIES + ((gva >> (12 + 9 * below)) & 511)
         at = vm.shadow_host + number * 8
         entry = load64(at)
         if entry & pte.P:
             child = ((entry & pte.FRAME) >> 12) - vm.shadow_first
             store32(vm.shadow_writes_at + child * 4, 0)
         else:
-            child = _find_or_create(vm, gfn, wanted)
+            form = FORMAT_DIRECT if mapped_at >= level else _ENTRIES[mode, level, _FORMAT]
+            if form == FORMAT_DIRECT:  # maps consecutive gfns
+                gfn = (vm.walk_gpa >> (12 + 9 * below)) << (9 * below)
+                part = 0
+            else:
+                gfn = level_table(vm, below) >> 12
+                part = gva >> _ENTRIES[mode, level, _SHIFT] & _ENTRIES[mode, level, _MASK]
+            child = find_or_create(vm, gfn, role(below, form, part))
             # making a table traps its frame, which zaps nothing on this path: entries of tables are not leaves
             rmap.add(vm, number, vm.shadow_first + child)
+        rights = _guest_rights(vm, level)
+        if mapped_at == level:
+            rights |= pte.LARGE if level == 2 else pte.HUGE
         store64(at, (vm.shadow_first + child) << 12 | pte.P | pte.A | rights)
         table = child
         level = below
 
     number = table * ENTRIES + ((gva >> 12) & 511)
     at = vm.shadow_host + number * 8
-    if mapped_at == 1:
-        rights = level_entry(vm, 1) & (pte.U | pte.NX | pte.W)
-        if mode == MODE_32:
-            rights &= ~pte.NX
-        if not vm.walk_dirty:
-            rights &= ~pte.W
-    else:
-        rights = pte.W | pte.U
+    rights = _guest_rights(vm, 1)
     mfn = frame_entry >> 12
     if not frame_entry & _READ:
         zap_entry(vm, number)  # an x86 entry cannot withhold reading: every access has to ask
@@ -417,7 +226,7 @@ def table_written(vm: Any, gfn: int, offset: int, size: int) -> int:
     """
     zapped = 0
     flooded = False
-    slot = load_link(_bucket(vm, gfn))
+    slot = load_link(bucket_of(vm, gfn))
     while slot != NONE:
         if load64(vm.shadow_key_at + slot * 8) == gfn:
             what = load64(vm.shadow_role_at + slot * 8)

@@ -17,7 +17,7 @@ from emu.machine.machine import Machine
 from emu.machine.vm import VirtualMachine
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import ENTRIES, FORMAT_64
+from emu.mmu.shadowtables import ENTRIES, FORMAT_64
 from tests.dmm.stub import ALIASES, DATA, MODES, Stub
 
 GFNS = 32

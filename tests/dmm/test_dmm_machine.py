@@ -26,7 +26,7 @@ from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
 from emu.engine.ram import OutOfMachineFrames, Purpose
 from emu.machine.machine import Machine
-from emu.mmu.shadow import MIN_TABLES
+from emu.mmu.shadowtables import MIN_TABLES
 from tests.dmm.model import ENOUGH, GFNS, KINDS, POOL, Side, fill_unused_with_junk, frame_counts
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 

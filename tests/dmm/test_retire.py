@@ -13,7 +13,7 @@ from emu.dmm.policy import Policy
 from emu.engine import events
 from emu.engine.ram import Purpose
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadow import MIN_TABLES
+from emu.mmu.shadowtables import MIN_TABLES
 from tests.dmm.model import ENOUGH, GFNS, KINDS, Side, fill_unused_with_junk, frame_counts, make_sides
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
 
