@@ -21,7 +21,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from emu.cpu.guestmem import load_linear_code_byte
-from emu.engine import events
 from emu.engine.alone import (
     ASKED,
     FETCHING,
@@ -36,11 +35,12 @@ from emu.engine.alone import (
 )
 from emu.engine.cpustate import HF_INHIBIT_IRQ, HFLAGS
 from emu.engine.engine import stop
+from emu.engine.events import Cr3Switch, Event, ShadowFill, ShadowZap, TableWrite
 from emu.engine.native import inlined, load32, outlined
 from emu.engine.state import state_at
 
 UNLIMITED = 1 << 62  # step_count: no limit
-WITHIN_BLOCK = 1 << events.CR3_SWITCH | 1 << events.TABLE_WRITE | 1 << events.SHADOW_FILL | 1 << events.SHADOW_ZAP
+WITHIN_BLOCK = 1 << Cr3Switch.KIND | 1 << TableWrite.KIND | 1 << ShadowFill.KIND | 1 << ShadowZap.KIND
 
 
 # --- native plane -----------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def entered_block(vm: Any, gva: int) -> None:
 # --- Python plane -----------------------------------------------------------------------------------------------
 
 
-def begin(native: Any, instructions: int, kinds: Iterable[type[events.Event]]) -> None:
+def begin(native: Any, instructions: int, kinds: Iterable[type[Event]]) -> None:
     """From now on run until ``instructions`` have been executed or an event of ``kinds`` has happened."""
     mask = sum(1 << kind.KIND for kind in frozenset(kinds))
     native.event_stop_mask = mask

@@ -27,7 +27,8 @@ from emu.dmm.pool import Pool
 from emu.engine import engine
 from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
-from emu.engine.events import EVENT_TYPES, Event, EventLog
+from emu.engine.eventlog import EventLog
+from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of
 from emu.engine.state import State
 from emu.errors import EmuError

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.addr import MMIO_BASE, NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
-from emu.engine import cpustate, events
+from emu.engine import cpustate, eventlog
 from emu.engine.alone import REFUSED, REFUSED_FETCH, refuses
 from emu.engine.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
 from emu.engine.engine import (
@@ -29,6 +29,7 @@ from emu.engine.engine import (
     flush_tlb,
     note_large_page,
 )
+from emu.engine.events import Cr3Switch, TableWrite
 from emu.engine.native import (
     callback,
     inlined,
@@ -66,6 +67,8 @@ from emu.mmu.walk import (
     walk,
 )
 
+_CR3_SWITCH, _TABLE_WRITE = Cr3Switch.KIND, TableWrite.KIND
+
 CODE_IN_USE = 6  # in ``vm.miss_kind``: the instruction stores into the frame of its own block
 
 _CR0_BITS = cpustate.CR0_PG | cpustate.CR0_PE
@@ -86,7 +89,7 @@ def refresh(vm_at):
     vm.mode = paging_mode(vm)
     if vm.mode:
         if vm.cr3 != before:
-            events.record(vm, events.CR3_SWITCH, before, vm.cr3, vm.mode, 0, 0)
+            eventlog.record(vm, _CR3_SWITCH, before, vm.cr3, vm.mode, 0, 0)
         # shadow tables are only good for the mode that they were made in; without paging they stay for later
         made_for = vm.mode | (vm.cr4 & cpustate.CR4_PSE) | (vm.efer & cpustate.EFER_NXE)
         if made_for != vm.shadow_format:
@@ -336,7 +339,7 @@ def _store_to_frame(vm_at, mfn, offset, size, value):
         store_bytes(host, size, value)
         after = load_bytes(host, size)
         zapped = shadow.table_written(vm, gfn, offset, size)
-        events.record(vm, events.TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
+        eventlog.record(vm, _TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
     else:
         store_bytes(host, size, value)
 

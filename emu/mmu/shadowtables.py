@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.engine import events
+from emu.engine import eventlog
 from emu.engine.engine import flush_tlb
+from emu.engine.events import ShadowZap
 from emu.engine.native import inlined, load8, load64, outlined, store8, store32, store64
 from emu.engine.ram import FRAME_TABLE
 from emu.engine.state import state_at
 from emu.mmu import pte, rmap
 from emu.mmu.rmap import NONE, load_link
 from emu.mmu.walk import RAM, SHARED
+
+_SHADOW_ZAP = ShadowZap.KIND
 
 # how a shadow table was made
 FORMAT_64 = 0  # from a guest table of 64-bit entries
@@ -65,7 +68,7 @@ def _zap_entry(vm_at, number):
     store64(at, 0)
     mfn = (entry & pte.FRAME) >> 12
     rmap.remove(vm, number, mfn)
-    events.record(vm, events.SHADOW_ZAP, mfn, entry, vm.shadow_first + number // ENTRIES, number % ENTRIES, 0)
+    eventlog.record(vm, _SHADOW_ZAP, mfn, entry, vm.shadow_first + number // ENTRIES, number % ENTRIES, 0)
     return 1
 
 
