@@ -17,10 +17,11 @@ from emu.cpu.gates import enter
 from emu.cpu.guestmem import load_code_byte
 from emu.cpu.segments import cpl
 from emu.cpu.syscall import FAULTED, enter_syscall, enter_sysenter, syscall_length
-from emu.engine import cpustate, events
+from emu.engine import cpustate, eventlog
 from emu.engine.cpustate import CR2, HF_INHIBIT_IRQ, HFLAGS, OLD_EXCEPTION, RIP
 from emu.engine.debugregs import STEPPING
 from emu.engine.engine import fault_address, stop
+from emu.engine.events import ExceptionDelivery, InterruptDelivery, PageFault
 from emu.engine.native import callback, inlined, load32, load64, outlined, store32, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import (
@@ -41,6 +42,8 @@ from emu.engine.vectors import (
 from emu.mmu.fill import refresh_if_changed
 from emu.mmu.walk import MODE_4LEVEL, NEED, NON_CANONICAL, OK
 
+_EXCEPTION_DELIVERY, _INTERRUPT_DELIVERY, _PAGE_FAULT = ExceptionDelivery.KIND, InterruptDelivery.KIND, PageFault.KIND
+
 # results of deliver
 DELIVERED = OK
 # NEED, of emu.mmu.walk: the DMM must resolve need_gfn for need_intent, then deliver_pending goes on
@@ -60,9 +63,9 @@ def _software_length(cpu: Cpu, vector: int, rip: int) -> int:
 @inlined
 def _record(cpu: Cpu, vector: int, error: int, kind: int, rip: int, level: int) -> None:
     if kind == HARDWARE:
-        events.record(cpu, events.INTERRUPT, vector, rip, level, 0, 0)
+        eventlog.record(cpu, _INTERRUPT_DELIVERY, vector, rip, level, 0, 0)
     else:
-        events.record(cpu, events.EXCEPTION, vector, error, rip, level, kind)
+        eventlog.record(cpu, _EXCEPTION_DELIVERY, vector, error, rip, level, kind)
 
 
 @inlined
@@ -113,7 +116,7 @@ def _deliver(cpu_at: int) -> int:
         if status == NEED:
             return NEED
         if vector == VECTOR_PF and kind == EXCEPTION:
-            events.record(cpu, events.PAGE_FAULT, load64(cpu.env + CR2), error, rip, level, 0)
+            eventlog.record(cpu, _PAGE_FAULT, load64(cpu.env + CR2), error, rip, level, 0)
         if status == OK:
             _record(cpu, vector, error, kind, rip, level)
             _after(cpu)

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from emu.cpu.guestmem import load_linear_code_byte
-from emu.engine import events
 from emu.engine.alone import (
     ASKED,
     FETCHING,
@@ -35,11 +34,12 @@ from emu.engine.alone import (
 )
 from emu.engine.cpustate import HF_INHIBIT_IRQ, HFLAGS
 from emu.engine.engine import stop
+from emu.engine.events import Cr3Switch, Event, ShadowFill, ShadowZap, TableWrite
 from emu.engine.native import inlined, load32, outlined
 from emu.engine.state import Cpu, Vm, cpu_record, vm_of
 
 UNLIMITED = 1 << 62  # step_count: no limit
-WITHIN_BLOCK = 1 << events.CR3_SWITCH | 1 << events.TABLE_WRITE | 1 << events.SHADOW_FILL | 1 << events.SHADOW_ZAP
+WITHIN_BLOCK = 1 << Cr3Switch.KIND | 1 << TableWrite.KIND | 1 << ShadowFill.KIND | 1 << ShadowZap.KIND
 
 
 # --- native plane -----------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def entered_block(cpu: Cpu, gva: int) -> None:
 
 
 def begin(
-    vm: Vm, cpus: Iterable[Cpu], instructions: int, kinds: Iterable[type[events.Event]], counted: int | None = None
+    vm: Vm, cpus: Iterable[Cpu], instructions: int, kinds: Iterable[type[Event]], counted: int | None = None
 ) -> None:
     """From now on run until ``instructions`` have been executed or an event of ``kinds`` has happened.
 

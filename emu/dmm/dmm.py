@@ -36,6 +36,7 @@ from emu.dmm.p2m import (
 from emu.dmm.policy import ZERO_PAGE, Policy, PolicyFault
 from emu.dmm.pool import Pool
 from emu.engine import events
+from emu.engine.eventlog import EventLog
 from emu.engine.ram import MachineMemory, OutOfMachineFrames
 from emu.mmu.paging import Paging
 
@@ -59,7 +60,7 @@ class DMM:
 
     def __init__(
         self, vm: str, index: int, memory: MachineMemory, m2p: M2P, pool: Pool, p2m: P2M, paging: Paging,
-        log: events.EventLog,
+        log: EventLog,
     ) -> None:  # fmt: skip
         self.vm = vm
         self.index = index

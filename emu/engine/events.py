@@ -1,109 +1,20 @@
-"""Memory events: one stream per VM, one small record a kind.
+"""The kinds of memory events: one class a kind, and nothing else to write for a new one.
 
-Native code and Python record into the same ring through :func:`record`, so the order is the order in which things
-happened.  A listener gets each event as an instance of one of the dataclasses below; their docstrings say when they
-fire.  Listening never changes what a guest sees or when.
+What each says, and when it fires, is its docstring.  :mod:`emu.engine.eventkind` says what a class must be like,
+:mod:`emu.engine.eventlog` how events get from where they happen to a listener.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
-
-import numpy as np
-
-from emu.engine.native import address_of, compiled, inlined, load64, store64
-from emu.engine.ram import sparse_zeros
-from emu.engine.state import Cpu, cpu_number, show_time, vm_of, vm_record
-
-WORDS = 8  # int64 per ring entry: sequence number, virtual time, kind, five fields
-RING_CAPACITY = 1 << 15  # entries, at the least
-RING_MARGIN = 1 << 12  # entries kept free for what happens within one block, beside the dropping of all shadow entries
-
-# kinds, in the order of the classes at the end of this module
-(PAGE_FAULT, EXCEPTION, INTERRUPT, CR3_SWITCH, TABLE_WRITE, SHADOW_FILL, SHADOW_ZAP,
- DMM_FAULT, REMAP, PROTECT, EVICT, POOL_RESIZE, DISCARD,
- SHARE, UNSHARE, BALLOON_INFLATE, BALLOON_DEFLATE, RETIRE, POOL_REFUSED) = range(19)  # fmt: skip
-KINDS = 19
-
-
-# --- native plane -----------------------------------------------------------------------------------------------
-
-
-@inlined
-def record(cpu: Cpu, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
-    """Count an event, end a step that waits for its kind, and put it into the ring when somebody listens to it."""
-    vm = vm_of(cpu)
-    at = vm.event_counts_at + 8 * kind
-    store64(at, load64(at) + 1)
-    time = show_time(cpu)  # whether anybody listens or not: that changes nothing
-    if vm.event_stop_mask >> kind & 1:
-        vm.step_hit = 1
-        vm.stop = 1
-        cpu.limit = 0
-    if not vm.event_mask >> kind & 1:
-        return
-    at = vm.event_ring_at + (vm.event_head % vm.event_capacity) * (8 * WORDS)
-    store64(at, vm.event_head)
-    store64(at + 8, time)
-    store64(at + 16, kind | cpu.index << 8)
-    store64(at + 24, a)
-    store64(at + 32, b)
-    store64(at + 40, c)
-    store64(at + 48, d)
-    store64(at + 56, e)
-    vm.event_head += 1
-    if vm.event_head - vm.event_tail >= vm.event_capacity - vm.event_margin:
-        vm.stop = 1
-        cpu.limit = 0
-
-
-@compiled
-def time_from_python(vm_at: int) -> int:
-    """The VM's virtual time in ns; looking changes nothing."""
-    vm = vm_record(vm_at)
-    return max(vm.clock, cpu_number(vm, vm.current).vtime)
-
-
-@compiled
-def record_from_python(vm_at: int, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
-    vm = vm_record(vm_at)
-    record(cpu_number(vm, vm.current), kind, a, b, c, d, e)
-
-
-# --- the kinds --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What every event carries.
-
-    Attributes:
-        sequence: position in the VM's stream, from 0.
-        time: virtual time in ns.
-        vm: name of the VM.
-        cpu: number of the processor on which it happened, or which ran last before the DMM made it happen.
-    """
-
-    KIND: ClassVar[int]
-    NAME: ClassVar[str]
-
-    sequence: int
-    time: int
-    vm: str
-    cpu: int
-
-    def sentence(self) -> str:
-        """The event in one English sentence."""
-        raise NotImplementedError
+from emu.engine.eventkind import Event as Event  # for those who import kinds
+from emu.engine.eventkind import defined, event
 
 
 def _rights(bits: int) -> str:
     return "".join(letter if bits >> i & 1 else "-" for i, letter in enumerate("rwx"))
 
 
-@dataclass(frozen=True, slots=True)
+@event("page-fault")
 class PageFault(Event):
     """The guest is about to get a page fault (#PF), before its handler runs.
 
@@ -114,8 +25,6 @@ class PageFault(Event):
         cpl: privilege level it ran at.
     """
 
-    KIND: ClassVar[int] = PAGE_FAULT
-    NAME: ClassVar[str] = "page-fault"
     gva: int
     error: int
     rip: int
@@ -127,7 +36,7 @@ class PageFault(Event):
         return f"guest page fault: {what} {self.gva:#x} at rip {self.rip:#x}, CPL {self.cpl}: {why}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("exception")
 class ExceptionDelivery(Event):
     """An exception or software interrupt is delivered to the guest.
 
@@ -139,8 +48,6 @@ class ExceptionDelivery(Event):
         software: 1 for INT n, INT3, INTO.
     """
 
-    KIND: ClassVar[int] = EXCEPTION
-    NAME: ClassVar[str] = "exception"
     vector: int
     error: int
     rip: int
@@ -153,7 +60,7 @@ class ExceptionDelivery(Event):
         return f"{kind} {self.vector}{error} delivered at rip {self.rip:#x}, CPL {self.cpl}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("interrupt")
 class InterruptDelivery(Event):
     """A hardware interrupt is delivered to the guest.
 
@@ -163,8 +70,6 @@ class InterruptDelivery(Event):
         cpl: privilege level before.
     """
 
-    KIND: ClassVar[int] = INTERRUPT
-    NAME: ClassVar[str] = "interrupt"
     vector: int
     rip: int
     cpl: int
@@ -173,7 +78,7 @@ class InterruptDelivery(Event):
         return f"hardware interrupt {self.vector} delivered at rip {self.rip:#x}, CPL {self.cpl}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("cr3-switch")
 class Cr3Switch(Event):
     """The guest runs on other page tables than before, seen at its first access under them.
 
@@ -182,8 +87,6 @@ class Cr3Switch(Event):
         mode: paging mode now: 0 none, 1 32-bit, 2 PAE, 3 4-level.
     """
 
-    KIND: ClassVar[int] = CR3_SWITCH
-    NAME: ClassVar[str] = "cr3-switch"
     before: int
     after: int
     mode: int
@@ -193,7 +96,7 @@ class Cr3Switch(Event):
         return f"CR3 switched from {self.before:#x} to {self.after:#x} ({mode})"
 
 
-@dataclass(frozen=True, slots=True)
+@event("table-write")
 class TableWrite(Event):
     """The guest wrote into one of its page tables and the write was trapped (shadow mode only).
 
@@ -204,8 +107,6 @@ class TableWrite(Event):
         zapped: shadow entries that were dropped by it.
     """
 
-    KIND: ClassVar[int] = TABLE_WRITE
-    NAME: ClassVar[str] = "table-write"
     gpa: int
     size: int
     before: int
@@ -219,7 +120,7 @@ class TableWrite(Event):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@event("shadow-fill")
 class ShadowFill(Event):
     """A shadow entry was made for a guest page (shadow mode only).
 
@@ -229,8 +130,6 @@ class ShadowFill(Event):
         entry: the shadow entry, a real x86 page-table entry.
     """
 
-    KIND: ClassVar[int] = SHADOW_FILL
-    NAME: ClassVar[str] = "shadow-fill"
     gva: int
     gfn: int
     mfn: int
@@ -241,7 +140,7 @@ class ShadowFill(Event):
         return f"shadow entry for gva {self.gva:#x} filled: gfn {self.gfn:#x} is mfn {self.mfn:#x}, {rights}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("shadow-zap")
 class ShadowZap(Event):
     """A shadow entry was dropped (shadow mode only).
 
@@ -252,8 +151,6 @@ class ShadowZap(Event):
         index: its index there.
     """
 
-    KIND: ClassVar[int] = SHADOW_ZAP
-    NAME: ClassVar[str] = "shadow-zap"
     mfn: int
     entry: int
     table: int
@@ -263,7 +160,7 @@ class ShadowZap(Event):
         return f"shadow entry {self.index} of table mfn {self.table:#x} dropped: it mapped mfn {self.mfn:#x}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("dmm-fault")
 class DmmFault(Event):
     """The guest touched a gfn whose mapping did not allow it, and the DMM settled that.  No guest ever sees this.
 
@@ -274,8 +171,6 @@ class DmmFault(Event):
         mfn: the frame behind it now.
     """
 
-    KIND: ClassVar[int] = DMM_FAULT
-    NAME: ClassVar[str] = "dmm-fault"
     gfn: int
     intent: int
     cause: int
@@ -286,7 +181,7 @@ class DmmFault(Event):
         return f"DMM fault ({how}): gfn {self.gfn:#x} wanted {_rights(self.intent)}, now in mfn {self.mfn:#x}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("remap")
 class Remap(Event):
     """A gfn moved to another frame while the guest runs.
 
@@ -295,8 +190,6 @@ class Remap(Event):
         before, after: its mfn.
     """
 
-    KIND: ClassVar[int] = REMAP
-    NAME: ClassVar[str] = "remap"
     gfn: int
     before: int
     after: int
@@ -305,7 +198,7 @@ class Remap(Event):
         return f"gfn {self.gfn:#x} moved from mfn {self.before:#x} to mfn {self.after:#x}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("protect")
 class Protect(Event):
     """The DMM changed its rights on a gfn.
 
@@ -314,8 +207,6 @@ class Protect(Event):
         before, after: rights: 1 read, 2 write, 4 execute.
     """
 
-    KIND: ClassVar[int] = PROTECT
-    NAME: ClassVar[str] = "protect"
     gfn: int
     before: int
     after: int
@@ -324,7 +215,7 @@ class Protect(Event):
         return f"rights on gfn {self.gfn:#x} changed from {_rights(self.before)} to {_rights(self.after)}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("evict")
 class Evict(Event):
     """A gfn lost its frame to make room; its contents can be had again.
 
@@ -336,8 +227,6 @@ class Evict(Event):
         stored: 1 when the contents had to be stored, 0 when a copy of them was there already or none is needed.
     """
 
-    KIND: ClassVar[int] = EVICT
-    NAME: ClassVar[str] = "evict"
     gfn: int
     mfn: int
     became: int
@@ -348,7 +237,7 @@ class Evict(Event):
         return f"gfn {self.gfn:#x} evicted from mfn {self.mfn:#x}: {what[self.became]}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("pool-resize")
 class PoolResize(Event):
     """The VM's pool of machine frames grew or shrank.
 
@@ -356,8 +245,6 @@ class PoolResize(Event):
         before, after: frames.
     """
 
-    KIND: ClassVar[int] = POOL_RESIZE
-    NAME: ClassVar[str] = "pool-resize"
     before: int
     after: int
 
@@ -365,7 +252,7 @@ class PoolResize(Event):
         return f"pool resized from {self.before} to {self.after} frames"
 
 
-@dataclass(frozen=True, slots=True)
+@event("discard")
 class Discard(Event):
     """The guest gave up a page (its balloon inflated, or it reported the page free): the contents are gone.
 
@@ -374,8 +261,6 @@ class Discard(Event):
         mfn: the frame that is free now.
     """
 
-    KIND: ClassVar[int] = DISCARD
-    NAME: ClassVar[str] = "discard"
     gfn: int
     mfn: int
 
@@ -383,7 +268,7 @@ class Discard(Event):
         return f"gfn {self.gfn:#x} discarded, mfn {self.mfn:#x} is free"
 
 
-@dataclass(frozen=True, slots=True)
+@event("share")
 class Share(Event):
     """A gfn gave up its frame for another one with the same contents, which it shares from now on.
 
@@ -394,8 +279,6 @@ class Share(Event):
         users: how many gfns, of all VMs, share that now.
     """
 
-    KIND: ClassVar[int] = SHARE
-    NAME: ClassVar[str] = "share"
     gfn: int
     before: int
     after: int
@@ -406,7 +289,7 @@ class Share(Event):
         return f"gfn {self.gfn:#x} leaves mfn {self.before:#x} and shares mfn {self.after:#x} with {others} others"
 
 
-@dataclass(frozen=True, slots=True)
+@event("unshare")
 class Unshare(Event):
     """A shared gfn has a frame of its own again, because it is about to be written to (copy-on-write break).
 
@@ -416,8 +299,6 @@ class Unshare(Event):
         after: its own; the same frame where nobody else used that any more.
     """
 
-    KIND: ClassVar[int] = UNSHARE
-    NAME: ClassVar[str] = "unshare"
     gfn: int
     before: int
     after: int
@@ -428,7 +309,7 @@ class Unshare(Event):
         return f"gfn {self.gfn:#x} leaves shared mfn {self.before:#x} for mfn {self.after:#x} of its own"
 
 
-@dataclass(frozen=True, slots=True)
+@event("balloon-inflate")
 class BalloonInflate(Event):
     """The guest put a page into its balloon.
 
@@ -436,15 +317,13 @@ class BalloonInflate(Event):
         gfn: which; its contents are gone.
     """
 
-    KIND: ClassVar[int] = BALLOON_INFLATE
-    NAME: ClassVar[str] = "balloon-inflate"
     gfn: int
 
     def sentence(self) -> str:
         return f"gfn {self.gfn:#x} went into the balloon"
 
 
-@dataclass(frozen=True, slots=True)
+@event("balloon-deflate")
 class BalloonDeflate(Event):
     """The guest took a page out of its balloon.
 
@@ -452,15 +331,13 @@ class BalloonDeflate(Event):
         gfn: which.
     """
 
-    KIND: ClassVar[int] = BALLOON_DEFLATE
-    NAME: ClassVar[str] = "balloon-deflate"
     gfn: int
 
     def sentence(self) -> str:
         return f"gfn {self.gfn:#x} came out of the balloon"
 
 
-@dataclass(frozen=True, slots=True)
+@event("retire")
 class Retire(Event):
     """A machine frame was taken out of service for ever.
 
@@ -469,8 +346,6 @@ class Retire(Event):
         replacement: the frame that does its work now, the same one when it had none.
     """
 
-    KIND: ClassVar[int] = RETIRE
-    NAME: ClassVar[str] = "retire"
     mfn: int
     replacement: int
 
@@ -479,7 +354,7 @@ class Retire(Event):
         return f"mfn {self.mfn:#x} taken out of service{moved}"
 
 
-@dataclass(frozen=True, slots=True)
+@event("pool-refused")
 class PoolRefused(Event):
     """A policy wanted the pool to have another size, and it cannot: nothing has changed.
 
@@ -487,8 +362,6 @@ class PoolRefused(Event):
         size, wanted: frames that it has, and was to have.
     """
 
-    KIND: ClassVar[int] = POOL_REFUSED
-    NAME: ClassVar[str] = "pool-refused"
     size: int
     wanted: int
 
@@ -496,95 +369,5 @@ class PoolRefused(Event):
         return f"pool cannot be resized from {self.size} to {self.wanted} frames"
 
 
-EVENT_TYPES: tuple[type[Event], ...] = (
-    PageFault, ExceptionDelivery, InterruptDelivery, Cr3Switch, TableWrite, ShadowFill, ShadowZap,
-    DmmFault, Remap, Protect, Evict, PoolResize, Discard,
-    Share, Unshare, BalloonInflate, BalloonDeflate, Retire, PoolRefused,
-)  # fmt: skip
+EVENT_TYPES = defined()
 BY_NAME = {kind.NAME: kind for kind in EVENT_TYPES}
-
-_SIGNED = {"error"}  # fields whose -1 means "none"; every other field is an unsigned 64-bit integer
-_FIELDS = [tuple(field.name for field in fields(kind))[4:] for kind in EVENT_TYPES]
-
-Listener = Callable[[Event], None]
-
-
-class EventLog:
-    """One VM's event stream: counts every kind, and hands recorded events to listeners in order.
-
-    Args:
-        name: the VM's name.
-        native: the VM's shared record (:mod:`emu.engine.state`).
-        native_at: its host address.
-        shadow_entries: that there can be: all may be dropped at once.
-    """
-
-    def __init__(self, name: str, native: Any, native_at: int, shadow_entries: int) -> None:
-        self._name = name
-        self._native = native
-        margin = RING_MARGIN + shadow_entries
-        self._capacity = max(RING_CAPACITY, 1 << (2 * margin - 1).bit_length())
-        self._ring = sparse_zeros(self._capacity * WORDS, np.int64).reshape(self._capacity, WORDS)
-        self._counts = np.zeros(KINDS, np.int64)
-        self._listeners: list[tuple[Listener, frozenset[int]]] = []
-        self._vm_at = native_at
-        native.event_ring_at = address_of(self._ring)
-        native.event_capacity, native.event_margin = self._capacity, margin
-        native.event_counts_at = address_of(self._counts)
-
-    @property
-    def has_listeners(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._listeners)
-
-    @property
-    def now(self) -> int:
-        """The VM's virtual time in ns."""
-        return time_from_python(self._vm_at)
-
-    def counts(self) -> dict[str, int]:
-        """How often each kind has happened, by name."""
-        return {kind.NAME: int(self._counts[kind.KIND]) for kind in EVENT_TYPES}
-
-    def listen(self, listener: Listener, kinds: Iterable[type[Event]] = EVENT_TYPES) -> None:
-        """Call ``listener`` with each event of ``kinds`` from now on; never from inside the engine."""
-        self.drain()
-        self._listeners.append((listener, frozenset(kind.KIND for kind in kinds)))
-        self._update_mask()
-
-    def unlisten(self, listener: Listener) -> None:
-        """Stop calling ``listener``."""
-        self.drain()
-        self._listeners = [entry for entry in self._listeners if entry[0] is not listener]
-        self._update_mask()
-
-    def _update_mask(self) -> None:
-        self._native.event_mask = sum(1 << kind for kind in frozenset().union(*(k for _, k in self._listeners)))
-
-    def record(self, kind: type[Event], a: int, b: int = 0, c: int = 0, d: int = 0, e: int = 0) -> None:
-        """Record an event that happened in the Python plane."""
-        # numba dispatches plain ints fastest
-        record_from_python(self._vm_at, kind.KIND, int(a), int(b), int(c), int(d), int(e))
-        if self._native.event_head - self._native.event_tail >= self._capacity - self._native.event_margin:
-            self.drain()
-
-    def drain(self) -> None:
-        """Hand everything recorded so far to the listeners."""
-        native = self._native
-        while native.event_tail < native.event_head:
-            row = self._ring[native.event_tail % self._capacity].tolist()
-            native.event_tail += 1
-            event = self._decode(row)
-            for listener, kinds in self._listeners:
-                if event.KIND in kinds:
-                    listener(event)
-
-    def _decode(self, row: list[int]) -> Event:
-        number, cpu = row[2] & 0xFF, row[2] >> 8
-        kind = EVENT_TYPES[number]
-        names = _FIELDS[number]
-        values = (
-            value if name in _SIGNED else value & 0xFFFF_FFFF_FFFF_FFFF
-            for name, value in zip(names, row[3:], strict=False)
-        )
-        return kind(row[0], row[1], self._name, cpu, *values)

@@ -24,7 +24,8 @@ from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
 from emu.engine import engine
 from emu.engine.cpustate import CpuState, set_hflags_mode
-from emu.engine.events import EVENT_TYPES, Event, EventLog
+from emu.engine.eventlog import EventLog
+from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of
 from emu.engine.state import Vm, VmStructure
 from emu.errors import EmuError

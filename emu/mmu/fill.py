@@ -14,7 +14,7 @@ instruction is refused and executed on its own (``CODE_IN_USE``), so that what f
 from __future__ import annotations
 
 from emu.addr import MMIO_BASE, NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
-from emu.engine import cpustate, events
+from emu.engine import cpustate, eventlog
 from emu.engine.alone import REFUSED, REFUSED_FETCH, refuses
 from emu.engine.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
 from emu.engine.engine import (
@@ -29,6 +29,7 @@ from emu.engine.engine import (
     flush_tlb,
     note_large_page,
 )
+from emu.engine.events import Cr3Switch, TableWrite
 from emu.engine.native import (
     callback,
     inlined,
@@ -66,6 +67,8 @@ from emu.mmu.walk import (
     walk,
 )
 
+_CR3_SWITCH, _TABLE_WRITE = Cr3Switch.KIND, TableWrite.KIND
+
 CODE_IN_USE = 6  # in ``cpu.miss_kind``: the instruction stores into the frame of its own block
 
 _CR0_BITS = cpustate.CR0_PG | cpustate.CR0_PE
@@ -87,7 +90,7 @@ def refresh(cpu_at: int) -> None:
     cpu.mode = paging_mode(cpu)
     if cpu.mode:
         if cpu.cr3 != before:
-            events.record(cpu, events.CR3_SWITCH, before, cpu.cr3, cpu.mode, 0, 0)
+            eventlog.record(cpu, _CR3_SWITCH, before, cpu.cr3, cpu.mode, 0, 0)
         # shadow tables are only good for the mode that they were made in; without paging they stay for later
         made_for = cpu.mode | (cpu.cr4 & cpustate.CR4_PSE) | (cpu.efer & cpustate.EFER_NXE)
         if made_for != vm.shadow_format:
@@ -375,7 +378,7 @@ def _store_to_frame(cpu_at: int, mfn: int, offset: int, size: int, value: int) -
         store_bytes(host, size, value)
         after = load_bytes(host, size)
         zapped = shadow.table_written(cpu, gfn, offset, size)
-        events.record(cpu, events.TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
+        eventlog.record(cpu, _TABLE_WRITE, gfn << 12 | offset, size, before, after, zapped)
     else:
         store_bytes(host, size, value)
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import numpy as np
 
 from emu.addr import PAGE_MASK
-from emu.engine import events
+from emu.engine import eventlog
 from emu.engine.cpustate import CR3
+from emu.engine.events import ShadowFill
 from emu.engine.native import compiled, inlined, load8, load32, load64, outlined, store32, store64
 from emu.engine.ram import FRAME_TABLE
 from emu.engine.state import Cpu, cpu_record, vm_of
@@ -40,6 +41,8 @@ from emu.mmu.shadowtables import (
     zap_frame,
 )
 from emu.mmu.walk import DIRTY, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, level_entry, level_table
+
+_SHADOW_FILL = ShadowFill.KIND
 
 _READ, _WRITE, _EXECUTE = 1, 2, 4  # Intent, the rights in a P2M entry
 FLOOD_LIMIT = 64  # writes into a guest table, without any use of it in between, after which it is no table any more
@@ -211,7 +214,7 @@ def fill(cpu_at: int, gva: int, frame_entry: int) -> int:
     if not before & pte.P:
         rmap.add(cpu, number, mfn)
     store64(at, entry)
-    events.record(cpu, events.SHADOW_FILL, gva & ~PAGE_MASK, cpu.walk_gpa >> 12, mfn, entry, 0)
+    eventlog.record(cpu, _SHADOW_FILL, gva & ~PAGE_MASK, cpu.walk_gpa >> 12, mfn, entry, 0)
     return entry
 
 

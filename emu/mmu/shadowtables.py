@@ -12,15 +12,18 @@ Every entry made or dropped is reported to the reverse map (:mod:`emu.mmu.rmap`)
 
 from __future__ import annotations
 
-from emu.engine import events
+from emu.engine import eventlog
 from emu.engine.cpustate import CR3
 from emu.engine.engine import flush_all_tlbs
+from emu.engine.events import ShadowZap
 from emu.engine.native import inlined, load8, load64, outlined, store8, store32, store64
 from emu.engine.ram import FRAME_TABLE
 from emu.engine.state import Cpu, cpu_number, cpu_record, vm_of
 from emu.mmu import pte, rmap
 from emu.mmu.rmap import NONE, load_link
 from emu.mmu.walk import RAM, SHARED
+
+_SHADOW_ZAP = ShadowZap.KIND
 
 # how a shadow table was made
 FORMAT_64 = 0  # from a guest table of 64-bit entries
@@ -67,7 +70,7 @@ def _zap_entry(cpu_at: int, number: int) -> int:
     store64(at, 0)
     mfn = (entry & pte.FRAME) >> 12
     rmap.remove(cpu, number, mfn)
-    events.record(cpu, events.SHADOW_ZAP, mfn, entry, vm.shadow_first + number // ENTRIES, number % ENTRIES, 0)
+    eventlog.record(cpu, _SHADOW_ZAP, mfn, entry, vm.shadow_first + number // ENTRIES, number % ENTRIES, 0)
     return 1
 
 

@@ -1,9 +1,9 @@
 """The event log: memory events as JSON lines.
 
 One object a line, keys in this order: ``seq`` position in the VM's stream, ``time`` virtual time in ns, ``vm``,
-``kind`` (:attr:`emu.engine.events.Event.NAME`), then the fields of the kind in the order of its dataclass::
+``cpu`` the processor's number, ``kind`` (:attr:`emu.engine.eventkind.Event.NAME`), then the fields of the kind in the order of its dataclass::
 
-    {"seq":7,"time":1260,"vm":"vm0","kind":"dmm-fault","gfn":"0x8","intent":4,"cause":1,"mfn":"0x9"}
+    {"seq":7,"time":1260,"vm":"vm0","cpu":0,"kind":"dmm-fault","gfn":"0x8","intent":4,"cause":1,"mfn":"0x9"}
 
 Addresses, frame numbers, table entries and contents (HEX_FIELDS) are strings like "0x8", because many JSON readers
 lose the low bits of large numbers; everything else is a decimal integer.  The same run gives the same bytes.
@@ -13,36 +13,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 from emu.engine.events import BY_NAME, EVENT_TYPES, Event
 from emu.errors import BadInput
 
 HEX_FIELDS = frozenset({"gva", "gpa", "gfn", "mfn", "rip", "entry", "table", "before", "after"})
-COMMON_FIELDS = 3  # sequence, time, vm
-
-
-def _field_names(kind: type[Event]) -> list[str]:
-    return [field.name for field in fields(kind)[COMMON_FIELDS:]]
 
 
 def _template(kind: type[Event]) -> str:
     """A %-format for a line: sequence, time, the VM's name as JSON, then the fields."""
-    parts = ['"seq":%d', '"time":%d', '"vm":%s', f'"kind":"{kind.NAME}"']
-    parts += [f'"{name}":"%#x"' if name in HEX_FIELDS else f'"{name}":%d' for name in _field_names(kind)]
+    parts = ['"seq":%d', '"time":%d', '"vm":%s', '"cpu":%d', f'"kind":"{kind.NAME}"']
+    parts += [f'"{name}":"%#x"' if name in HEX_FIELDS else f'"{name}":%d' for name in kind.FIELDS]
     return "{" + ",".join(parts) + "}\n"
 
 
 _TEMPLATES = {kind: _template(kind) for kind in EVENT_TYPES}
-_GETTERS = {kind: _field_names(kind) for kind in EVENT_TYPES}
 
 
 def format_event(event: Event) -> str:
     """The event's line, with its line end."""
     kind = type(event)
-    values = [getattr(event, name) for name in _GETTERS[kind]]
-    return _TEMPLATES[kind] % (event.sequence, event.time, json.dumps(event.vm), *values)
+    values = [getattr(event, name) for name in kind.FIELDS]
+    return _TEMPLATES[kind] % (event.sequence, event.time, json.dumps(event.vm), event.cpu, *values)
 
 
 def parse_event(line: str | bytes) -> Event:
@@ -57,16 +50,15 @@ def parse_event(line: str | bytes) -> Event:
     kind = BY_NAME.get(record.get("kind", ""))
     if kind is None:
         raise ValueError(f"no event kind {record.get('kind')!r}")
-    names = _field_names(kind)
-    wanted = ["seq", "time", "vm", "kind", *names]
+    wanted = ["seq", "time", "vm", "cpu", "kind", *kind.FIELDS]
     if list(record) != wanted:
         raise ValueError(f"a {kind.NAME} event has the keys {', '.join(wanted)}")
-    values = [int(record[name], 16) if name in HEX_FIELDS else int(record[name]) for name in names]
-    return kind(record["seq"], record["time"], record["vm"], *values)
+    values = [int(record[name], 16) if name in HEX_FIELDS else int(record[name]) for name in kind.FIELDS]
+    return kind(record["seq"], record["time"], record["vm"], record["cpu"], *values)
 
 
 class EventWriter:
-    """A listener (:meth:`emu.engine.events.EventLog.listen`) that writes the log.
+    """A listener (:meth:`emu.engine.eventlog.EventLog.listen`) that writes the log.
 
     Args:
         write: takes each line, in UTF-8.
