@@ -6,7 +6,6 @@ import ctypes
 import weakref
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,8 +21,10 @@ from emu.devices.platform import Platform
 from emu.dmm.dmm import DMM
 from emu.dmm.errors import NoProgress
 from emu.dmm.p2m import INTENTS, P2M, PageType
+from emu.dmm.physical import PhysicalMemory
 from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
+from emu.dmm.space import SharedMachine, Space
 from emu.engine import engine
 from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
@@ -35,9 +36,6 @@ from emu.machine.deviceaccess import DeviceAccess
 from emu.mmu import fill
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.mmu.shadow import ENTRIES
-
-if TYPE_CHECKING:
-    from emu.machine.machine import Machine
 
 # Longest stay in the native plane, in virtual time, so that signals and threads of the host are served: it is a second
 # where the engine takes a microsecond for a byte of code.
@@ -88,7 +86,9 @@ class VirtualMachine:
         ram: bytes of its memory.
         guest: what :meth:`boot` placed in it, None before that.
         cpu: registers (:class:`emu.engine.cpustate.CpuState`).
+        machine: what it shares with the other VMs of its machine.
         dmm, p2m, pool: its memory.
+        memory: the same as devices and tools read and write it.
         events: its event stream.
         platform: its devices.
         exit_value: what the guest wrote to the exit port, None before that.
@@ -96,7 +96,7 @@ class VirtualMachine:
     """
 
     def __init__(
-        self, machine: Machine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
+        self, machine: SharedMachine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
         disks: Sequence[Disk] = (), virtio_disk: Disk | None = None,
     ) -> None:  # fmt: skip
         self.name = name
@@ -118,14 +118,15 @@ class VirtualMachine:
         else:
             self.paging = Paging(self.native, self.native_at, memory)
         self.pool = Pool(memory, pool, index)
-        self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
+        self.dmm = DMM(Space(machine, name, index, self.pool, self.p2m, self.paging, self.events))
+        self.memory = PhysicalMemory(self.dmm)
         self.platform = Platform(
-            ram, self.dmm, lambda: self.now, disks, virtio_disk,
+            ram, self.memory, lambda: self.now, disks, virtio_disk,
             set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
-        self._devices = DeviceAccess(native, self.platform, self.dmm)
+        self._devices = DeviceAccess(native, self.platform, self.memory)
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
@@ -205,7 +206,7 @@ class VirtualMachine:
 
     def audit_every_change(self) -> None:
         """Run :meth:`audit` after every change that the DMM makes (``--audit``)."""
-        self.dmm.after_change = self.audit
+        self.dmm.space.after_change = self.audit
 
     def audit(self) -> None:
         """Prove every structure of this VM consistent with every other.
@@ -213,7 +214,16 @@ class VirtualMachine:
         Raises:
             emu.audit.audit.AuditFailure: they are not; the message names the first contradiction.
         """
-        audit(self)
+        audit(self.dmm.space, self.native)
+
+    def close(self) -> None:
+        """Take the VM off its machine: its frames are free for others, and it runs no more.  Again does nothing.
+
+        Raises:
+            BadInput: a policy cannot settle what it has in files; all else is done.
+        """
+        if not self.dmm.space.is_closed:
+            self.dmm.close()
 
     # --- running ---
 
@@ -275,7 +285,7 @@ class VirtualMachine:
         return self._run(until, stepping.UNLIMITED, kinds)
 
     def _run(self, until: int | None, instructions: int, kinds: Iterable[type[Event]]) -> Stop:
-        if self.machine.m2p.dmms.get(self.dmm.index) is not self.dmm:
+        if self.dmm.space.is_closed:
             raise ValueError(f"{self.name} has been removed from its machine")
         limit = clock.NEVER if until is None else until
         native = self.native
@@ -296,7 +306,7 @@ class VirtualMachine:
                     return Stop.DEADLINE
             if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes no device's plans
                 self._devices.deadline = self.platform.deadline()
-            device_deadline = min(self._devices.deadline, self.dmm.next_epoch)
+            device_deadline = min(self._devices.deadline, self.dmm.policies.next_epoch)
             native.deadline = min(limit, device_deadline, native.vtime + SLICE_NS)
             native.stop = int(self._ended is not None or self._stop_requested)
             reason = _REASONS[runloop.run(self.native_at)]
@@ -363,12 +373,12 @@ class VirtualMachine:
         return True
 
     def _next_deadline(self) -> int:
-        return min(self.platform.deadline(), self.dmm.next_epoch)
+        return min(self.platform.deadline(), self.dmm.policies.next_epoch)
 
     def _tick(self) -> None:
         now = self.now
         self.platform.tick(now)
-        self.dmm.run_epochs(now)
+        self.dmm.policies.run_epochs(now)
         self._devices.deadline = self.platform.deadline()
 
     def _attention(self) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from emu.addr import NO_FRAME, PAGE_SIZE
-from emu.dmm.dmm import DMM
 from emu.dmm.errors import NotEnoughSpare, OutOfFrames, PagePinned
+from emu.dmm.interface import DmmInterface
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
 from emu.dmm.policies.demand import DemandPaging, StaticMapping
 from emu.dmm.policy import Policy, PolicyFault
@@ -36,7 +36,7 @@ class Keeper(Policy):
         if question in self.fails:
             raise RuntimeError(question)
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         self._answer("attach")
 
@@ -74,7 +74,7 @@ class Bench:
     def __init__(self, mmu: str = "shadow", mode: str = "4level") -> None:
         self.machine = Machine((1 + (200 if mmu == "shadow" else 0) + POOL + FREE) * PAGE_SIZE)
         tables = 200 if mmu == "shadow" else 0
-        self.vm = VirtualMachine(self.machine, "vm", 0, GFNS * PAGE_SIZE, POOL, mmu, tables)
+        self.vm = VirtualMachine(self.machine.shared, "vm", 0, GFNS * PAGE_SIZE, POOL, mmu, tables)
         self.stub = Stub(self.vm, mode)
         self.dmm, self.p2m, self.pool = self.vm.dmm, self.vm.p2m, self.vm.pool
         self.keeper = Keeper()
@@ -87,7 +87,7 @@ class Bench:
     def fill_pool(self) -> None:
         for gfn in range(DATA, GFNS):
             if self.pool.spare:
-                self.dmm.write(gfn * PAGE_SIZE + 8, bytes([gfn]))
+                self.vm.memory.write(gfn * PAGE_SIZE + 8, bytes([gfn]))
 
     def state(self) -> tuple[object, ...]:
         """All that a failed operation must leave as it was; tables aside, where a walk may set bits."""
@@ -112,11 +112,11 @@ def test_populate_gives_zeros_or_the_image_and_all_rights(bench: Bench) -> None:
 
 
 def test_a_frame_shows_nothing_of_its_former_user(bench: Bench) -> None:
-    bench.dmm.write(DATA * PAGE_SIZE, b"secret" * 600)
+    bench.vm.memory.write(DATA * PAGE_SIZE, b"secret" * 600)
     mfn = bench.p2m.mfn(DATA)
     bench.dmm.evict(DATA, bench.keeper)
     assert bench.dmm.populate(DATA + 1) == mfn
-    assert bench.dmm.read((DATA + 1) * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+    assert bench.vm.memory.read((DATA + 1) * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
 
 
 def test_resolve_populates_grants_and_says_so(bench: Bench) -> None:
@@ -142,11 +142,11 @@ def test_remap_moves_contents_and_rights(bench: Bench) -> None:
 def test_evict_and_touch_again(bench: Bench) -> None:
     bench.stub.store(DATA * PAGE_SIZE + 7, 99)
     bench.dmm.evict(DATA, bench.keeper)
-    assert bench.p2m.mfn(DATA) == NO_FRAME and bench.dmm.kept_gfns() == {DATA}
+    assert bench.p2m.mfn(DATA) == NO_FRAME and bench.dmm.space.contents.kept() == [DATA]
     assert bench.stub.load(DATA * PAGE_SIZE + 7) == 99
-    assert bench.dmm.kept_gfns() == {DATA} == set(bench.keeper.kept)  # a copy that is still good
+    assert bench.dmm.space.contents.kept() == [DATA] == list(bench.keeper.kept)  # a copy that is still good
     bench.dmm.discard(DATA)
-    assert bench.dmm.kept_gfns() == set() and not bench.keeper.kept
+    assert bench.dmm.space.contents.kept() == [] and not bench.keeper.kept
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -183,7 +183,7 @@ def test_every_page_of_a_guest_can_be_evicted(mmu: str, mode: str) -> None:
         lambda dmm, keeper: dmm.grow(-1),
     ],
 )
-def test_what_cannot_be_done_is_refused(bench: Bench, operation: Callable[[DMM, Keeper], None]) -> None:
+def test_what_cannot_be_done_is_refused(bench: Bench, operation: Callable[[DmmInterface, Keeper], None]) -> None:
     before = bench.state()
     with pytest.raises(ValueError):
         operation(bench.dmm, bench.keeper)
@@ -223,8 +223,8 @@ def test_shrinking_makes_policies_evict(bench: Bench) -> None:
     [
         lambda bench: bench.dmm.populate(GFNS - 1),
         lambda bench: bench.dmm.remap(DATA),
-        lambda bench: bench.dmm.read((GFNS - 1) * PAGE_SIZE, 8),
-        lambda bench: bench.dmm.write((GFNS - 1) * PAGE_SIZE, b"8 bytes "),
+        lambda bench: bench.vm.memory.read((GFNS - 1) * PAGE_SIZE, 8),
+        lambda bench: bench.vm.memory.write((GFNS - 1) * PAGE_SIZE, b"8 bytes "),
         lambda bench: bench.stub.store((GFNS - 1) * PAGE_SIZE, 1),
     ],
 )
@@ -245,11 +245,11 @@ def test_a_full_pool_raises_and_loses_nothing(bench: Bench, operation: Callable[
 
 def test_remap_when_room_is_made_by_evicting_the_very_page(bench: Bench) -> None:
     bench.dmm.grow(FREE)
-    bench.dmm.write(0, b"first")
+    bench.vm.memory.write(0, b"first")
     bench.fill_pool()
     bench.keeper.victims = range(GFNS)  # gfn 0 goes first
     mfn = bench.dmm.remap(0)
-    assert bench.p2m.mfn(0) == mfn and bench.dmm.read(0, 5) == b"first"
+    assert bench.p2m.mfn(0) == mfn and bench.vm.memory.read(0, 5) == b"first"
     bench.vm.audit()
 
 
@@ -266,7 +266,7 @@ def test_remap_when_room_is_made_by_evicting_the_very_page(bench: Bench) -> None
         ("restore", lambda bench: bench.dmm.detach(bench.keeper)),
         ("detach", lambda bench: bench.dmm.detach(bench.keeper)),
         ("keep", lambda bench: bench.dmm.evict(DATA, bench.keeper)),
-        ("denied", lambda bench: bench.dmm.write((DATA + 3) * PAGE_SIZE, b"x")),
+        ("denied", lambda bench: bench.vm.memory.write((DATA + 3) * PAGE_SIZE, b"x")),
         ("denied", lambda bench: bench.stub.store((DATA + 3) * PAGE_SIZE, 1)),
     ],
 )
@@ -287,7 +287,8 @@ def test_an_answer_that_raises_changes_nothing(bench: Bench, question: str, oper
     bench.keeper.fails.clear()
     operation(bench)
     bench.vm.audit()
-    assert bench.dmm.read(DATA * PAGE_SIZE, 1) == b"\5" and bench.dmm.read((DATA + 2) * PAGE_SIZE, 1) == b"\6"
+    assert bench.vm.memory.read(DATA * PAGE_SIZE, 1) == b"\5"
+    assert bench.vm.memory.read((DATA + 2) * PAGE_SIZE, 1) == b"\6"
 
 
 def test_a_make_room_that_raises_changes_nothing(bench: Bench) -> None:
@@ -340,16 +341,16 @@ def test_a_page_that_nobody_populates(bench: Bench) -> None:
 
 def test_detach_brings_back_what_the_policy_keeps(bench: Bench) -> None:
     for gfn in (DATA, DATA + 1):
-        bench.dmm.write(gfn * PAGE_SIZE, bytes([gfn]))
+        bench.vm.memory.write(gfn * PAGE_SIZE, bytes([gfn]))
         bench.dmm.evict(gfn, bench.keeper)
     bench.dmm.detach(bench.keeper)
     assert not bench.keeper.kept and bench.keeper not in bench.dmm.policies
-    assert [bench.dmm.read(gfn * PAGE_SIZE, 1)[0] for gfn in (DATA, DATA + 1)] == [DATA, DATA + 1]
+    assert [bench.vm.memory.read(gfn * PAGE_SIZE, 1)[0] for gfn in (DATA, DATA + 1)] == [DATA, DATA + 1]
 
 
 def test_a_policy_whose_pages_do_not_fit_stays_in_force(bench: Bench) -> None:
     """It is not asked to make room for them either: it would evict one page for the other, for ever."""
-    bench.dmm.write(DATA * PAGE_SIZE, b"kept")
+    bench.vm.memory.write(DATA * PAGE_SIZE, b"kept")
     bench.dmm.evict(DATA, bench.keeper)
     for gfn in range(DATA + 1, DATA + 1 + POOL):
         bench.dmm.populate(gfn)
@@ -358,17 +359,17 @@ def test_a_policy_whose_pages_do_not_fit_stays_in_force(bench: Bench) -> None:
         bench.dmm.detach(bench.keeper)
     assert bench.dmm.policies[0] is bench.keeper
     bench.vm.audit()
-    assert bench.dmm.read(DATA * PAGE_SIZE, 4) == b"kept"
+    assert bench.vm.memory.read(DATA * PAGE_SIZE, 4) == b"kept"
 
 
 def test_a_policy_may_look_at_other_pages_while_it_is_asked(bench: Bench) -> None:
     def populate(gfn: int, kind: PageType) -> bytes | None:
-        return bench.dmm.read((gfn + 1) * PAGE_SIZE, PAGE_SIZE) if gfn == DATA else None
+        return bench.vm.memory.read((gfn + 1) * PAGE_SIZE, PAGE_SIZE) if gfn == DATA else None
 
-    bench.dmm.write((DATA + 1) * PAGE_SIZE, b"copy me")
+    bench.vm.memory.write((DATA + 1) * PAGE_SIZE, b"copy me")
     bench.dmm.evict(DATA + 1, bench.keeper)
     bench.keeper.populate = populate  # type: ignore[method-assign,assignment]
-    assert bench.dmm.read(DATA * PAGE_SIZE, 7) == b"copy me"
+    assert bench.vm.memory.read(DATA * PAGE_SIZE, 7) == b"copy me"
 
 
 @pytest.mark.parametrize("change", ["remap", "populate", "write"])
@@ -377,13 +378,13 @@ def test_the_page_that_a_policy_is_asked_about_cannot_change(bench: Bench, chang
         if change == "remap":
             bench.dmm.remap(gfn)
         elif change == "write":
-            bench.dmm.write(gfn * PAGE_SIZE, b"lost")
+            bench.vm.memory.write(gfn * PAGE_SIZE, b"lost")
 
     def restore(gfn: int) -> bytes:
         bench.dmm.populate(gfn)
         return bytes(PAGE_SIZE)
 
-    bench.dmm.write(DATA * PAGE_SIZE, b"contents")
+    bench.vm.memory.write(DATA * PAGE_SIZE, b"contents")
     if change == "populate":
         bench.dmm.evict(DATA, bench.keeper)
         bench.keeper.restore = restore  # type: ignore[method-assign]
@@ -444,23 +445,23 @@ def test_a_store_into_a_table_that_holds_code(bench: Bench) -> None:
 
 def test_reading_and_writing_from_outside_crosses_pages_and_holes(bench: Bench) -> None:
     end = GFNS * PAGE_SIZE
-    bench.dmm.write(end - 3, b"abcdef")
-    assert bench.dmm.read(end - 4, 8) == b"\0abc\xff\xff\xff\xff"
-    bench.dmm.write(DATA * PAGE_SIZE + 4090, b"0123456789")
-    assert bench.dmm.read(DATA * PAGE_SIZE + 4089, 12) == b"\x000123456789\0"
-    assert bench.dmm.read(DATA * PAGE_SIZE, 0) == b""
+    bench.vm.memory.write(end - 3, b"abcdef")
+    assert bench.vm.memory.read(end - 4, 8) == b"\0abc\xff\xff\xff\xff"
+    bench.vm.memory.write(DATA * PAGE_SIZE + 4090, b"0123456789")
+    assert bench.vm.memory.read(DATA * PAGE_SIZE + 4089, 12) == b"\x000123456789\0"
+    assert bench.vm.memory.read(DATA * PAGE_SIZE, 0) == b""
 
 
 def test_writing_from_outside_into_code_and_tables_counts_at_once(bench: Bench) -> None:
     code = (DATA + 2) * PAGE_SIZE
-    bench.dmm.write(code, bytes([HLT, HLT]))
+    bench.vm.memory.write(code, bytes([HLT, HLT]))
     bench.stub.execute(code)
-    bench.dmm.write(code, b"\x90")
+    bench.vm.memory.write(code, b"\x90")
     bench.stub.execute(code)
     assert bench.vm.cpu.rip == code + 2
     for gfn, value in ((DATA, 1), (DATA + 1, 2)):
         bench.stub.store(gfn * PAGE_SIZE, value)
-        bench.dmm.write(bench.stub.entry_gpa(ALIASES), bench.stub.leaf(gfn).to_bytes(8, "little"))
+        bench.vm.memory.write(bench.stub.entry_gpa(ALIASES), bench.stub.leaf(gfn).to_bytes(8, "little"))
         bench.stub.reload()
         assert bench.stub.load(ALIASES * PAGE_SIZE) == value
 
@@ -477,14 +478,14 @@ def test_a_discarded_page_is_zero_when_it_is_touched_again(bench: Bench) -> None
 
 
 def test_every_kind_of_memory_can_be_discarded(bench: Bench) -> None:
-    bench.dmm.write(DATA * PAGE_SIZE, b"kept")
+    bench.vm.memory.write(DATA * PAGE_SIZE, b"kept")
     bench.dmm.evict(DATA, bench.keeper)
     assert bench.p2m.type(CODE) is PageType.IMAGE
     for gfn in (DATA, CODE, DATA + 1):
         bench.dmm.discard(gfn)
         assert bench.p2m.type(gfn) is PageType.EMPTY
-        assert bench.dmm.read(gfn * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
-    assert not bench.keeper.kept and not bench.dmm.kept_gfns()
+        assert bench.vm.memory.read(gfn * PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+    assert not bench.keeper.kept and not bench.dmm.space.contents.kept()
     with pytest.raises(ValueError, match="no memory"):
         bench.dmm.discard(GFNS)
 
@@ -621,7 +622,7 @@ def test_a_vm_that_is_closed_gives_everything_back(bench: Bench) -> None:
     bench.keeper.detach = lambda: gone.append("keeper")  # type: ignore[method-assign]
     bench.dmm.close()
     memory = bench.machine.memory
-    assert gone == ["keeper"] and not bench.dmm.policies and not bench.machine.m2p.dmms
+    assert gone == ["keeper"] and not bench.dmm.policies and not bench.machine.shared.spaces
     assert memory.free == memory.frames - 1 == len(memory.free_frames())
     assert (bench.machine.m2p.gfn == NO_FRAME).all() and not len(bench.p2m.resident())
     assert {int(purpose) for purpose in memory.purpose} == {Purpose.FREE, Purpose.VOID}
