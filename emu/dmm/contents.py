@@ -10,8 +10,7 @@ from __future__ import annotations
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.interface import Keeper
 from emu.dmm.p2m import DIRTY, P2M, RESIDENT, PageType
-from emu.dmm.policy import PolicyFault
-from emu.dmm.policylist import PolicyList
+from emu.dmm.policy import Policy, PolicyFault
 from emu.errors import EmuError
 
 
@@ -28,7 +27,7 @@ class Contents:
             while a policy stores a page).
     """
 
-    def __init__(self, vm: str, policies: PolicyList, p2m: P2M) -> None:
+    def __init__(self, vm: str, policies: list[Policy], p2m: P2M) -> None:
         self._vm = vm
         self._policies = policies
         self._p2m = p2m

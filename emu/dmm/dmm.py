@@ -73,6 +73,7 @@ class DMM:
     def attach(self, policy: Policy) -> None:
         """Put ``policy`` in force, behind those that already are."""
         self.policies.append(policy)
+        self.policies.watch()
         try:
             policy.attach(self)
         except BaseException:
@@ -145,6 +146,7 @@ class DMM:
     def _give_back_all(self) -> None:
         space = self.space
         self.policies.clear()
+        self.policies.refresh()
         space.paging.close()
         for gfn in self.p2m.resident().tolist():
             mfn = self.p2m.mfn(gfn)

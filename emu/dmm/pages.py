@@ -23,7 +23,7 @@ class Pages:
     def __init__(self, space: Space) -> None:
         self._space = space
         self._p2m, self._pool, self._m2p, self._memory = space.p2m, space.pool, space.m2p, space.memory
-        self._contents = space.contents
+        self._contents, self._policies = space.contents, space.policies
 
     def populate(self, gfn: int) -> int:
         """Give ``gfn`` a frame with its contents, if it has none; returns its mfn."""
@@ -48,7 +48,7 @@ class Pages:
         self._memory.pages[mfn] = 0 if contents is ZERO_PAGE else np.frombuffer(contents, np.uint8)
         self._m2p.add(mfn, space.index, gfn)
         p2m.set(gfn, PageType.RAM, mfn, ALL_RIGHTS, marks_of(kind))
-        for policy in space.policies.watching:
+        for policy in self._policies.watching:
             policy.entered(gfn)
         space.changed()
         return mfn
@@ -82,7 +82,7 @@ class Pages:
 
     def evict(self, gfn: int, keeper: Keeper) -> None:
         """Take the frame from behind a resident ``gfn``; ``keeper`` keeps the contents where that is needed."""
-        space, p2m, policies = self._space, self._p2m, self._space.policies
+        space, p2m, policies = self._space, self._p2m, self._policies
         mfn = space.resident_frame(gfn)
         space.check_not_pinned(gfn)
         if keeper not in policies or keeper is policies.detaching:
@@ -104,7 +104,7 @@ class Pages:
     def _lose_frame(self, gfn: int, mfn: int, became: PageType) -> None:
         self._p2m.set(gfn, became)
         give_up_frame(self._space, gfn, mfn)
-        for policy in self._space.policies:
+        for policy in self._policies:
             policy.left(gfn)
 
     def forget_copy(self, gfn: int) -> None:
