@@ -18,8 +18,9 @@ from enum import Enum
 from pathlib import Path
 
 from emu.addr import PAGE_SIZE
-from emu.boot.detect import DISK_KINDS, detect, make_guest
+from emu.boot.detect import DISK_KINDS, detect
 from emu.boot.guest import Guest
+from emu.boot.make import make_guest
 from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.dmm import catalog
@@ -66,7 +67,7 @@ def boot_vm(
         policies: as ``--policy`` takes them; demand paging by default.
         append: the guest's command line.
         load: gpa of a flat binary.
-        initrd: a Linux kernel's initial RAM disk, or a multiboot kernel's modules (:func:`emu.boot.detect.make_guest`).
+        initrd: a Linux kernel's initial RAM disk, or a multiboot kernel's modules (:func:`emu.boot.make.make_guest`).
         disks: raw disk images, up to two IDE drives and one virtio block device, as :func:`disk_options` reads them.
             A guest that is a disk image goes before them.
         bios: a ROM image to start in; the guest, which must be a disk image then, is the first disk.
@@ -124,7 +125,7 @@ def boot_vm(
                 reason = f"{format_size(pool)} is too small to start with --policy {choice.name}"
                 raise BadInput("--pool", reason) from error
     except BaseException:
-        machine.remove_vm(vm)
+        vm.close()
         raise
     vm.platform.uart.offer(serial_input)
     return vm

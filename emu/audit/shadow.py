@@ -10,22 +10,20 @@ against the mode that they were made for (``native.shadow_format``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from emu.addr import NO_FRAME
+from emu.dmm.space import Space
 from emu.engine.cpustate import CR4_PSE, EFER_NXE
 from emu.engine.ram import FRAME_TABLE
-from emu.engine.state import Cpu
+from emu.engine.state import Cpu, Vm
 from emu.errors import EmuError
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
 from emu.mmu.shadowtables import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
 from emu.mmu.walk import ACCESSED, DIRTY, HOLE, MMIO, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, RAM, SHARED
-
-if TYPE_CHECKING:
-    from emu.machine.vm import VirtualMachine
 
 Array = np.ndarray[Any, Any]
 
@@ -58,7 +56,8 @@ class AuditFailure(EmuError):
 class _Entries:
     """Present shadow entries and what their tables are: int64 arrays of one length."""
 
-    vm: VirtualMachine
+    space: Space
+    native: Vm  # the VM's shared record
     slot: Array
     index: Array
     value: Array
@@ -70,7 +69,7 @@ class _Entries:
 
     def where(self, chosen: Array) -> _Entries:
         arrays = (self.slot, self.index, self.value, self.gfn, self.level, self.form, self.part, self.table)
-        return _Entries(self.vm, *(array[chosen] for array in arrays))
+        return _Entries(self.space, self.native, *(array[chosen] for array in arrays))
 
     @property
     def mfn(self) -> Array:
@@ -86,26 +85,30 @@ class _Entries:
         if wrong.any():
             at = int(np.argmax(wrong))
             raise AuditFailure(
-                self.vm.name,
+                self.space.name,
                 where,
                 f"{what}; entry {int(self.value[at]) & (1 << 64) - 1:#x} at index {self.index[at]} of slot "
                 f"{self.slot[at]}, level {self.level[at]} table of gfn {self.gfn[at]:#x}",
             )
 
 
-def audit_shadow(vm: VirtualMachine) -> None:
+def audit_shadow(space: Space, native: Vm) -> None:
     """Check a VM's shadow tables, if it has any.
+
+    Args:
+        space: the VM's memory.
+        native: its shared record (:mod:`emu.engine.state`).
 
     Raises:
         AuditFailure: with ``where`` one of "shadow tables", "rmap" and "shadow entry".
     """
-    paging = vm.paging
+    paging = space.paging
     if isinstance(paging, ShadowPaging):
         slots = np.flatnonzero(paging.key != NO_FRAME)
-        _check_slots(vm, paging, slots)
-        _check_roles(vm, paging, slots)
-        _check_root(vm, paging)
-        entries = _present_entries(vm, paging, slots)
+        _check_slots(space, native, paging, slots)
+        _check_roles(space, native, paging, slots)
+        _check_roots(space, paging)
+        entries = _present_entries(space, native, paging, slots)
         _check_rmap(paging, entries)
         _check_entries(paging, entries)
 
@@ -120,19 +123,19 @@ def shadowed_gfns(paging: ShadowPaging) -> Array:
 # --- the tables as objects --------------------------------------------------------------------------------------
 
 
-def _check_slots(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> None:
+def _check_slots(space: Space, native: Vm, paging: ShadowPaging, slots: Array) -> None:
     """Every slot is free or in its bucket, once."""
 
     def fail(what: str) -> AuditFailure:
-        return AuditFailure(vm.name, "shadow tables", what)
+        return AuditFailure(space.name, "shadow tables", what)
 
-    if int(vm.native.shadow_used) != len(slots) + len(paging.retired):
-        what = f"{vm.native.shadow_used} counted as used, {len(slots)} have a key and {len(paging.retired)} are retired"
+    if int(native.shadow_used) != len(slots) + len(paging.retired):
+        what = f"{native.shadow_used} counted as used, {len(slots)} have a key and {len(paging.retired)} are retired"
         raise fail(what)
     link = paging.link.tolist()
     used = set(slots.tolist())
     free: set[int] = set()
-    slot = int(vm.native.shadow_free)
+    slot = int(native.shadow_free)
     while slot != NO_FRAME:
         if not 0 <= slot < paging.tables or slot in free or slot in used:
             raise fail(f"slot {slot} in the free list is used, listed twice, or none at all")
@@ -157,11 +160,11 @@ def _check_slots(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> None
         raise fail(f"slot {min(used - found)} is used and in no bucket")
 
 
-def _check_roles(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> None:
+def _check_roles(space: Space, native: Vm, paging: ShadowPaging, slots: Array) -> None:
     """Every table is one that its paging mode has, and the only one of its gfn in its role."""
     key, role = paging.key[slots], paging.role[slots]
     level, form, part = role & 15, role >> 4 & 15, role >> 8
-    mode = int(vm.native.shadow_format) & 3
+    mode = int(native.shadow_format) & 3
     if mode == MODE_4LEVEL:
         fits = (level >= 1) & (level <= 4) & (part == 0)
     elif mode == MODE_PAE:
@@ -176,19 +179,19 @@ def _check_roles(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> None
     if not fits.all():
         slot = int(slots[np.argmin(fits)])
         what = f"slot {slot}, gfn {paging.key[slot]:#x}, has role {paging.role[slot]:#x}, unknown in mode {mode}"
-        raise AuditFailure(vm.name, "shadow tables", what)
+        raise AuditFailure(space.name, "shadow tables", what)
     if len(set(zip(key.tolist(), role.tolist(), strict=True))) != len(slots):
-        raise AuditFailure(vm.name, "shadow tables", "two tables of one gfn in the same role")
+        raise AuditFailure(space.name, "shadow tables", "two tables of one gfn in the same role")
 
 
-def _check_root(vm: VirtualMachine, paging: ShadowPaging) -> None:
+def _check_roots(space: Space, paging: ShadowPaging) -> None:
     """The root selected for each processor, if there is one, is the table that CR3 and the paging mode ask for."""
-    for processor in vm.processors:
-        if processor.native.root_mfn != NO_FRAME:
-            _check_root_of(vm, processor.native, paging)
+    for cpu in paging.processors():
+        if cpu.root_mfn != NO_FRAME:
+            _check_root(space, cpu, paging)
 
 
-def _check_root_of(vm: VirtualMachine, native: Cpu, paging: ShadowPaging) -> None:
+def _check_root(space: Space, native: Cpu, paging: ShadowPaging) -> None:
     slot = int(native.root_mfn) - paging.first
     mode, cr3 = int(native.mode), int(native.cr3)
     key, level, form, part = 0, 3, FORMAT_DIRECT, 0
@@ -205,28 +208,28 @@ def _check_root_of(vm: VirtualMachine, native: Cpu, paging: ShadowPaging) -> Non
         or int(native.root_level) != level
     ):
         what = f"the root, slot {slot}, is not the level {level} table of gfn {key:#x} that CR3 {cr3:#x} selects"
-        raise AuditFailure(vm.name, "shadow tables", what)
+        raise AuditFailure(space.name, "shadow tables", what)
 
 
 # --- reverse map ------------------------------------------------------------------------------------------------
 
 
-def _present_entries(vm: VirtualMachine, paging: ShadowPaging, slots: Array) -> _Entries:
+def _present_entries(space: Space, native: Vm, paging: ShadowPaging, slots: Array) -> _Entries:
     tables = paging.entries.reshape(paging.tables, ENTRIES)[slots]
     which, index = np.nonzero(tables & pte.P)
     key, role = paging.key[slots], paging.role[slots]
-    behind = _p2m_entries(vm, key)
+    behind = _p2m_entries(space, key)
     mfn = np.where(np.isin(behind >> 4 & 15, _RESIDENT), behind >> 12, NO_FRAME)
     value = tables[which, index]
     key, role, mfn = key[which], role[which], mfn[which]
-    return _Entries(vm, slots[which], index, value, key, role & 15, role >> 4 & 15, role >> 8, mfn)
+    return _Entries(space, native, slots[which], index, value, key, role & 15, role >> 4 & 15, role >> 8, mfn)
 
 
-def _p2m_entries(vm: VirtualMachine, gfns: Array) -> Array:
+def _p2m_entries(space: Space, gfns: Array) -> Array:
     """The P2M entries of ``gfns``; the void frame, with all rights, stands behind those without memory."""
-    hole = vm.machine.memory.void_mfn << 12 | RAM << 4 | ACCESSED | DIRTY | _RIGHT_READ | _RIGHT_WRITE | _RIGHT_EXECUTE
-    inside = gfns < len(vm.p2m)
-    entries = vm.p2m.entries[np.where(inside, gfns, 0)]
+    hole = space.memory.void_mfn << 12 | RAM << 4 | ACCESSED | DIRTY | _RIGHT_READ | _RIGHT_WRITE | _RIGHT_EXECUTE
+    inside = gfns < len(space.p2m)
+    entries = space.p2m.entries[np.where(inside, gfns, 0)]
     return np.where(inside & ~np.isin(entries >> 4 & 15, _NO_MEMORY), entries, hole)
 
 
@@ -243,7 +246,7 @@ def _check_rmap(paging: ShadowPaging, entries: _Entries) -> None:
     refuse(first & (paging.rmap.head[mfn] - 1 != number), "an entry begins a list, the head of its frame is another")
     heads, begins = np.count_nonzero(paging.rmap.head), np.count_nonzero(first)
     if heads != begins:
-        raise AuditFailure(entries.vm.name, "rmap", f"{heads} frames have a list, {begins} entries begin one")
+        raise AuditFailure(entries.space.name, "rmap", f"{heads} frames have a list, {begins} entries begin one")
 
     def position(of: Array) -> Array:
         """Where ``of``, entry numbers, are in ``number``, which ascends; -1 for those that are not."""
@@ -271,9 +274,9 @@ def _check_rmap(paging: ShadowPaging, entries: _Entries) -> None:
 
 def _guest_entries(entries: _Entries) -> Array:
     """The guest's entry behind each shadow entry; where no guest entry limits anything, one that grants all."""
-    pages = entries.vm.machine.memory.pages
+    pages = entries.space.memory.pages
     guest = np.full(len(entries.slot), _ALL_GRANTED, np.int64)
-    pae = int(entries.vm.native.shadow_format) & 3 == MODE_PAE
+    pae = int(entries.native.shadow_format) & 3 == MODE_PAE
 
     wide = entries.form == FORMAT_64
     e = entries.where(wide)
@@ -293,7 +296,7 @@ def _guest_entries(entries: _Entries) -> Array:
 
 
 def _check_entries(paging: ShadowPaging, entries: _Entries) -> None:
-    native = entries.vm.native
+    native = entries.native
     made_for = int(native.shadow_format)
     mode = made_for & 3
     from_guest = (entries.form == FORMAT_64) | (entries.form == FORMAT_32)
@@ -339,7 +342,7 @@ def _target_gfns(entries: _Entries, guest: Array, large: Array) -> Array:
     target = np.where(large & (form == FORMAT_64), wide_frame & -span, target)
     big = ((guest & 0xFFC0_0000) | (guest & pte.PDE32_HIGH) << 19) >> 12
     target = np.where(large & (form == FORMAT_32), big + (index & 1) * 512, target)
-    return np.where(entries.level == 1, target & (int(entries.vm.native.a20_mask) >> 12), target)
+    return np.where(entries.level == 1, target & (int(entries.native.a20_mask) >> 12), target)
 
 
 def _check_leaves(leaves: _Entries, guest: Array, gfn: Array) -> None:
@@ -347,8 +350,8 @@ def _check_leaves(leaves: _Entries, guest: Array, gfn: Array) -> None:
 
     It may grant less: rights that come back show in the shadow when they are first used.
     """
-    vm = leaves.vm
-    behind = _p2m_entries(vm, gfn)
+    space = leaves.space
+    behind = _p2m_entries(space, gfn)
     value = leaves.value
     leaves.refuse(~np.isin(behind >> 4 & 15, _RESIDENT), "maps a gfn that has no frame")
     leaves.refuse(leaves.mfn != behind >> 12, "maps another frame than the P2M")
@@ -365,7 +368,7 @@ def _check_leaves(leaves: _Entries, guest: Array, gfn: Array) -> None:
     leaves.refuse(granted & (behind & _RIGHT_WRITE == 0), "writable without the DMM's right to write")
     leaves.refuse(behind & ACCESSED == 0, "present, the accessed bit in the P2M is clear")
     leaves.refuse(granted & (behind & DIRTY == 0), "writable, the dirty bit in the P2M is clear")
-    table = vm.paging.flags[leaves.mfn] & FRAME_TABLE != 0
+    table = space.paging.flags[leaves.mfn] & FRAME_TABLE != 0
     leaves.refuse(writable & table, "writable, the frame holds a table")
     leaves.refuse(trapped & ~table, "trapped, the frame holds no table")
 

@@ -61,8 +61,8 @@ def _virtio(image: Path) -> Round:
     pages = _REQUEST_SIZE // _PAGE
     chain = [(header, 16, 1), *((DATA + 0x10000 + i * _PAGE, _PAGE, 3) for i in range(pages)), (status, 1, 2)]
     for number, (gpa, size, flags) in enumerate(chain):
-        vm.dmm.write(ring + 16 * number, struct.pack("<QIHH", gpa, size, flags, number + 1))
-    vm.dmm.write(header, struct.pack("<IIQ", 0, 0, 0))
+        vm.memory.write(ring + 16 * number, struct.pack("<QIHH", gpa, size, flags, number + 1))
+    vm.memory.write(header, struct.pack("<IIQ", 0, 0, 0))
     for offset, value in (
         (virtio_mmio.STATUS, 0), (virtio_mmio.STATUS, 3), (virtio_mmio.DRIVER_FEATURES_SELECT, 1),
         (virtio_mmio.DRIVER_FEATURES, 1), (virtio_mmio.STATUS, 11), (virtio_mmio.QUEUE_SIZE, 64), (0x80, ring),
@@ -72,7 +72,7 @@ def _virtio(image: Path) -> Round:
 
     def requests() -> None:
         restart(vm, _REQUESTS)
-        if vm.dmm.read(status, 1) != b"\0" or vm.dmm.read(device + 2, 2) != vm.dmm.read(driver + 2, 2):
+        if vm.memory.read(status, 1) != b"\0" or vm.memory.read(device + 2, 2) != vm.memory.read(driver + 2, 2):
             raise AssertionError("the requests were not carried out")
 
     return lambda: 1 / timed(requests, _REQUESTS * _REQUEST_SIZE)

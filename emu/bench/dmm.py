@@ -90,7 +90,7 @@ def _fill(vm: VirtualMachine) -> None:
     """Every page has contents of its own, of which half can be compressed away."""
     random = Random(0)
     for gfn in _GFNS:
-        vm.dmm.write(gfn << 12, random.randbytes(2048) + bytes([gfn & 0xFF or 1]) * 2048)
+        vm.memory.write(gfn << 12, random.randbytes(2048) + bytes([gfn & 0xFF or 1]) * 2048)
 
 
 def _swapping(mmu: str) -> tuple[VirtualMachine, Policy]:
@@ -143,7 +143,7 @@ def _remap_aliased(mmu: str) -> Round:
     pages = DATA_PAGES // ALIASES
     vm = _touched(mmu)
     entries = (_FIRST_GFN + i // ALIASES << 12 | PRESENT_WRITE_USER for i in range(pages * ALIASES))
-    vm.dmm.write(PML4 + 0x3000, struct.pack(f"<{pages * ALIASES}Q", *entries))
+    vm.memory.write(PML4 + 0x3000, struct.pack(f"<{pages * ALIASES}Q", *entries))
 
     def one_round() -> float:
         restart(vm, pages * ALIASES)

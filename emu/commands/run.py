@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
     with explain_slow_start():
         vm = boot_from(options)
     with ExitStack() as files:
-        files.callback(vm.machine.remove_vm, vm)  # policies settle what they have in files
+        files.callback(vm.close)  # policies settle what they have in files
         inputs = input_files(options)
         events_file = open_output(files, "--events", options.events, inputs)
         summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from emu.dmm.policies.balloon import Balloon
+
+class BalloonPolicy(Protocol):
+    """The policy's end of the channel.
+
+    Attributes:
+        held: the gfns in the balloon.
+    """
+
+    held: set[int]
+
+    def set_target(self, pages: int) -> None:
+        """Ask the guest to have ``pages`` pages in the balloon; raises BadInput when it does not have so many."""
+
+    def inflate(self, gfns: Iterable[int]) -> None: ...
+
+    def deflate(self, gfns: Iterable[int]) -> None: ...
+
+    def report(self, gfns: Iterable[int]) -> None: ...
 
 
 class BalloonChannel:
@@ -24,7 +40,7 @@ class BalloonChannel:
     def __init__(self) -> None:
         self.target = 0
         self.front_ends: list[Callable[[int], None]] = []
-        self.policy: Balloon | None = None
+        self.policy: BalloonPolicy | None = None
 
     def set_target(self, pages: int) -> None:
         """Ask the guest to have ``pages`` pages in the balloon."""

@@ -8,6 +8,7 @@ can be evicted once more without being written.
 from __future__ import annotations
 
 from emu.addr import NO_FRAME, PAGE_SIZE
+from emu.dmm.interface import Keeper
 from emu.dmm.p2m import DIRTY, P2M, RESIDENT, PageType
 from emu.dmm.policy import Policy, PolicyFault
 from emu.errors import EmuError
@@ -30,7 +31,7 @@ class Contents:
         self._vm = vm
         self._policies = policies
         self._p2m = p2m
-        self._keepers: dict[int, Policy] = {}
+        self._keepers: dict[int, Keeper] = {}
         self.in_flight: dict[int, int] = {}
 
     def fetch(self, gfn: int, mfn: int) -> bytes:
@@ -45,22 +46,23 @@ class Contents:
         self.in_flight[gfn] = mfn
         try:
             if kind is PageType.EVICTED:
-                policy = self._keepers[gfn]
-                contents = policy.restore(gfn)
+                keeper = self._keepers[gfn]
+                contents, giver = keeper.restore(gfn), keeper.name
             else:
                 for policy in self._policies:
                     contents = policy.populate(gfn, kind)
                     if contents is not None:
+                        giver = policy.name
                         break
         finally:
             del self.in_flight[gfn]
         if contents is None:
             raise EmuError(f"{self._vm}: no policy populates gfn {gfn:#x}, which is {kind.name}")
         if len(contents) != PAGE_SIZE:
-            raise PolicyFault(policy.name, gfn, f"hands out {len(contents)} bytes instead of {PAGE_SIZE}")
+            raise PolicyFault(giver, gfn, f"hands out {len(contents)} bytes instead of {PAGE_SIZE}")
         return contents
 
-    def keep(self, gfn: int, contents: bytes, keeper: Policy) -> None:
+    def keep(self, gfn: int, contents: bytes, keeper: Keeper) -> None:
         """Have ``keeper`` keep the contents of ``gfn``, and nobody else."""
         self.in_flight[gfn] = NO_FRAME
         try:
@@ -79,6 +81,10 @@ class Contents:
                 self._p2m.mark(gfn, DIRTY)
             keeper.release(gfn)
 
-    def kept(self, keeper: Policy | None = None) -> list[int]:
+    def kept(self, keeper: Keeper | None = None) -> list[int]:
         """The gfns of which ``keeper``, or any policy, keeps a copy."""
         return [gfn for gfn, policy in self._keepers.items() if keeper is None or policy is keeper]
+
+    def frames_in_flight(self) -> list[int]:
+        """Frames taken from the pool for pages whose contents a policy is fetching at this moment."""
+        return [mfn for mfn in self.in_flight.values() if mfn != NO_FRAME]

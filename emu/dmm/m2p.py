@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from emu.addr import NO_FRAME
 from emu.engine.ram import NOBODY
-
-if TYPE_CHECKING:
-    from emu.dmm.dmm import DMM
 
 
 class M2P:
@@ -23,13 +18,11 @@ class M2P:
         gfn: int64 array; the gfn that uses each frame, the first of them where it is shared, NO_FRAME without a user.
             The native plane reads it.
         vm: int32 array; number of the VM that this gfn belongs to.
-        dmms: the DMM of each VM, by the VM's number.
     """
 
     def __init__(self, frames: int) -> None:
         self.gfn = np.full(frames, NO_FRAME, np.int64)
         self.vm = np.full(frames, NOBODY, np.int32)
-        self.dmms: dict[int, DMM] = {}
         self._shared: dict[int, dict[int, dict[int, None]]] = {}  # frames that have several users: mfn, VM, gfns
 
     def add(self, mfn: int, vm: int, gfn: int) -> None:

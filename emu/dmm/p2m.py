@@ -137,7 +137,7 @@ class P2M:
         return _ORIGINS[self.entries.item(gfn) >> _ORIGIN_SHIFT & 3]
 
     def accessed(self, gfn: int) -> bool:
-        """Whether ``gfn`` is resident and was accessed since :meth:`emu.dmm.dmm.DMM.take_accessed`."""
+        """Whether ``gfn`` is resident and was accessed since :meth:`emu.dmm.interface.DmmInterface.take_accessed`."""
         return self.entries.item(gfn) & ACCESSED != 0
 
     def dirty(self, gfn: int) -> bool:

@@ -1,23 +1,18 @@
 """Policy: the one interface that every memory policy is written against.
 
-A policy decides and the DMM acts: a policy calls :class:`emu.dmm.dmm.DMM` methods and never touches a translation.
-Policies of one VM form a list; the DMM asks them in the order in which they were attached, and takes the first answer.
-Every method below has a default that says "not my business", so a policy overrides what it is about.
+A policy decides and the DMM acts: a policy calls the methods of :class:`emu.dmm.interface.DmmInterface` and never
+touches a translation.  Policies of one VM form a list; the DMM asks them in the order in which they were attached, and
+takes the first answer.  Every method below has a default that says "not my business", so a policy overrides
+what it is about.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
-
+from emu.dmm.interface import DmmInterface
+from emu.dmm.p2m import Intent, PageType
 from emu.errors import EmuError
 
-if TYPE_CHECKING:
-    from emu.dmm.dmm import DMM
-    from emu.dmm.p2m import Intent, PageType
-
 ZERO_PAGE = bytes(4096)
-
-_P = TypeVar("_P", bound="Policy")
 
 
 class PolicyFault(EmuError):
@@ -39,24 +34,18 @@ class Policy:
 
     Attributes:
         name: what ``--policy`` calls it.
-        dmm: the DMM that it is attached to.
+        dmm: of the VM that it is attached to.
     """
 
     name: str
-    dmm: DMM
+    dmm: DmmInterface
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         """The policy is in force from now on."""
         self.dmm = dmm
 
     def detach(self) -> None:
         """The policy is no longer asked; it must leave nothing behind that only it could settle."""
-
-    def peers(self, kind: type[_P]) -> list[_P]:
-        """The policies of a kind that are in force for other VMs of the machine, by the VMs' numbers."""
-        dmms = self.dmm.m2p.dmms
-        others = (dmms[index] for index in sorted(dmms) if index != self.dmm.index)
-        return [policy for dmm in others for policy in dmm.policies if isinstance(policy, kind)]
 
     def populate(self, gfn: int, kind: PageType) -> bytes | None:
         """The contents of a page without a frame (EMPTY, IMAGE) that was touched, PAGE_SIZE bytes; None to pass."""
@@ -83,7 +72,7 @@ class Policy:
         """The pool has too few spare frames for a page, or to shrink: free up to ``frames`` more, or do nothing."""
 
     def keep(self, gfn: int, contents: bytes) -> None:
-        """Keep the contents of a page that this policy evicts (:meth:`emu.dmm.dmm.DMM.evict`)."""
+        """Keep the contents of a page that this policy evicts (:meth:`emu.dmm.interface.DmmInterface.evict`)."""
         raise NotImplementedError(f"policy {self.name} evicts but keeps nothing")
 
     def restore(self, gfn: int) -> bytes:

@@ -232,7 +232,7 @@ class Fleet:
         """Give everything back; what VMs that have not ended had in swap files is gone."""
         for member in self.members:
             if member.vm is not None:
-                self.machine.remove_vm(member.vm)
+                member.vm.close()
                 member.vm = None
 
     # --- a round ---
@@ -332,7 +332,7 @@ class Fleet:
         member.vm = None
         self._refuse_rest(member, "the VM had ended")
         try:
-            self.machine.remove_vm(vm)
+            vm.close()
         except BadInput as error:  # what a policy has for a file
             member.end = End(how, False, f"{outcome.sentence}; {error}", member.end.time)
         self._audit_all()

@@ -11,7 +11,6 @@ from typing import Any
 from emu.addr import PAGE_SIZE
 from emu.dmm import catalog
 from emu.dmm.errors import CannotRetire, DmmError
-from emu.dmm.frames import retire_frame
 from emu.dmm.policies.pool_control import resize
 from emu.engine.ram import OutOfMachineFrames
 from emu.errors import BadInput
@@ -80,7 +79,7 @@ def _retire(vm: VirtualMachine, frames: int) -> None:
         raise BadInput("retire", f"{vm.name} has {len(chosen)} frames in use")
     for done, mfn in enumerate(chosen):
         try:
-            retire_frame(vm.machine.memory, vm.machine.m2p, mfn)
+            vm.dmm.retire(mfn)
         except CannotRetire as error:
             raise BadInput("retire", f"after {done} of {frames} frames: {error}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 from emu.addr import PAGE_SHIFT
 from emu.devices import layout
 from emu.devices.platform import Platform
-from emu.dmm.dmm import DMM
+from emu.dmm.physical import PhysicalMemory
 from emu.engine.native import host_function, signed
 from emu.engine.state import Cpu, Vm
 
@@ -26,18 +26,20 @@ class DeviceAccess:
         native: the VM's record (:mod:`emu.engine.state`), which gets the functions' host addresses.
         running: gives the record of the processor that runs.
         platform: the devices.
-        dmm: told where there are registers in memory.
+        memory: of the VM; told where there are registers in it.
 
     Attributes:
         closed: what the guest writes is lost: it has ended, though its block of code has not.
         deadline: of the devices, after the last access: virtual time in ns.
     """
 
-    def __init__(self, native: Vm, running: Callable[[], Cpu], platform: Platform, dmm: DMM) -> None:
+    def __init__(
+        self, native: Vm, running: Callable[[], Cpu], platform: Platform, memory: PhysicalMemory
+    ) -> None:
         self._native = native
         self._running = running
         self._platform = platform
-        self._dmm = dmm
+        self._memory = memory
         self.closed = False
         self.deadline = platform.deadline()
         self._apic_mapped = True
@@ -54,7 +56,7 @@ class DeviceAccess:
             setattr(native, field, thunk.address_of)
         native.pio_at = platform.ide.buffer.address
         for gfns in platform.mmio.gfns():
-            dmm.set_mmio(gfns)
+            memory.set_mmio(gfns)
 
     def reraise(self) -> None:
         """Raise what a device raised while the engine ran."""
@@ -123,5 +125,5 @@ class DeviceAccess:
         if (lapic.mapped is not None) != self._apic_mapped:
             self._apic_mapped = not self._apic_mapped
             gfn = layout.LOCAL_APIC >> PAGE_SHIFT
-            self._dmm.set_mmio(range(gfn, gfn + 1), self._apic_mapped)
+            self._memory.set_mmio(range(gfn, gfn + 1), self._apic_mapped)
         return int(not accepted)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from emu.addr import PAGE_SHIFT, PAGE_SIZE
 from emu.devices.disk import Disk
-from emu.dmm.m2p import M2P
 from emu.dmm.pool import MIN_POOL
-from emu.engine.ram import MachineMemory
+from emu.dmm.space import SharedMachine
 from emu.errors import BadInput
 from emu.machine.schedule import Schedule
 from emu.machine.vm import VirtualMachine
@@ -35,17 +34,16 @@ class Machine:
         memory: bytes of machine memory, a multiple of the page size.
 
     Attributes:
+        shared: what its VMs share; ``memory`` and ``m2p`` are a part of it.
         memory: the frames.
         m2p: who uses them.
-        vms: by their number, in the order of their creation.
     """
 
     def __init__(self, memory: int) -> None:
         if memory <= 0 or memory % PAGE_SIZE:
             raise BadInput("machine memory", f"{memory} bytes are no positive multiple of {PAGE_SIZE}")
-        self.memory = MachineMemory(memory >> PAGE_SHIFT)
-        self.m2p = M2P(self.memory.frames)
-        self.vms: dict[int, VirtualMachine] = {}
+        self.shared = SharedMachine(memory >> PAGE_SHIFT)
+        self.memory, self.m2p = self.shared.memory, self.shared.m2p
         self._created = 0
 
     @staticmethod
@@ -98,13 +96,7 @@ class Machine:
         if (pool >> PAGE_SHIFT) + tables > free:
             raise BadInput("--pool", f"{format_size(pool)} is more than the machine has free ({free} frames)")
         vm = VirtualMachine(
-            self, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk, cpus, schedule
+            self.shared, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk, cpus, schedule
         )
-        self.vms[self._created] = vm
         self._created += 1
         return vm
-
-    def remove_vm(self, vm: VirtualMachine) -> None:
-        """Take a VM off the machine: its frames are free for others."""
-        del self.vms[vm.dmm.index]
-        vm.dmm.close()

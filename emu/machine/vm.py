@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from emu.devices.platform import Platform
 from emu.dmm.dmm import DMM
 from emu.dmm.errors import NoProgress
 from emu.dmm.p2m import INTENTS, P2M, PageType
+from emu.dmm.physical import PhysicalMemory
 from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
+from emu.dmm.space import SharedMachine, Space
 from emu.engine import engine
 from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.eventlog import EventLog
@@ -34,9 +36,6 @@ from emu.machine.processor import Processor
 from emu.machine.schedule import Schedule
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.mmu.shadowtables import ENTRIES
-
-if TYPE_CHECKING:
-    from emu.machine.machine import Machine
 
 # Longest stay in the native plane, in virtual time, so that signals and threads of the host are served: it is a second
 # where the engine takes a microsecond for a byte of code.
@@ -87,7 +86,9 @@ class VirtualMachine:
         ram: bytes of its memory.
         guest: what :meth:`boot` placed in it, None before that.
         processors: its virtual CPUs, in the order of their numbers.
+        machine: what it shares with the other VMs of its machine.
         dmm, p2m, pool: its memory.
+        memory: the same as devices and tools read and write it.
         events: its event stream.
         platform: its devices.
         exit_value: what the guest wrote to the exit port, None before that.
@@ -95,7 +96,7 @@ class VirtualMachine:
     """
 
     def __init__(
-        self, machine: Machine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
+        self, machine: SharedMachine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
         disks: Sequence[Disk] = (), virtio_disk: Disk | None = None, cpus: int = 1, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         self.name = name
@@ -118,15 +119,16 @@ class VirtualMachine:
         else:
             self.paging = Paging(native, memory)
         self.pool = Pool(memory, pool, index)
-        self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
+        self.dmm = DMM(Space(machine, name, index, self.pool, self.p2m, self.paging, self.events))
+        self.memory = PhysicalMemory(self.dmm)
         self.platform = Platform(
-            ram, self.dmm, lambda: self.now, disks, virtio_disk,
+            ram, self.memory, lambda: self.now, disks, virtio_disk,
             set_intr=lambda level: self._set_intr(0, level), raise_nmi=lambda: self._raise_nmi(0),
             set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
-        self._devices = DeviceAccess(native, lambda: self._running.native, self.platform, self.dmm)
+        self._devices = DeviceAccess(native, lambda: self._running.native, self.platform, self.memory)
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
@@ -193,7 +195,7 @@ class VirtualMachine:
 
     def audit_every_change(self) -> None:
         """Run :meth:`audit` after every change that the DMM makes (``--audit``)."""
-        self.dmm.after_change = self.audit
+        self.dmm.space.after_change = self.audit
 
     def audit(self) -> None:
         """Prove every structure of this VM consistent with every other.
@@ -201,7 +203,16 @@ class VirtualMachine:
         Raises:
             emu.audit.audit.AuditFailure: they are not; the message names the first contradiction.
         """
-        audit(self)
+        audit(self.dmm.space, self.native)
+
+    def close(self) -> None:
+        """Take the VM off its machine: its frames are free for others, and it runs no more.  Again does nothing.
+
+        Raises:
+            BadInput: a policy cannot settle what it has in files; all else is done.
+        """
+        if not self.dmm.space.is_closed:
+            self.dmm.close()
 
     # --- running ---
 
@@ -269,7 +280,7 @@ class VirtualMachine:
     def _run(
         self, until: int | None, instructions: int, kinds: Iterable[type[Event]], counted: int | None = None
     ) -> Stop:
-        if self.machine.m2p.dmms.get(self.dmm.index) is not self.dmm:
+        if self.dmm.space.is_closed:
             raise ValueError(f"{self.name} has been removed from its machine")
         limit = clock.NEVER if until is None else until
         native = self.native
@@ -291,7 +302,7 @@ class VirtualMachine:
                     return Stop.DEADLINE
             if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes no device's plans
                 self._devices.deadline = self.platform.deadline()
-            native.deadline = min(self._devices.deadline, self.dmm.next_epoch)
+            native.deadline = min(self._devices.deadline, self.dmm.policies.next_epoch)
             native.pause_at = min(limit, reached + SLICE_NS)
             native.stop = int(self._ended is not None or self._stop_requested)
             reason = _REASONS[runloop.run(self.native_at)]
@@ -318,7 +329,7 @@ class VirtualMachine:
             within_block = stepping.is_within_block(self._running.native)
             if not within_block:
                 self._take_inits()
-                if self._reached() >= min(self._devices.deadline, self.dmm.next_epoch):
+                if self._reached() >= min(self._devices.deadline, self.dmm.policies.next_epoch):
                     self._tick()
 
     def _reached(self) -> int:
@@ -352,7 +363,7 @@ class VirtualMachine:
         while self._ended is None and not any(processor.has_work for processor in self.processors):
             if min(self.platform.deadline(), limit) == clock.NEVER:
                 return False  # a policy's epoch wakes nobody
-            wake = min(self.platform.deadline(), self.dmm.next_epoch)
+            wake = min(self.platform.deadline(), self.dmm.policies.next_epoch)
             native.round_start = native.clock = max(self._reached(), min(wake, limit))
             if wake > limit:
                 self._asleep = True
@@ -365,7 +376,7 @@ class VirtualMachine:
     def _tick(self) -> None:
         now = self._reached()
         self.platform.tick(now)
-        self.dmm.run_epochs(now)
+        self.dmm.policies.run_epochs(now)
         self._devices.deadline = self.platform.deadline()
 
     def _attention(self) -> None:

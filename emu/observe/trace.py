@@ -1,7 +1,8 @@
 """The event log: memory events as JSON lines.
 
 One object a line, keys in this order: ``seq`` position in the VM's stream, ``time`` virtual time in ns, ``vm``,
-``cpu`` the processor's number, ``kind`` (:attr:`emu.engine.eventkind.Event.NAME`), then the fields of the kind in the order of its dataclass::
+``cpu`` the processor's number, ``kind`` (:attr:`emu.engine.eventkind.Event.NAME`), then the fields of the kind in the
+order of its dataclass::
 
     {"seq":7,"time":1260,"vm":"vm0","cpu":0,"kind":"dmm-fault","gfn":"0x8","intent":4,"cause":1,"mfn":"0x9"}
 

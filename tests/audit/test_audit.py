@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emu.addr import PAGE_SIZE
-from emu.audit.audit import AuditFailure, audit
+from emu.audit.audit import AuditFailure
 from emu.dmm.p2m import ACCESSED, DIRTY, Intent, PageType
 from emu.dmm.policies.demand import DemandPaging
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE, Purpose
@@ -118,8 +118,8 @@ def make(mmu: str, mode: str) -> Setting:
 @pytest.mark.parametrize("mmu", ["shadow", "nested"])
 def test_a_sound_machine_passes(mmu: str, mode: str) -> None:
     setting = make(mmu, mode)
-    audit(setting.vm)
-    audit(setting.other)
+    setting.vm.audit()
+    setting.other.audit()
 
 
 # --- what is broken, where the audit must find it, and a word that it must say ---
@@ -168,7 +168,7 @@ def free_frame_beyond_memory(s: Setting) -> None:
 
 @case("machine", "another")
 def vm_has_a_wrong_number(s: Setting) -> None:
-    s.vm.dmm.index = 1
+    s.vm.dmm.space.index = 1
 
 
 @case("P2M", "type")
@@ -298,17 +298,17 @@ def frame_out_of_service_is_spare(s: Setting) -> None:
 
 @case("keepers", "nobody keeps")
 def evicted_page_is_kept_by_nobody(s: Setting) -> None:
-    del s.vm.dmm._contents._keepers[EVICTED]
+    del s.vm.dmm.space.contents._keepers[EVICTED]
 
 
 @case("keepers", "never evicted")
 def resident_page_is_kept(s: Setting) -> None:
-    s.vm.dmm._contents._keepers[DATA] = s.keeper
+    s.vm.dmm.space.contents._keepers[DATA] = s.keeper
 
 
 @case("keepers", "clean")
 def clean_page_has_no_copy_to_go_back_to(s: Setting) -> None:
-    del s.vm.dmm._contents._keepers[ONCE_EVICTED]
+    del s.vm.dmm.space.contents._keepers[ONCE_EVICTED]
 
 
 @case("frame flags", "missing")
@@ -618,7 +618,7 @@ def test_corruption_is_named(where: str, word: str, corrupt: Corruption) -> None
     setting = make("shadow", "4level")
     corrupt(setting)
     with pytest.raises(AuditFailure) as caught:
-        audit(setting.vm)
+        setting.vm.audit()
     assert (caught.value.where, caught.value.vm) == (where, "first")
     assert word in caught.value.what
     assert str(caught.value) == f"first: {where}: {caught.value.what}"
@@ -628,7 +628,7 @@ def test_audit_every_change_finds_it_at_the_next_change() -> None:
     setting = make("nested", "none")
     setting.vm.audit_every_change()
     setting.vm.dmm.remap(DATA)
-    del setting.vm.dmm._contents._keepers[EVICTED]
+    del setting.vm.dmm.space.contents._keepers[EVICTED]
     with pytest.raises(AuditFailure, match="keepers"):
         setting.vm.dmm.remap(DATA)
 
@@ -638,4 +638,4 @@ def test_tables_of_a_mode_that_the_guest_has_left_are_checked_against_it() -> No
     setting = make("shadow", "4level")
     setting.vm.cpu.cr0 &= ~(1 << 31)
     setting.vm.cpu.efer &= ~(1 << 10)
-    audit(setting.vm)
+    setting.vm.audit()

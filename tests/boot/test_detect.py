@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from emu.boot.detect import BOOT_SIGNATURE, SECTOR_SIZE, Kind, detect, make_guest
+from emu.boot.detect import BOOT_SIGNATURE, SECTOR_SIZE, Kind, detect
+from emu.boot.make import make_guest
 from emu.errors import BadInput
 
 RAM = 1 << 20
@@ -74,13 +75,6 @@ def test_with_a_load_address_any_file_is_a_flat_binary(tmp_path: Path) -> None:
     assert guest.image.page(1)[:4] == b"text"
 
 
-def test_a_source_is_assembled_for_its_load_address_and_finds_the_includes(tmp_path: Path) -> None:
-    source = b'.code16\n jmp start\n.include "platform.inc"\nstart:\n mov ax, PORT_EXIT\n hlt\n'
-    guest = make_guest(detect(file(tmp_path, "own.s", source)), RAM, load=0x2000)
-    assert guest.name == "own"
-    assert b"\xb8\xf4\x00\xf4" in guest.image.page(2)
-
-
 @pytest.mark.parametrize(
     ("name", "data", "complaint"),
     [
@@ -130,8 +124,3 @@ def test_strange_names(tmp_path: Path) -> None:
     for name in ("", "\0", "nosuch/nosuch", "x" * 5000):
         with pytest.raises(BadInput):
             detect(name)
-
-
-def test_firmware_cannot_be_moved() -> None:
-    with pytest.raises(BadInput, match="--load"):
-        make_guest(detect("hello", 0x1000), RAM, load=0x1000)

@@ -94,10 +94,10 @@ class Bench:
     # --- memory ---
 
     def write(self, gpa: int, data: bytes) -> None:
-        self.vm.dmm.write(gpa, data)
+        self.vm.memory.write(gpa, data)
 
     def read(self, gpa: int, size: int) -> int:
-        return int.from_bytes(self.vm.dmm.read(gpa, size), "little")
+        return int.from_bytes(self.vm.memory.read(gpa, size), "little")
 
     def words(self, gpa: int, count: int, size: int) -> list[int]:
         """``count`` values of ``size`` bytes, upwards from ``gpa``."""

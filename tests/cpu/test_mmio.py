@@ -49,7 +49,7 @@ def value_at(offset: int, size: int) -> int:
 
 def install(vm: VirtualMachine, device: Recorder) -> None:
     vm.platform.mmio.register(REGISTERS, PAGE_SIZE, device)
-    vm.dmm.set_mmio(range(REGISTERS >> PAGE_SHIFT, (REGISTERS >> PAGE_SHIFT) + 1))
+    vm.memory.set_mmio(range(REGISTERS >> PAGE_SHIFT, (REGISTERS >> PAGE_SHIFT) + 1))
 
 
 # How each mode comes to map the 2 or 4 MiB from WINDOW on at the same gva, and 0x20000 for results
@@ -112,7 +112,7 @@ def test_loads_and_stores_of_every_size(mode: str, mmu: str) -> None:
         ("r", 0x30, 4), ("w", 0x30, 4, value_at(0x30, 4) + 5), ("r", 0x34, 4), ("w", 0x34, 4, 0x1122_3344),
     ]  # fmt: skip
     by_byte = 0xFFFF_FF00 | value_at(0x21, 1)
-    words = struct.unpack("<IIIxxxxQI", guest.vm.dmm.read(0x20000, 0x1C))
+    words = struct.unpack("<IIIxxxxQI", guest.vm.memory.read(0x20000, 0x1C))
     expected = (by_byte, by_byte & 0xFFFF_0000 | value_at(0x22, 2), value_at(0x24, 4), value_at(0x28, 8))
     assert words == (*expected, value_at(0x34, 4))
 
@@ -138,10 +138,10 @@ def test_holes(mode: str, mmu: str) -> None:
     guest = boot(program(mode, code + "    mov al, 1\n    out 0xF4, al\n    hlt\n"), ram="16M", mmu=mmu, audit=True)
     gfn = REGISTERS >> PAGE_SHIFT
     guest.vm.platform.mmio.register(REGISTERS, 0x800, Recorder())
-    guest.vm.dmm.set_mmio(range(gfn, gfn + 1))
+    guest.vm.memory.set_mmio(range(gfn, gfn + 1))
     guest.expect_status(3, "10ms")
     ones = struct.pack("<IIQ", 0xFFFF_FFFF, 0xFFFF, (1 << 64) - 1)
-    assert guest.vm.dmm.read(0x20000, 32) == ones * 2
+    assert guest.vm.memory.read(0x20000, 32) == ones * 2
 
 
 def machine(source: str, mmu: str, handlers: dict[int, int] | None = None) -> tuple[VirtualMachine, Recorder]:
@@ -166,7 +166,7 @@ def test_string_instructions(mmu: str) -> None:
     """
     vm, device = machine(source + EXIT, mmu)
     finish(vm)
-    assert vm.dmm.read(DATA, 12) == value_at(0, 12).to_bytes(12, "little")
+    assert vm.memory.read(DATA, 12) == value_at(0, 12).to_bytes(12, "little")
     assert device.log == [
         ("r", 0, 4), ("r", 4, 4), ("r", 8, 4), ("w", 0x80, 2, 0x99), ("w", 0x82, 2, 0x99),
         ("r", 0x90, 4), ("r", 0x94, 4),
@@ -181,7 +181,7 @@ def test_an_instruction_that_waits_for_its_destination_reads_the_register_again(
     vm, device = machine(f"{pointers} movs dword ptr [rdi], dword ptr [rsi]; {EXIT}", mmu)
     finish(vm)
     assert len(device.log) > 1 and {entry[:3] for entry in device.log} == {("r", 0, 4)}
-    assert vm.dmm.read(DATA + 0x1800, 4) == value_at(0, 4).to_bytes(4, "little")
+    assert vm.memory.read(DATA + 0x1800, 4) == value_at(0, 4).to_bytes(4, "little")
 
 
 @pytest.mark.parametrize("mmu", MMUS)
@@ -220,10 +220,10 @@ def fault(source: str, mmu: str, entry: int, user: bool = False) -> tuple[int, i
     vm = long_mode_vm(blob, mmu, {14: FAULTS}, user)
     device = Recorder()
     install(vm, device)
-    vm.dmm.write(DIRECTORY_ENTRY, struct.pack("<Q", WINDOW | entry))
+    vm.memory.write(DIRECTORY_ENTRY, struct.pack("<Q", WINDOW | entry))
     vm.cpu.eflags |= 3 << 12
     finish(vm)
-    error, address = struct.unpack("<QQ", vm.dmm.read(DATA, 16))
+    error, address = struct.unpack("<QQ", vm.memory.read(DATA, 16))
     return error, address, device
 
 
@@ -277,11 +277,11 @@ def test_the_dmm_reads_and_writes_no_registers() -> None:
     """Holes and registers read as ones and lose what is written, within a page and over its end."""
     vm, device = machine(EXIT, "shadow")
     for gpa in (HOLE, REGISTERS, REGISTERS + PAGE_SIZE - 2):
-        vm.dmm.write(gpa, b"some bytes")
-        assert vm.dmm.read(gpa, 10) == b"\xff" * 10
+        vm.memory.write(gpa, b"some bytes")
+        assert vm.memory.read(gpa, 10) == b"\xff" * 10
     end = vm.ram - 4
-    vm.dmm.write(end, b"12345678")  # RAM ends in the middle
-    assert vm.dmm.read(end, 8) == b"1234\xff\xff\xff\xff"
+    vm.memory.write(end, b"12345678")  # RAM ends in the middle
+    assert vm.memory.read(end, 8) == b"1234\xff\xff\xff\xff"
     assert device.log == []
     vm.audit()
 
@@ -302,7 +302,7 @@ def test_the_page_walk_of_registers(mmu: str) -> None:
     assert walk.gpa == REGISTERS + 4
     assert render(walk).splitlines()[-1].strip() == "gfn 0xfec10: MMIO, registers of devices"
     assert render(explain(vm, HOLE_GVA)).splitlines()[-1].strip() == "gfn 0xfec20: no memory, reads as all ones"
-    assert vm.dmm.read(REGISTERS, 1) == b"\xff"
+    assert vm.memory.read(REGISTERS, 1) == b"\xff"
 
 
 def test_memory_cannot_become_registers() -> None:
@@ -311,7 +311,7 @@ def test_memory_cannot_become_registers() -> None:
     for gfn in (2, 3, CODE >> 12):  # RAM, EMPTY, IMAGE
         kind = vm.p2m.type(gfn)
         with pytest.raises(ValueError):
-            vm.dmm.set_mmio(range(gfn, gfn + 1))
+            vm.memory.set_mmio(range(gfn, gfn + 1))
         assert vm.p2m.type(gfn) is kind
     vm.audit()
 
@@ -322,7 +322,7 @@ def test_registers_come_and_go_while_the_guest_runs(mmu: str) -> None:
     vm, device = machine(source, mmu)
     gfns = range(REGISTERS >> 12, (REGISTERS >> 12) + 1)
     for mapped in (True, False, True):
-        vm.dmm.set_mmio(gfns, mapped) if mapped != (vm.p2m.type(gfns[0]) is PageType.MMIO) else None
+        vm.memory.set_mmio(gfns, mapped) if mapped != (vm.p2m.type(gfns[0]) is PageType.MMIO) else None
         device.log.clear()
         assert vm.run(vm.now + 10_000) is Stop.DEADLINE
         vm.run(vm.now + 1000)  # the last load's value is in ESI by now
@@ -343,7 +343,7 @@ def test_a_bug_in_a_device_comes_out_of_the_run(access: str, mmu: str) -> None:
 
     vm = long_mode_vm(assemble(f"mov rbx, {REGISTERS_GVA + 0x800}; {access}; l: inc r15; jmp l"), mmu)
     vm.platform.mmio.register(REGISTERS, PAGE_SIZE, Broken())
-    vm.dmm.set_mmio(range(REGISTERS >> 12, (REGISTERS >> 12) + 1))
+    vm.memory.set_mmio(range(REGISTERS >> 12, (REGISTERS >> 12) + 1))
     with pytest.raises(RuntimeError, match="broken"):
         vm.run(1_000_000)
     assert vm.cpu.r15 <= 1
@@ -395,7 +395,7 @@ def test_a20(mode: str, by: str, mmu: str) -> None:
     cpu = guest.vm.cpu
     numbers = [int(register) & 0xFFFF_FFFF for register in (cpu.rbx, cpu.rcx, cpu.rdx, cpu.rsi, cpu.rbp)]
     assert numbers == [0x11, 0x11, 0x33, 0x22, 0x33]
-    assert guest.vm.dmm.read(0x600, 1) + guest.vm.dmm.read(0x100600, 1) == b"\x33\x22"
+    assert guest.vm.memory.read(0x600, 1) + guest.vm.memory.read(0x100600, 1) == b"\x33\x22"
     guest.vm.audit()
 
 

@@ -64,7 +64,7 @@ def machine(source: str, mmu: str = "shadow", handlers: dict[int, str] | None = 
         gates[vector] = CODE + len(blob)
         blob += assemble(text).ljust(HANDLER_SIZE, b"\xcc")
     vm = long_mode_vm(blob, mmu, gates)
-    vm.dmm.write(PML4 + 0x2000 + APIC_GVA // (2 << 20) * 8, struct.pack("<Q", layout.LOCAL_APIC | 0x87))
+    vm.memory.write(PML4 + 0x2000 + APIC_GVA // (2 << 20) * 8, struct.pack("<Q", layout.LOCAL_APIC | 0x87))
     return vm
 
 
@@ -72,7 +72,7 @@ def kept(vm: VirtualMachine) -> list[int]:
     """Run to the HLT that nothing wakes: what was kept."""
     assert vm.run(vm.now + 10_000_000) is Stop.HALTED, vm.cpu.rip
     count = (int(vm.cpu.rdi) - DATA) // 8
-    return list(struct.unpack(f"<{count}Q", vm.dmm.read(DATA, 8 * count)))
+    return list(struct.unpack(f"<{count}Q", vm.memory.read(DATA, 8 * count)))
 
 
 def run(source: str, mmu: str = "shadow", handlers: dict[int, str] | None = None) -> list[int]:
@@ -184,7 +184,7 @@ def test_a_refused_write_goes_nowhere() -> None:
     source = "here: lea rsi, [rip]; " + attempt(X2APIC + SVR, 0x1FF)
     vm = machine(source, handlers={13: handler})
     error, rip, _ = kept(vm)
-    code = vm.dmm.read(rip, 2)
+    code = vm.memory.read(rip, 2)
     assert (error, code) == (0, b"\x0f\x30")
     assert vm.platform.lapic.read(0xF0, 4) == 0xFF
 

@@ -14,8 +14,8 @@ from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policies.demand import DemandPaging
 from emu.dmm.policies.swap import Swap
 from emu.dmm.policy import Policy
+from emu.dmm.space import SharedMachine
 from emu.engine.ram import Purpose
-from emu.machine.machine import Machine
 from emu.machine.vm import VirtualMachine
 from tests.dmm.stub import ALIASES, CODE, MODES, Stub
 
@@ -37,9 +37,8 @@ class Side:
         pins: gfn to the number of its pins.
     """
 
-    def __init__(self, machine: Machine, index: int, mmu: str, mode: str, tables: int, pool: int) -> None:
+    def __init__(self, machine: SharedMachine, index: int, mmu: str, mode: str, tables: int, pool: int) -> None:
         self.vm = VirtualMachine(machine, f"vm{index}-{mmu}-{mode}", index, GFNS * PAGE_SIZE, pool, mmu, tables)
-        machine.vms[index] = self.vm
         self.dmm, self.p2m, self.pool = self.vm.dmm, self.vm.p2m, self.vm.pool
         self.stub = Stub(self.vm, mode)
         self.policies: dict[str, Policy] = {}
@@ -83,7 +82,7 @@ class Side:
     def _source(self, gfn: int, kind: PageType) -> bytes:
         """What a page that is of a kind without a frame, or was of that kind and is clean, must hold."""
         if kind is PageType.EVICTED:
-            return self.dmm._contents._keepers[gfn].restore(gfn)
+            return self.dmm.space.contents._keepers[gfn].restore(gfn)
         return self.stub.image.page(gfn) if kind is PageType.IMAGE else bytes(PAGE_SIZE)
 
     def write(self, gfn: int, offset: int, data: bytes) -> None:
@@ -125,7 +124,8 @@ class Side:
         for mfn in self.pool.used_frames():
             users = {vm for vm, _ in m2p.users(mfn)}
             if users and self.dmm.index not in users:
-                assert not any(m2p.dmms[vm].pool.spare for vm in users), f"mfn {mfn:#x} could be handed over"
+                pools = [self.vm.machine.spaces[vm].pool for vm in users]
+                assert not any(pool.spare for pool in pools), f"mfn {mfn:#x} could be handed over"
 
     @contextmanager
     def access(self, *needed: tuple[int, Intent]) -> Iterator[None]:
@@ -168,7 +168,7 @@ def _modelled(page: bytes | bytearray, entry: int) -> bytearray:
     return modelled
 
 
-def frame_counts(machine: Machine) -> dict[str, int]:
+def frame_counts(machine: SharedMachine) -> dict[str, int]:
     """How many frames are for what."""
     return {purpose.name: int((machine.memory.purpose == purpose).sum()) for purpose in Purpose}
 
@@ -176,12 +176,12 @@ def frame_counts(machine: Machine) -> dict[str, int]:
 KINDS = [(mmu, mode) for mmu in ("shadow", "nested") for mode in MODES]
 
 
-def fill_unused_with_junk(machine: Machine) -> None:
+def fill_unused_with_junk(machine: SharedMachine) -> None:
     """Whoever still reads a frame that nobody uses any more is found out."""
     memory = machine.memory
     unused = np.isin(memory.purpose, [Purpose.FREE, Purpose.RETIRED])
-    for dmm in machine.m2p.dmms.values():
-        unused[sorted(dmm.pool.spare_frames())] = True
+    for space in machine.spaces.values():
+        unused[sorted(space.pool.spare_frames())] = True
     memory.pages[unused] = 0xEE
 
 
@@ -193,7 +193,7 @@ def make_sides(*kinds: tuple[str, str], pools: tuple[int, ...] = (), tables: int
     """
     pools = pools or (POOL,) * len(kinds)
     shadow = sum(tables for mmu, _ in kinds if mmu == "shadow")
-    machine = Machine((1 + shadow + sum(pools) + spare) * PAGE_SIZE)
+    machine = SharedMachine(1 + shadow + sum(pools) + spare)
     return [
         Side(machine, index, mmu, mode, tables, pool)
         for index, ((mmu, mode), pool) in enumerate(zip(kinds, pools, strict=True))

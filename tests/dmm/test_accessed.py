@@ -31,7 +31,7 @@ def side(request: pytest.FixtureRequest) -> Side:
     side = make_sides(request.param, pools=(GFNS,))[0]
     for gfn in range(GFNS):
         side.dmm.populate(gfn)
-    side.dmm.write(gpa(DATA), bytes([HLT]))
+    side.vm.memory.write(gpa(DATA), bytes([HLT]))
     side.dmm.take_accessed(EVERYTHING)
     return side
 
@@ -55,7 +55,7 @@ def test_after_the_bits_are_taken_each_access_sets_them_again(side: Side) -> Non
         "store": lambda gfn: side.stub.store(gpa(gfn), HLT),
         "execute": lambda gfn: side.stub.execute(gpa(gfn)),
     }
-    side.dmm.write(gpa(DATA + 1), bytes([HLT]))
+    side.vm.memory.write(gpa(DATA + 1), bytes([HLT]))
     for first in accesses.values():
         first(DATA), first(DATA + 1)
         for again in accesses.values():
@@ -86,8 +86,8 @@ def test_a_load_never_makes_a_page_dirty_and_the_first_store_always_does(side: S
 
 
 def test_access_from_outside_counts(side: Side) -> None:
-    side.dmm.read(gpa(DATA + 1), 1)
-    side.dmm.write(gpa(DATA + 2), b"x")
+    side.vm.memory.read(gpa(DATA + 1), 1)
+    side.vm.memory.write(gpa(DATA + 2), b"x")
     accessed, dirty = marked(side)
     assert accessed == [DATA + 1, DATA + 2] and DATA + 1 not in dirty and DATA + 2 in dirty
 
@@ -96,7 +96,7 @@ def test_marks_stay_with_the_page(side: Side) -> None:
     """Whatever happens to its frame and rights; but not beyond its eviction."""
     side.attach("swap")
     assert side.swap
-    side.dmm.write(gpa(DATA + 2), bytes([HLT]))
+    side.vm.memory.write(gpa(DATA + 2), bytes([HLT]))
     side.discard(GFNS - 1)
     side.stub.store(gpa(DATA + 1), HLT)
     side.stub.load(gpa(DATA + 3))

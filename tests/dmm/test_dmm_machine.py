@@ -22,10 +22,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import CannotRetire, NotEnoughSpare, OutOfFrames, PagePinned
-from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import ALL_RIGHTS, Intent, PageType
+from emu.dmm.retire import retire_frame
+from emu.dmm.space import SharedMachine
 from emu.engine.ram import OutOfMachineFrames, Purpose
-from emu.machine.machine import Machine
 from emu.mmu.shadowtables import MIN_TABLES
 from tests.dmm.model import ENOUGH, GFNS, KINDS, POOL, Side, fill_unused_with_junk, frame_counts
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
@@ -71,7 +71,7 @@ class DmmMachine(RuleBasedStateMachine):
         fill: list[tuple[int, int, bytes]],
     ) -> None:  # fmt: skip
         shadow = sum(tables for mmu, _ in chosen if mmu == "shadow")
-        self.machine = Machine((1 + shadow + VMS * POOL + SPARE) * PAGE_SIZE)
+        self.machine = SharedMachine(1 + shadow + VMS * POOL + SPARE)
         self.sides = []
         self.created = 0
         for mmu, mode in chosen:
@@ -154,7 +154,7 @@ class DmmMachine(RuleBasedStateMachine):
     def read_from_outside(self, at: int, gpa: int, size: int) -> None:
         side = self.side(at)
         with side.out_of_frames_is_fine():
-            found = side.dmm.read(gpa, size)
+            found = side.vm.memory.read(gpa, size)
             everything = b"".join(side.contents.values()) + b"\xff" * (2 * PAGE_SIZE)
             assert found == everything[gpa : gpa + size]
 
@@ -162,14 +162,14 @@ class DmmMachine(RuleBasedStateMachine):
     def read_everything_from_outside(self, at: int) -> None:
         side = self.side(at)
         with side.out_of_frames_is_fine():
-            side.dmm.read(0, GFNS * PAGE_SIZE)
+            side.vm.memory.read(0, GFNS * PAGE_SIZE)
 
     @rule(at=which, gfn=gfns, offset=offsets, data=st.binary(max_size=40))
     def write_from_outside(self, at: int, gfn: int, offset: int, data: bytes) -> None:
         side = self.side(at)
         with side.out_of_frames_is_fine():
             data = data[: PAGE_SIZE - offset]
-            side.dmm.write(gfn * PAGE_SIZE + offset, data)
+            side.vm.memory.write(gfn * PAGE_SIZE + offset, data)
             side.write(gfn, offset, data)
 
     @rule(at=which, gfn=gfns, pattern=patterns)
@@ -178,7 +178,7 @@ class DmmMachine(RuleBasedStateMachine):
         side = self.side(at)
         if side.is_free_to_change(gfn):
             with side.out_of_frames_is_fine():
-                side.dmm.write(gfn * PAGE_SIZE, pattern)
+                side.vm.memory.write(gfn * PAGE_SIZE, pattern)
                 side.write(gfn, 0, pattern)
 
     @rule(at=which, gfn=gfns, source=which, of=gfns)
@@ -188,7 +188,7 @@ class DmmMachine(RuleBasedStateMachine):
         if side.is_free_to_change(gfn):
             data = other.holds(of)
             with side.out_of_frames_is_fine():
-                side.dmm.write(gfn * PAGE_SIZE, data)
+                side.vm.memory.write(gfn * PAGE_SIZE, data)
                 side.write(gfn, 0, data)
 
     # --- the DMM, page by page ---
@@ -279,15 +279,16 @@ class DmmMachine(RuleBasedStateMachine):
         sizes = [each.pool.size for each in self.sides]
         users = self.machine.m2p.users(mfn)
         first, first_gfn = users[0]
-        user = self.machine.m2p.dmms[first]
-        possible = side.dmm.is_shareable(gfn)
-        possible &= user.p2m.type(first_gfn) is PageType.SHARED or user.is_shareable(first_gfn)
+        user = self.machine.spaces[first]
+        possible = side.dmm.shareable_frame(side.dmm.index, gfn) is not None
+        free = side.dmm.shareable_frame(first, first_gfn) is not None
+        possible &= user.p2m.type(first_gfn) is PageType.SHARED or free
         shared = side.dmm.share(gfn, mfn)
         assert shared == (before == mfn or possible and side.holds(gfn) == other.holds(with_gfn))
         assert side.p2m.mfn(gfn) == (mfn if shared else before)
         if shared and before != mfn:
             assert sorted(self.machine.m2p.users(mfn)) == sorted([*users, (side.dmm.index, gfn)])
-            assert all(self.machine.m2p.dmms[vm].p2m.type(user) is PageType.SHARED for vm, user in users)
+            assert all(self.machine.spaces[vm].p2m.type(user) is PageType.SHARED for vm, user in users)
         assert sizes == [each.pool.size for each in self.sides]
 
     @rule(at=which, n=nth, other=which, with_n=nth)
@@ -357,11 +358,11 @@ class DmmMachine(RuleBasedStateMachine):
         memory = self.machine.memory
         mfn %= memory.frames
         before, purpose, counts = memory.free, memory.purpose[mfn], frame_counts(self.machine)
-        owner = self.machine.m2p.dmms.get(int(memory.owner[mfn]))
+        owner = self.machine.spaces.get(int(memory.owner[mfn]))
         if owner is not None and purpose == Purpose.POOL and not before and owner.pool.size <= LEAST:
             return
         try:
-            retire_frame(memory, self.machine.m2p, mfn)
+            retire_frame(self.machine, mfn)
             assert memory.purpose[mfn] == Purpose.RETIRED
             assert not self.machine.m2p.count(mfn)
             assert frame_counts(self.machine)["RETIRED"] == counts["RETIRED"] + (purpose != Purpose.RETIRED)
@@ -397,7 +398,7 @@ class DmmMachine(RuleBasedStateMachine):
             try:
                 side.dmm.detach(side.policies[name])
                 del side.policies[name]
-                assert name != "swap" or not side.dmm.kept_gfns()
+                assert name != "swap" or not side.dmm.space.contents.kept()
             except OutOfFrames:
                 assert name == "swap" and side.pool.spare == 0
                 side.assert_nothing_can_go(False)
@@ -429,7 +430,7 @@ class DmmMachine(RuleBasedStateMachine):
         if len(self.sides) > 1:
             side = self.side(at)
             self.sides.remove(side)
-            self.machine.remove_vm(side.vm)
+            side.vm.close()
 
     @rule(kind=kinds, tables=table_counts)
     def create_vm(self, kind: tuple[str, str], tables: int) -> None:

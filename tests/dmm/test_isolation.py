@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from emu.addr import PAGE_SIZE
-from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import PageType
+from emu.dmm.retire import retire_frame
 from emu.engine.ram import Purpose
 from emu.mmu.paging import ShadowPaging
 from tests.dmm.model import ENOUGH, GFNS, Side, make_sides
@@ -30,7 +30,7 @@ def secret(gfn: int) -> bytes:
 def fill_with_secrets(side: Side, gfns: range = range(DATA, GFNS)) -> None:
     for gfn in gfns:
         if side.pool.spare or side.dmm.is_resident(gfn):
-            side.dmm.write(gpa(gfn), secret(gfn))
+            side.vm.memory.write(gpa(gfn), secret(gfn))
             side.write(gfn, 0, secret(gfn))
             side.stub.load(gpa(gfn))
 
@@ -41,7 +41,7 @@ def touch_everything(side: Side) -> None:
         expected = side.contents[gfn][8]
         if side.is_free_to_change(gfn):
             assert side.stub.load(gpa(gfn) + 8) == expected
-        assert SECRET not in side.dmm.read(gpa(gfn), PAGE_SIZE)
+        assert SECRET not in side.vm.memory.read(gpa(gfn), PAGE_SIZE)
         if gfn >= DATA:
             side.stub.store(gpa(gfn) + 8, gfn)
             side.write(gfn, 8, bytes([gfn]))
@@ -94,7 +94,7 @@ def by_moving(first: Side) -> None:
 
 def by_merging(first: Side) -> None:
     for gfn in range(DATA, GFNS):
-        first.dmm.write(gpa(gfn), secret(DATA))
+        first.vm.memory.write(gpa(gfn), secret(DATA))
         first.write(gfn, 0, secret(DATA))
         first.dmm.share(gfn, first.p2m.mfn(DATA))
 
@@ -128,7 +128,7 @@ def test_a_vm_that_takes_the_frames_of_one_that_is_gone(pair: list[Side]) -> Non
     first, second = pair
     machine = first.vm.machine
     fill_with_secrets(first)
-    machine.remove_vm(first.vm)
+    first.vm.close()
     assert not (machine.memory.owner == 0).any()
     second.dmm.grow(machine.memory.free - 20)
     second.attach("swap")
@@ -138,7 +138,7 @@ def test_a_vm_that_takes_the_frames_of_one_that_is_gone(pair: list[Side]) -> Non
         third.attach("swap")
         touch_everything(third)
         fill_with_secrets(third)
-        machine.remove_vm(third.vm)
+        third.vm.close()
         machine.memory.pages[sorted(machine.memory.free_frames())] = list(SECRET) * (PAGE_SIZE // 2)
     second.check()
 
@@ -150,7 +150,7 @@ def test_frames_that_went_out_of_service(pair: list[Side]) -> None:
     by_discarding(first)
     fill_with_secrets(first, range(DATA, DATA + 2))
     for gfn in range(DATA, DATA + 2):
-        retire_frame(machine.memory, machine.m2p, first.p2m.mfn(gfn))
+        retire_frame(machine, first.p2m.mfn(gfn))
     first.dmm.shrink(first.pool.spare)
     machine.memory.pages[machine.memory.purpose == Purpose.RETIRED] = 0xEE
     second.dmm.grow(machine.memory.free)
@@ -158,7 +158,7 @@ def test_frames_that_went_out_of_service(pair: list[Side]) -> None:
     touch_everything(second)
     assert (machine.memory.pages[machine.memory.purpose == Purpose.RETIRED] == 0xEE).all()
     for gfn in range(DATA, DATA + 2):
-        assert first.dmm.read(gpa(gfn), PAGE_SIZE) == secret(gfn)
+        assert first.vm.memory.read(gpa(gfn), PAGE_SIZE) == secret(gfn)
 
 
 def test_a_mapping_that_the_guest_used_leads_nowhere_else_afterwards(pair: list[Side]) -> None:
@@ -174,7 +174,7 @@ def test_a_mapping_that_the_guest_used_leads_nowhere_else_afterwards(pair: list[
     second.dmm.grow(given)
     for gfn in range(DATA, GFNS):
         if second.pool.spare:
-            second.dmm.write(gpa(gfn), secret(gfn))
+            second.vm.memory.write(gpa(gfn), secret(gfn))
     before = [second.holds(gfn) for gfn in range(GFNS)]
     first.attach("swap")
     for page in (ALIASES, DATA, DATA + 1, GFNS - 1):

@@ -6,10 +6,10 @@ import pytest
 
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import CannotRetire
-from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import PageType
 from emu.dmm.policies.retire import Retire
 from emu.dmm.policy import Policy
+from emu.dmm.retire import retire_frame
 from emu.engine import events
 from emu.engine.ram import Purpose
 from emu.mmu.paging import ShadowPaging
@@ -25,7 +25,7 @@ def gpa(gfn: int) -> int:
 
 
 def retire(side: Side, mfn: int) -> None:
-    retire_frame(side.vm.machine.memory, side.vm.machine.m2p, mfn)
+    retire_frame(side.vm.machine, mfn)
 
 
 def frames_for(side: Side, purpose: Purpose) -> list[int]:
@@ -54,11 +54,11 @@ def test_every_frame_of_a_machine_one_after_the_other(kind: tuple[str, str], swa
     """Until no frame can be spared; without swapping, that is when each page has its frame and none is left over."""
     side = make_sides(kind, pools=(GFNS,), tables=MIN_TABLES + 3, spare=4)[0]
     memory = side.vm.machine.memory
-    side.vm.dmm.after_change = None  # an audit a round is enough
+    side.vm.dmm.space.after_change = None  # an audit a round is enough
     if swaps:
         side.attach("swap")
     else:
-        side.dmm.read(0, gpa(GFNS))
+        side.vm.memory.read(0, gpa(GFNS))
     step = 0
     while not swaps or side.pool.size > ENOUGH:
         before = frame_counts(side.vm.machine)
@@ -129,7 +129,7 @@ def test_shadow_tables_are_used_without_their_frame(mode: str) -> None:
             retire(side, mfn)
     assert frame_counts(side.vm.machine) == before
     side.check()
-    side.vm.machine.remove_vm(side.vm)
+    side.vm.close()
     left = frame_counts(side.vm.machine)
     assert (left["TABLES"], left["POOL"], left["RETIRED"]) == (0, 0, 2)
 
@@ -226,13 +226,13 @@ def test_a_frame_that_a_page_is_being_fetched_into(meddled: tuple[Side, Meddler]
     side, meddler = meddled
 
     def meddle() -> None:
-        (mfn,) = side.dmm.frames_in_flight()
+        (mfn,) = side.dmm.space.contents.frames_in_flight()
         with pytest.raises(CannotRetire, match="fetched"):
             retire(side, mfn)
 
     meddler.meddle = meddle
     side.dmm.populate(DATA)
-    side.dmm.write(gpa(DATA), b"stored")
+    side.vm.memory.write(gpa(DATA), b"stored")
     side.write(DATA, 0, b"stored")
     meddler.meddle = lambda: None
     side.dmm.evict(DATA, meddler)
@@ -246,7 +246,7 @@ def test_a_frame_that_a_page_is_being_fetched_into(meddled: tuple[Side, Meddler]
 def test_a_frame_that_moves_while_its_page_is_being_stored(meddled: tuple[Side, Meddler], how: str) -> None:
     side, meddler = meddled
     for gfn in (DATA, DATA + 1):
-        side.dmm.write(gpa(gfn), b"stored")
+        side.vm.memory.write(gpa(gfn), b"stored")
         side.write(gfn, 0, b"stored")
     if how != "retire":
         assert side.dmm.share(DATA + 1, side.p2m.mfn(DATA))

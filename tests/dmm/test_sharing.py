@@ -8,9 +8,9 @@ import pytest
 
 from emu.addr import NO_FRAME, PAGE_SIZE
 from emu.dmm.errors import CannotRetire, OutOfFrames
-from emu.dmm.frames import retire_frame
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policy import Policy
+from emu.dmm.retire import retire_frame
 from emu.engine import events
 from tests.dmm.model import GFNS, KINDS, POOL, Side, fill_unused_with_junk, make_sides
 from tests.dmm.stub import ALIASES, CODE, DATA, HLT
@@ -26,7 +26,7 @@ def gpa(gfn: int) -> int:
 
 def fill(side: Side, *gfns: int) -> None:
     for gfn in gfns:
-        side.dmm.write(gpa(gfn), SAME)
+        side.vm.memory.write(gpa(gfn), SAME)
         side.write(gfn, 0, SAME)
 
 
@@ -88,7 +88,7 @@ def test_sharing_and_its_end_are_events(alone: Side) -> None:
     fill(alone, DATA, DATA + 1, DATA + 2)
     before = [alone.p2m.mfn(gfn) for gfn in (DATA, DATA + 1, DATA + 2)]
     merge((alone, DATA), (alone, DATA + 1), (alone, DATA + 2))
-    alone.dmm.write(gpa(DATA), b"!")
+    alone.vm.memory.write(gpa(DATA), b"!")
     after = alone.p2m.mfn(DATA)
     alone.dmm.unshare(DATA + 1)
     alone.dmm.unshare(DATA + 2)
@@ -109,8 +109,8 @@ def test_tables_and_code_share_frames_with_data(alone: Side) -> None:
     alone.stub.store(gpa(DATA + 1), 2)
     for gfn in [*alone.stub.tables, CODE]:
         for first, second in ((gfn, DATA + 3), (DATA + 3, gfn)):
-            alone.dmm.write(gpa(DATA + 3), alone.dmm.read(gpa(gfn), PAGE_SIZE))
-            before = alone.dmm.read(gpa(gfn), PAGE_SIZE)
+            alone.vm.memory.write(gpa(DATA + 3), alone.vm.memory.read(gpa(gfn), PAGE_SIZE))
+            before = alone.vm.memory.read(gpa(gfn), PAGE_SIZE)
             merge((alone, first), (alone, second))
             assert alone.stub.load(gpa(DATA)) == 1
             assert alone.stub.load(gpa(DATA + 2)) == 0  # sets accessed bits, if there are any
@@ -119,7 +119,7 @@ def test_tables_and_code_share_frames_with_data(alone: Side) -> None:
                 assert alone.stub.load(gpa(ALIASES)) == 2
                 alone.stub.map(ALIASES, DATA)
                 alone.stub.store(gpa(ALIASES), 1)
-            assert alone.dmm.read(gpa(DATA + 3), PAGE_SIZE) == before
+            assert alone.vm.memory.read(gpa(DATA + 3), PAGE_SIZE) == before
             alone.discard(DATA + 2)
             alone.vm.audit()
 
@@ -127,7 +127,7 @@ def test_tables_and_code_share_frames_with_data(alone: Side) -> None:
 def test_a_store_into_the_running_shared_code(alone: Side) -> None:
     code = bytes.fromhex("8807 90 f4")  # mov [rdi], al; nop; hlt
     for gfn in (DATA, DATA + 1):
-        alone.dmm.write(gpa(gfn) + 100, code)
+        alone.vm.memory.write(gpa(gfn) + 100, code)
     mfn = merge((alone, DATA), (alone, DATA + 1))
     for gfn in (DATA, DATA + 1):
         alone.vm.cpu.rdi, alone.vm.cpu.rax = gpa(gfn) + 102, HLT
@@ -135,7 +135,7 @@ def test_a_store_into_the_running_shared_code(alone: Side) -> None:
         assert alone.vm.cpu.rip == gpa(gfn) + 103  # the new HLT, not the old one
         assert alone.p2m.type(gfn) is PageType.RAM
         other = DATA + 1 if gfn == DATA else DATA
-        assert alone.dmm.read(gpa(other) + 102, 1) == (b"\x90" if gfn == DATA else b"\xf4")
+        assert alone.vm.memory.read(gpa(other) + 102, 1) == (b"\x90" if gfn == DATA else b"\xf4")
     assert alone.p2m.mfn(DATA + 1) == mfn
 
 
@@ -158,7 +158,7 @@ def test_only_equal_pages_are_shared(pair: list[Side]) -> None:
     first, second = pair
     fill(first, DATA)
     fill(second, DATA)
-    second.dmm.write(gpa(DATA) + PAGE_SIZE - 1, b"!")
+    second.vm.memory.write(gpa(DATA) + PAGE_SIZE - 1, b"!")
     before = second.p2m.mfn(DATA)
     assert not second.dmm.share(DATA, first.p2m.mfn(DATA))
     assert (second.p2m.mfn(DATA), second.p2m.type(DATA), first.p2m.type(DATA)) == (before, PageType.RAM, PageType.RAM)
@@ -231,7 +231,7 @@ def test_who_writes_gets_a_frame_of_its_own(pair: list[Side], writer: int, by: s
         if by == "store":
             side.stub.store(gpa(gfn) + 5, value)
         else:
-            side.dmm.write(gpa(gfn) + 5, bytes([value]))
+            side.vm.memory.write(gpa(gfn) + 5, bytes([value]))
         side.write(gfn, 5, bytes([value]))
         assert side.stub.load(gpa(gfn) + 5) == value
         assert other.stub.load(gpa(gfn) + 5) == SAME[5]
@@ -339,7 +339,7 @@ def test_without_a_frame_for_the_copy_everything_stays(pair: list[Side], operati
     operations: dict[str, Callable[[], object]] = {
         "unshare": lambda: second.dmm.unshare(DATA),
         "resolve": lambda: second.dmm.resolve(DATA, Intent.WRITE),
-        "write": lambda: second.dmm.write(gpa(DATA), b"x"),
+        "write": lambda: second.vm.memory.write(gpa(DATA), b"x"),
         "store": lambda: second.stub.store(gpa(DATA), 1),
     }
     with pytest.raises(OutOfFrames) as caught:
@@ -439,7 +439,7 @@ def test_all_users_move_together(pair: list[Side], operation: str, mover: int) -
     if operation == "remap":
         after = pair[mover].dmm.remap(DATA)
     else:
-        retire_frame(pair[0].vm.machine.memory, pair[0].vm.machine.m2p, before)
+        retire_frame(pair[0].vm.machine, before)
         after = pair[0].p2m.mfn(DATA)
     assert after != before
     fill_unused_with_junk(pair[0].vm.machine)
@@ -455,7 +455,7 @@ def test_all_users_move_together(pair: list[Side], operation: str, mover: int) -
 def test_retiring_a_lent_frame_is_its_users_business(pair: list[Side]) -> None:
     """The owner has no page in it, and no frame to spare; the sharer has."""
     first, second = pair
-    memory, m2p = first.vm.machine.memory, first.vm.machine.m2p
+    machine = first.vm.machine
     for side in pair:
         fill(side, DATA)
     mfn = merge((first, DATA), (second, DATA))
@@ -463,11 +463,11 @@ def test_retiring_a_lent_frame_is_its_users_business(pair: list[Side]) -> None:
     first.discard(DATA)
     use_up(first)
     with pytest.raises(CannotRetire) as caught:
-        retire_frame(memory, m2p, mfn)
+        retire_frame(machine, mfn)
     assert caught.value.mfn == mfn and second.p2m.mfn(DATA) == mfn
     second.attach("swap")
-    retire_frame(memory, m2p, mfn)
-    assert not m2p.count(mfn) and second.p2m.mfn(DATA) != mfn
+    retire_frame(machine, mfn)
+    assert not machine.m2p.count(mfn) and second.p2m.mfn(DATA) != mfn
     for side in pair:
         side.check()
 
@@ -479,7 +479,7 @@ def test_a_vm_goes_and_leaves_the_shared_frames_to_the_others(pair: list[Side], 
         side.stub.load(gpa(DATA))
     merge(*((side, gfn) for side in pair for gfn in (DATA, DATA + 1)))
     machine, gone, stays = pair[0].vm.machine, pair[leaver], pair[1 - leaver]
-    machine.remove_vm(gone.vm)
+    gone.vm.close()
     assert stays.stub.load(gpa(DATA)) == SAME[0]
     assert machine.m2p.users(stays.p2m.mfn(DATA)) == [(stays.dmm.index, DATA), (stays.dmm.index, DATA + 1)]
     assert not (machine.memory.owner == gone.dmm.index).any()

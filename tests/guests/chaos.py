@@ -65,7 +65,7 @@ class Chaos(Policy):
         """A random page that has a frame.  Raises OutOfFrames when there is none."""
         pages = np.flatnonzero(self.dmm.p2m.entries >> 4 & 15 == PageType.RAM)
         if not len(pages):
-            raise OutOfFrames(self.dmm.vm, 0, self.dmm.pool.size)
+            raise OutOfFrames(self.dmm.name, 0, self.dmm.pool.size)
         return int(self._random.choice(pages))
 
     def _remap(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from emu.addr import PAGE_SIZE
 from emu.boot.image import GuestImage
-from emu.dmm.dmm import DMM
+from emu.dmm.interface import DmmInterface
 from emu.dmm.policies.share import Share
 from emu.dmm.policy import Policy
 from emu.machine.machine import Machine, shadow_tables_for
@@ -75,7 +75,7 @@ class Breathing(Policy):
         self._every, self._targets = every, targets
         self._next = 0
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         self._next = dmm.now + self._every
 
@@ -100,7 +100,7 @@ class EagerShare(Share):
         self._every = every
         self._due = 0
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         self._due = dmm.now + self._every
 

@@ -57,10 +57,10 @@ class Bench:
         self.write(pte_of(gva), (gpa | flags).to_bytes(8, "little"))
 
     def write(self, gpa: int, data: bytes) -> None:
-        self.vm.dmm.write(gpa, data)
+        self.vm.memory.write(gpa, data)
 
     def read(self, gpa: int, size: int) -> int:
-        return int.from_bytes(self.vm.dmm.read(gpa, size), "little")
+        return int.from_bytes(self.vm.memory.read(gpa, size), "little")
 
     def put(self, gpa: int, text: str, gva: int | None = None, bits: int = 64) -> int:
         """Assemble to gpa what will run at gva (the same by default); returns its size."""

@@ -160,7 +160,7 @@ class EmuMmu:
         for gfn, frame in frames.items():
             wanted[gfn] = np.frombuffer(frame, np.uint64)
         for gfn in np.flatnonzero((self.guest.words(self._all_gfns) != wanted).any(axis=1)).tolist():
-            dmm.write(gfn * PAGE, wanted[gfn].tobytes())
+            self.vm.memory.write(gfn * PAGE, wanted[gfn].tobytes())
         for gfn in np.flatnonzero(self.vm.p2m.entries[self._all_gfns] & 7 != EVERYTHING).tolist():
             dmm.resolve(gfn, EVERYTHING)
         if self._shadow:

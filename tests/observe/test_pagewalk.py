@@ -28,7 +28,7 @@ def machine(ram: int = RAM, policy: str = "demand") -> VirtualMachine:
 def with_tables(entries: dict[int, int], size: int, cr3: int, cr4: int = 0, efer: int = 0) -> VirtualMachine:
     vm = machine()
     for gpa, entry in entries.items():
-        vm.dmm.write(gpa, (entry & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        vm.memory.write(gpa, (entry & (1 << 8 * size) - 1).to_bytes(size, "little"))
     vm.cpu.cr0 = cpustate.CR0_PE | cpustate.CR0_PG
     vm.cpu.cr3, vm.cpu.cr4, vm.cpu.efer = cr3, cr4, efer
     return vm
@@ -117,7 +117,7 @@ def test_a_table_beyond_ram_reads_as_ones() -> None:
 
 def test_reading_stops_at_the_first_page_that_is_not_mapped() -> None:
     vm = with_tables({0x1000: 0x2000 | PRESENT, 0x2000: 0x3000 | PRESENT}, 4, 0x1000)
-    vm.dmm.write(0x3FFE, b"ab")
+    vm.memory.write(0x3FFE, b"ab")
     assert peek_virtual(vm, 0xFFE, 8) == b"ab"
 
 

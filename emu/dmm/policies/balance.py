@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emu.dmm.errors import NotEnoughSpare, StoreError
+from emu.dmm.interface import DmmInterface
 from emu.dmm.policy import Policy
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
-    from emu.dmm.dmm import DMM
 
 LEAST = 16  # frames that a pool keeps whatever its VM does
 _FAST, _SLOW = 0.5, 0.1  # weights of a new sample in the moving averages
@@ -62,7 +62,7 @@ class Balance(Policy):
         self.pressure = 0
         self._next = 0
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         self._evicted = self._evictions()
         self._next = dmm.now + self._period
@@ -81,7 +81,7 @@ class Balance(Policy):
         self.pressure, self._evicted = evicted - self._evicted, evicted
         self._estimate()
         self._next = now + self._period * (1 if self.pressure else self._pause)
-        if not self.peers(Balance) or self.peers(Balance)[0].dmm.index > self.dmm.index:
+        if not self.dmm.peers(Balance) or self.dmm.peers(Balance)[0].dmm.index > self.dmm.index:
             self._rebalance()
 
     @property
@@ -122,7 +122,7 @@ class Balance(Policy):
 
     def _rebalance(self) -> None:
         """Give to the VM under pressure that pays most for a frame, from the machine or from who pays least."""
-        members = [self, *self.peers(Balance)]
+        members = [self, *self.dmm.peers(Balance)]
         needy = [member for member in members if member.pressure]
         if not needy:
             return

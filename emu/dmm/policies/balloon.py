@@ -15,13 +15,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from emu.dmm.errors import PagePinned
+from emu.dmm.interface import DmmInterface
 from emu.dmm.policy import Policy
 from emu.engine import events
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
-    from emu.dmm.dmm import DMM
 
 
 class Balloon(Policy):
@@ -46,14 +46,14 @@ class Balloon(Policy):
         self.held: set[int] = set()
         self.refused = 0
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         """
         Raises:
             BadInput: the VM has a balloon already, or has fewer pages than the target.
         """
         super().attach(dmm)
         if dmm.balloon.policy is not None:
-            raise BadInput("balloon", f"{dmm.vm} has one already")
+            raise BadInput("balloon", f"{dmm.name} has one already")
         self.set_target(self._first_target)
         dmm.balloon.policy = self
 
@@ -76,7 +76,7 @@ class Balloon(Policy):
         """
         available = sum(map(len, self.dmm.p2m.memory))
         if not 0 <= pages <= available:
-            raise BadInput("balloon", f"a target of {pages} pages, {self.dmm.vm} has {available}")
+            raise BadInput("balloon", f"a target of {pages} pages, {self.dmm.name} has {available}")
         self.dmm.balloon.set_target(pages)
 
     def inflate(self, gfns: Iterable[int]) -> None:

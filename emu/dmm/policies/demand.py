@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from emu.boot.image import GuestImage
 from emu.dmm.errors import OutOfFrames
+from emu.dmm.interface import DmmInterface
 from emu.dmm.p2m import PageType
 from emu.dmm.policy import ZERO_PAGE, Policy
 
@@ -49,11 +50,11 @@ class StaticMapping(DemandPaging):
 
     name = "static"
 
-    def attach(self, dmm) -> None:  # type: ignore[no-untyped-def]
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         missing = [gfn for gfns in dmm.p2m.memory for gfn in gfns if not dmm.is_resident(gfn)]
         if len(missing) > dmm.pool.spare:
-            raise OutOfFrames(dmm.vm, missing[dmm.pool.spare], dmm.pool.size)
+            raise OutOfFrames(dmm.name, missing[dmm.pool.spare], dmm.pool.size)
         for gfns in dmm.p2m.memory:
             for gfn in gfns:
                 dmm.populate(gfn)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from emu.addr import PAGE_SIZE
 from emu.dmm.errors import DmmError
+from emu.dmm.interface import DmmInterface
 from emu.dmm.policy import Policy
 from emu.dmm.pool import MIN_POOL
 from emu.engine import events
@@ -16,10 +17,9 @@ from emu.units import format_time
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
-    from emu.dmm.dmm import DMM
 
 
-def resize(dmm: DMM, frames: int) -> None:
+def resize(dmm: DmmInterface, frames: int) -> None:
     """Grow or shrink the pool of a VM to ``frames``.
 
     Raises:
@@ -27,7 +27,7 @@ def resize(dmm: DMM, frames: int) -> None:
         NotEnoughSpare, StoreError, OutOfMachineFrames: it cannot; its size has not changed.
     """
     if not MIN_POOL <= frames <= len(dmm.p2m.known()):
-        raise BadInput("pool", f"{frames} frames: {dmm.vm} can do with {MIN_POOL} to {len(dmm.p2m.known())}")
+        raise BadInput("pool", f"{frames} frames: {dmm.name} can do with {MIN_POOL} to {len(dmm.p2m.known())}")
     if frames > dmm.pool.size:
         dmm.grow(frames - dmm.pool.size)
     elif frames < dmm.pool.size:

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from emu.dmm.interface import DmmInterface
 from emu.dmm.p2m import ALL_RIGHTS, NO_RIGHTS, Intent
 from emu.dmm.policy import Policy
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
-    from emu.dmm.dmm import DMM
 
 Array = np.ndarray[Any, Any]
 
@@ -173,7 +173,7 @@ class ReferenceRecorder(Policy):
 
     One instruction must find all its pages in the window at the same time, its tables included: code and data
     in 64-bit mode are up to nine pages, two operands and the stack more.  In a window that is too small the guest makes
-    no progress (:class:`emu.dmm.dmm.NoProgress`).
+    no progress (:class:`emu.dmm.errors.NoProgress`).
 
     Args:
         image: contents of the guest's memory at start.
@@ -205,7 +205,7 @@ class ReferenceRecorder(Policy):
             self._window_size,
         )  # fmt: skip
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         for gfn in dmm.p2m.resident().tolist():
             dmm.protect(gfn, NO_RIGHTS)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from emu.addr import PAGE_SHIFT
 from emu.dmm.errors import CannotRetire
-from emu.dmm.frames import retire_frame
+from emu.dmm.interface import DmmInterface
 from emu.dmm.policy import Policy
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
-    from emu.dmm.dmm import DMM
 
 
 class Retire(Policy):
@@ -36,7 +35,7 @@ class Retire(Policy):
         self._next = 0
         self.retired = self.refused = 0
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         self._next = dmm.now + self._every
 
@@ -53,7 +52,7 @@ class Retire(Policy):
             self._left -= 1
             mfn = self.dmm.p2m.entries.item(int(gfns[self._random.randrange(len(gfns))])) >> PAGE_SHIFT
             try:
-                retire_frame(self.dmm.memory, self.dmm.m2p, mfn)
+                self.dmm.retire(mfn)
                 self.retired += 1
             except CannotRetire:
                 self.refused += 1

@@ -3,8 +3,8 @@
 As Linux's KSM does, each VM's scanner goes over its resident pages at a set rate.  Two tables serve all VMs of the
 machine: the stable one has the frames that are shared, whose contents cannot change; the other has hints, pages
 that did not change between two looks at them, and is emptied once every scanner has been all round.  What is found
-by its hash is compared byte for byte before it is merged (:meth:`emu.dmm.dmm.DMM.share`).  Breaking the sharing is the
-DMM's own business, so switching this policy off leaves shared what is shared.
+by its hash is compared byte for byte before it is merged (:meth:`emu.dmm.interface.DmmInterface.share`).  Breaking the
+sharing is the DMM's own business, so switching this policy off leaves shared what is shared.
 
 Sources: Arcangeli, Eidus, Wright: "Increasing memory density by using KSM", Linux Symposium 2009; Waldspurger: "Memory
 resource management in VMware ESX Server", OSDI 2002, section 4.
@@ -20,13 +20,13 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from emu.addr import PAGE_SHIFT
+from emu.dmm.interface import DmmInterface
 from emu.dmm.p2m import PageType
 from emu.dmm.policy import Policy
 from emu.engine.ram import sparse_zeros
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
-    from emu.dmm.dmm import DMM
 
 INTERVAL_MS = 10  # virtual ms between two epochs
 _VM_SHIFT = 48
@@ -93,9 +93,9 @@ class Share(Policy):
         self.full_scans = 0
         self._next = 0
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
-        peers = self.peers(Share)
+        peers = self.dmm.peers(Share)
         self._tables: _Tables = peers[0]._tables if peers else _Tables()
         self._bytes = memoryview(dmm.memory.pages.reshape(-1).data)
         self._seen = sparse_zeros(len(dmm.p2m), np.uint64)  # each page's hash at the last look
@@ -140,10 +140,10 @@ class Share(Policy):
         self.full_scans += 1
         tables = self._tables
         tables.round.add(self.dmm.index)
-        if tables.round.issuperset([self.dmm.index, *(peer.dmm.index for peer in self.peers(Share))]):
+        if tables.round.issuperset([self.dmm.index, *(peer.dmm.index for peer in self.dmm.peers(Share))]):
             tables.hints.clear()
             tables.round.clear()
-            for digest in [digest for digest, mfn in tables.stable.items() if not self._is_shared(mfn)]:
+            for digest in [digest for digest, mfn in tables.stable.items() if not self.dmm.is_shared(mfn)]:
                 tables.remove(digest)
 
     def _look(self, gfn: int) -> None:
@@ -166,7 +166,7 @@ class Share(Policy):
         mfn = tables.stable.get(digest)
         if mfn is None:
             return False
-        if self._is_shared(mfn) and self.dmm.share(gfn, mfn):
+        if self.dmm.is_shared(mfn) and self.dmm.share(gfn, mfn):
             return True
         tables.remove(digest)  # if it is a shared frame yet, the next look at a page in it finds that
         return False
@@ -179,18 +179,11 @@ class Share(Policy):
         dmm, tables = self.dmm, self._tables
         me = dmm.index << _VM_SHIFT | gfn
         hint = tables.hints.get(digest, me)
-        other, other_gfn = dmm.m2p.dmms.get(hint >> _VM_SHIFT), hint & (1 << _VM_SHIFT) - 1
-        if hint != me and other is not None and other.is_shareable(other_gfn):
-            mfn = other.p2m.mfn(other_gfn)
-            if dmm.share(gfn, mfn):
+        if hint != me:
+            mfn = dmm.shareable_frame(hint >> _VM_SHIFT, hint & (1 << _VM_SHIFT) - 1)
+            if mfn is not None and dmm.share(gfn, mfn):
                 tables.add(digest, mfn)
                 del tables.hints[digest]
                 return
         tables.hints[digest] = me
         self._unshared += 1
-
-    def _is_shared(self, mfn: int) -> bool:
-        """Whether ``mfn`` is still a frame whose contents cannot change."""
-        vm, gfn = self.dmm.m2p.first(mfn)
-        dmm = self.dmm.m2p.dmms.get(vm)
-        return dmm is not None and dmm.p2m.type(gfn) is PageType.SHARED

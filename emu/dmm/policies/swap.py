@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emu.dmm.errors import StoreFull
+from emu.dmm.interface import DmmInterface
 from emu.dmm.policies.store import CompressedStore, FileStore, PageStore
 from emu.dmm.policies.victims import VICTIMS, Victims
 from emu.dmm.policy import Policy
@@ -21,13 +22,12 @@ from emu.errors import BadInput
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
-    from emu.dmm.dmm import DMM
 
 
 class _ResidentPages:
     """:class:`emu.dmm.policies.victims.Pages` of a VM."""
 
-    def __init__(self, dmm: DMM) -> None:
+    def __init__(self, dmm: DmmInterface) -> None:
         self._dmm = dmm
         self.accessed = dmm.p2m.accessed
         self.dirty = dmm.p2m.dirty
@@ -73,7 +73,7 @@ class Swap(Policy):
         self._memory, self._algorithm, self._file, self._size = memory, algorithm, file, size
         self._next_tick = 0
 
-    def attach(self, dmm: DMM) -> None:
+    def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
         trace = self._options.get("trace")
         if trace is not None and dmm.pool.size < trace.window:
@@ -81,9 +81,9 @@ class Swap(Policy):
             raise BadInput("--policy", f"swap: victims=optimal: {what}")
         everything = len(dmm.p2m.known()) * 4096
         size = everything if self._size is None else self._size
-        below = FileStore(dmm.vm, self._file, size) if self._file is not None else None
+        below = FileStore(dmm.name, self._file, size) if self._file is not None else None
         self.store = CompressedStore(
-            dmm.vm, everything if self._memory is None else self._memory, below, self._algorithm
+            dmm.name, everything if self._memory is None else self._memory, below, self._algorithm
         )
         self._victims: Victims = self._factory(_ResidentPages(dmm), **self._options)
         for gfn in dmm.p2m.resident().tolist():

@@ -104,7 +104,7 @@ def test_the_estimate_rises_at_once_and_falls_slowly() -> None:
         falling.append(balance.active)
     assert all(after <= before + 0.05 for before, after in pairwise(falling))  # but for the chance of a sample
     assert falling[3] > 0.6 and falling[-1] < 0.3
-    guest.vm.dmm.write(USED, PAGES.to_bytes(4, "little"))
+    guest.vm.memory.write(USED, PAGES.to_bytes(4, "little"))
     guest.run(2 * LONGEST_PAUSE * PERIOD / 1e9)
     assert balance.active > 0.9
 
@@ -229,7 +229,7 @@ def test_making_room_without_a_free_frame_is_no_event() -> None:
     resized: list[events.Event] = []
     side.vm.events.listen(resized.append, [events.PoolResize])
     for gfn in range(GFNS):
-        side.dmm.write(gfn * PAGE_SIZE + 3000, b"x")
+        side.vm.memory.write(gfn * PAGE_SIZE + 3000, b"x")
         side.write(gfn, 3000, b"x")
     side.vm.events.drain()
     assert side.vm.events.counts()["evict"] == GFNS - POOL and resized == []
@@ -242,7 +242,7 @@ def test_making_room_without_a_free_frame_is_no_event() -> None:
 def full_side(spare: int) -> Side:
     side = make_sides(("nested", "4level"), spare=spare)[0]
     for gfn in range(POOL):
-        side.dmm.write(gfn * PAGE_SIZE + 3000, b"x")
+        side.vm.memory.write(gfn * PAGE_SIZE + 3000, b"x")
         side.write(gfn, 3000, b"x")
     assert not side.pool.spare
     side.attach("balance", period=PERIOD)

@@ -163,7 +163,7 @@ def test_pages_that_were_never_touched_and_pages_of_the_image() -> None:
     assert guest.vm.p2m.type(0xB) is PageType.IMAGE
     guest.run("1ms")
     assert balloon.held == {0x90, 9, 0xB}
-    assert guest.vm.dmm.read(0xB000, 16) == bytes(16)
+    assert guest.vm.memory.read(0xB000, 16) == bytes(16)
     assert balloon.held == {0x90, 9}
 
 
@@ -178,11 +178,11 @@ def test_what_is_no_memory_is_refused(gfn: int) -> None:
 def test_pinned_pages_stay() -> None:
     code = "mov eax, 0x50\n out 0xF8, eax\n xor eax, eax\n out 0xF4, eax\n hlt\n"
     guest, balloon = with_balloon(program("protected", code), ram="1M")
-    guest.vm.dmm.write(0x5_0000, b"here")
+    guest.vm.memory.write(0x5_0000, b"here")
     guest.vm.dmm.pin(0x50)
     guest.expect_status(1)
     assert (balloon.refused, balloon.held) == (1, set())
-    assert guest.vm.dmm.read(0x5_0000, 4) == b"here"
+    assert guest.vm.memory.read(0x5_0000, 4) == b"here"
 
 
 def test_without_a_policy_nothing_is_lost() -> None:
@@ -196,13 +196,13 @@ def test_without_a_policy_nothing_is_lost() -> None:
 def test_a_reported_page_is_free_and_not_in_the_balloon() -> None:
     guest, balloon = with_balloon("balloon")
     vm = guest.vm
-    vm.dmm.write(0x15_0000, b"x")
+    vm.memory.write(0x15_0000, b"x")
     used = vm.pool.used
     vm.dmm.balloon.report([0x150, 0x151, RAM])
     assert (vm.pool.used, balloon.held, balloon.refused) == (used - 1, set(), 1)
     vm.events.drain()
     assert moves(guest) == []
-    assert vm.dmm.read(0x15_0000, 1) == b"\0"
+    assert vm.memory.read(0x15_0000, 1) == b"\0"
 
 
 def test_targets_that_cannot_be() -> None:

@@ -27,7 +27,7 @@ def full_side(swap: bool) -> Side:
     if swap:
         side.attach("swap")
     for gfn in range(POOL):
-        side.dmm.write(gfn * PAGE_SIZE + 3000, b"x")
+        side.vm.memory.write(gfn * PAGE_SIZE + 3000, b"x")
         side.write(gfn, 3000, b"x")
     assert side.pool.spare == 0
     return side

@@ -83,9 +83,9 @@ def test_stores_by_devices_are_references() -> None:
     recorder = ReferenceRecorder(guest.image, window=WINDOW)
     vm.attach(DemandPaging(guest.image))
     vm.attach(recorder)
-    vm.dmm.write(DATA << 12, b"x")
+    vm.memory.write(DATA << 12, b"x")
     vm.dmm.discard(DATA)
-    vm.dmm.write(DATA << 12, b"y")
+    vm.memory.write(DATA << 12, b"y")
     trace = recorder.trace()
     assert trace.gfn.tolist() == [DATA, DATA] and trace.write.all()
     assert np.diff(trace.time).tolist() == [1]

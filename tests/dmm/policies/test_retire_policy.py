@@ -91,7 +91,7 @@ def test_without_a_free_frame_the_pool_gets_smaller(mmu: str, pool: int, swap: b
 def test_a_frame_that_nothing_can_stand_in_for_stays() -> None:
     side = make_sides(("nested", "4level"))[0]
     for gfn in range(POOL):
-        side.dmm.write(gfn * PAGE_SIZE + 3000, b"x")
+        side.vm.memory.write(gfn * PAGE_SIZE + 3000, b"x")
         side.write(gfn, 3000, b"x")
     retire = Retire(side.stub.image, every=5, count=3)
     side.dmm.attach(retire)

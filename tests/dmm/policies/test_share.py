@@ -27,7 +27,7 @@ def gpa(gfn: int) -> int:
 
 
 def write(side: Side, gfn: int, data: bytes) -> None:
-    side.dmm.write(gpa(gfn), data)
+    side.vm.memory.write(gpa(gfn), data)
     side.write(gfn, 0, data)
 
 
@@ -285,7 +285,7 @@ def test_a_vm_that_is_gone_is_not_looked_for(leaver: int, when: str) -> None:
         assert frames(*sides) == 2
     else:
         look_at_all(sides[leaver])  # only its own hints are there
-    sides[leaver].vm.machine.remove_vm(sides[leaver].vm)
+    sides[leaver].vm.close()
     others = [side for side in sides if side is not sides[leaver]]
     for _ in range(3):
         look_at_all(*others)

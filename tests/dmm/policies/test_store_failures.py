@@ -49,7 +49,7 @@ def side_with_store(mmu: str, **options: object) -> Side:
     random = Random(1)
     for gfn in PAGES:
         data = random.randbytes(PAGE_SIZE)
-        side.dmm.write(gfn * PAGE_SIZE, data)
+        side.vm.memory.write(gfn * PAGE_SIZE, data)
         side.write(gfn, 0, data)
     return side
 
@@ -180,7 +180,7 @@ def test_flipped_bits_in_a_compressed_page(mmu: str) -> None:
     side.attach("swap")
     swap = side.swap
     assert swap is not None
-    side.dmm.write(DATA * PAGE_SIZE, b"compressible " * 100)
+    side.vm.memory.write(DATA * PAGE_SIZE, b"compressible " * 100)
     side.write(DATA, 0, b"compressible " * 100)
     side.dmm.evict(DATA, swap)
     packed = swap.store._packed  # type: ignore[attr-defined]
@@ -207,7 +207,7 @@ def test_a_store_that_is_full_until_another_takes_over(mmu: str) -> None:
     with pytest.raises(StoreFull) as caught:
         for gfn in PAGES:
             data = random.randbytes(PAGE_SIZE)
-            side.dmm.write(gfn * PAGE_SIZE, data)
+            side.vm.memory.write(gfn * PAGE_SIZE, data)
             side.write(gfn, 0, data)
     assert caught.value.vm == side.vm.name and side.dmm.is_resident(caught.value.gfn)
     assert f"{2 * PAGE_SIZE} bytes of compressed pages" in str(caught.value)

@@ -46,7 +46,7 @@ def side_with_swap(mmu: str = "shadow", pool: int = POOL, spare: int = 0, **opti
 def fill(side: Side, gfn: int, random: Random) -> None:
     """Put something into a page that no codec makes smaller."""
     data = random.randbytes(PAGE_SIZE)
-    side.dmm.write(gpa(gfn), data)
+    side.vm.memory.write(gpa(gfn), data)
     side.write(gfn, 0, data)
 
 
@@ -169,7 +169,7 @@ def test_pages_of_the_image_are_not_written_until_they_change(mmu: str) -> None:
     evict(side, CODE)
     assert side.p2m.type(CODE) is PageType.IMAGE
     side.stub.load(gpa(DATA))
-    side.dmm.write(gpa(CODE) + 3000, b"x")
+    side.vm.memory.write(gpa(CODE) + 3000, b"x")
     side.write(CODE, 3000, b"x")
     evict(side, CODE)
     assert side.p2m.type(CODE) is PageType.EVICTED
@@ -259,7 +259,7 @@ def test_attached_to_a_running_guest_and_detached_while_it_runs(mmu: str, tmp_pa
     side.attach("swap", memory=PAGE_SIZE, file=str(path))
     work(side, 60)
     swap = side.swap
-    assert swap is not None and side.dmm.kept_gfns()
+    assert swap is not None and side.dmm.space.contents.kept()
 
     with pytest.raises(OutOfFrames):
         side.dmm.detach(swap)
@@ -270,7 +270,7 @@ def test_attached_to_a_running_guest_and_detached_while_it_runs(mmu: str, tmp_pa
     side.dmm.detach(swap)
     del side.policies["swap"]
     assert swap not in side.dmm.policies and not path.exists()
-    assert not side.dmm.kept_gfns()
+    assert not side.dmm.space.contents.kept()
     assert PageType.EVICTED not in {side.p2m.type(gfn) for gfn in range(GFNS)}
     work(side, 60, seed=3)
     with pytest.raises(ValueError, match="not attached"):
@@ -328,7 +328,7 @@ def test_shared_pages_go_like_others(victims: str) -> None:
     side = side_with_swap(victims=victims, **OPTIONS.get(victims, {}))
     shared = PAGES[:3]
     for gfn in shared:
-        side.dmm.write(gpa(gfn), b"the same")
+        side.vm.memory.write(gpa(gfn), b"the same")
         side.write(gfn, 0, b"the same")
         assert side.dmm.share(gfn, side.p2m.mfn(shared[0]))
     random = Random(5)
@@ -350,7 +350,7 @@ def test_a_page_in_a_frame_of_another_pool_is_worth_nothing(mmus: tuple[str, str
     owner, user = make_sides(*((mmu, "4level") for mmu in mmus))
     user.attach("swap")
     for side in (owner, user):
-        side.dmm.write(gpa(DATA), b"the same")
+        side.vm.memory.write(gpa(DATA), b"the same")
         side.write(DATA, 0, b"the same")
     assert user.dmm.share(DATA, owner.p2m.mfn(DATA))
     random = Random(6)
