@@ -27,4 +27,6 @@ MMIO_BASE = 1 << 42  # machine address of device registers
 MMIO_SIZE = 1 << 32  # bytes: gpas at which there can be any
 WINDOW_GVA = 1 << 62  # never canonical, never 32-bit: names one frame while its translated code is dropped
 
+READ, WRITE, FETCH = 0, 1, 2  # kinds of access
+
 NO_FRAME = -1  # in place of an mfn or gfn: none

@@ -14,8 +14,6 @@ from emu.units import parse_size
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
 
-NS_PER_SECOND = 1_000_000_000
-
 
 def size(text: str) -> int:
     """An option's value in bytes."""

@@ -53,10 +53,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu.commands.arguments import NS_PER_SECOND, seconds
+from emu.commands.arguments import seconds
 from emu.commands.files import OutputFile, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.errors import BadInput
+from emu.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
     from emu.fleet.fleet import Fleet, FleetPlan, FleetStop

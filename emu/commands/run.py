@@ -20,16 +20,17 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from emu.commands.arguments import NS_PER_SECOND, add_guest_arguments, boot_from, input_files, seconds, text
+from emu.commands.arguments import add_guest_arguments, boot_from, input_files, seconds, text
 from emu.commands.files import OutputFile, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.commands.screen import Screen, progress
 from emu.errors import BadInput
 from emu.observe.console import Typist, parse_typing
+from emu.observe.outcome import Ending, Outcome
+from emu.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
-    from emu.session import Outcome
 
 USAGE = "GUEST [options]"
 
@@ -102,7 +103,7 @@ def main(options: argparse.Namespace) -> int:
 def _run(
     vm: VirtualMachine, options: argparse.Namespace, screen: Screen, events_file: OutputFile | None
 ) -> tuple[int, Outcome]:
-    from emu.session import Ending, run_vm
+    from emu.session import run_vm
 
     writer = None
     if events_file is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.addr import PAGE_MASK, WATCH_BASE
+from emu.addr import PAGE_MASK, READ, WATCH_BASE, WRITE
 from emu.cpu.guestmem import load_linear_code_byte
 from emu.engine.cpustate import DR, EFLAGS, FLAG_RF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RIP
 from emu.engine.debugregs import (
@@ -41,7 +41,6 @@ from emu.engine.ram import FRAME_CODE
 from emu.engine.state import STATE, state_at
 from emu.engine.vectors import VECTOR_DB
 from emu.mmu.fill import drop_frame_code, store_to_frame
-from emu.mmu.walk import READ, WRITE
 
 _SEEN_OFFSET = STATE.fields["seen_dr0"][1]  # type: ignore[index]
 _NOTICE = 3  # blocks: one that writes a debug register, and the next one, and one to spare

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emu.addr import PAGE_MASK
+from emu.addr import PAGE_MASK, READ, WRITE
 from emu.engine import cpustate
 from emu.engine.native import inlined, load32, load64, outlined, store64
 from emu.engine.state import state_at
@@ -26,8 +26,6 @@ from emu.mmu.walk import (
     NEED,
     NON_CANONICAL,
     OK,
-    READ,
-    WRITE,
     host_address,
     is_canonical,
     note_use,

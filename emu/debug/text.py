@@ -11,7 +11,7 @@ from emu.engine.cpustate import REGISTER_NAMES, SEGMENT_NAMES
 from emu.engine.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
 from emu.observe import pagewalk
 from emu.observe.crash import report
-from emu.session import Ending
+from emu.observe.outcome import Ending
 from emu.units import format_time
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from emu.fleet.steps import SHUTDOWN, Step, StepResult
 from emu.machine.control import perform
 from emu.machine.machine import Machine
 from emu.machine.vm import Stop, VirtualMachine
+from emu.observe.outcome import STATUS_SUCCESS, Ending, Outcome
 from emu.observe.summary import MemoryUse, summarise
-from emu.session import MEMORY_ERRORS, STATUS_SUCCESS, Ending, Outcome, boot_vm, outcome_of, outcome_of_error
+from emu.session import MEMORY_ERRORS, boot_vm, outcome_of, outcome_of_error
 from emu.units import format_size
 
 QUANTUM = 1_000_000  # ns
@@ -84,8 +85,8 @@ class End:
     """How a VM ended.
 
     Attributes:
-        how: a value of :class:`emu.session.Ending`, or "shut-down" (by its schedule), "not-started" (its start was due
-            and impossible).
+        how: a value of :class:`emu.observe.outcome.Ending`, or "shut-down" (by its schedule), "not-started" (its
+            start was due and impossible).
         well: the guest switched off, reset or wrote 0 to the exit port, or its schedule shut it down.
         sentence: for people, without a full stop.
         time: fleet time in ns.
@@ -319,7 +320,7 @@ class Fleet:
     # --- ending ---
 
     def _end(self, member: Member, vm: VirtualMachine, outcome: Outcome, how: str | None = None) -> None:
-        """Take the VM off the machine; ``how`` is for what :class:`emu.session.Ending` has no word for."""
+        """Take the VM off the machine; ``how`` is for what :class:`emu.observe.outcome.Ending` has no word for."""
         assert member.started is not None
         vm.events.drain()
         self.peaks.look(self.running)

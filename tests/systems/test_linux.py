@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from emu.boot.initramfs import build_initramfs
+from emu.observe.outcome import Ending
 from emu.observe.trace import format_event
-from emu.session import Ending, boot_vm, run_vm
+from emu.session import boot_vm, run_vm
 
 SCRIPT = """\
 #!/bin/sh
