@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from emu.machine.machine import Machine
     from emu.machine.vm import Stop, VirtualMachine
     from emu.observe.outcome import Ending, Outcome
+    from emu.options import BootOptions
     from emu.session import boot_vm, run_vm
 
 _HOMES = {
     "emu.session": ("boot_vm", "run_vm"),
+    "emu.options": ("BootOptions",),
     "emu.observe.outcome": ("Ending", "Outcome"),
     "emu.machine.machine": ("Machine",),
     "emu.machine.vm": ("Stop", "VirtualMachine"),
@@ -29,7 +31,18 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["BadInput", "EmuError", "Ending", "Machine", "Outcome", "Stop", "VirtualMachine", "boot_vm", "run_vm"]
+__all__ = [
+    "BadInput",
+    "BootOptions",
+    "EmuError",
+    "Ending",
+    "Machine",
+    "Outcome",
+    "Stop",
+    "VirtualMachine",
+    "boot_vm",
+    "run_vm",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,7 @@ def boot(
     Args:
         guest: a name that ``emu guests`` lists, a path, or an assembler source: text of more than one line.
         events: collect memory events: of these kinds, or all.
-        options: as :func:`emu.session.boot_vm` takes them: ram, pool, mmu, policies, append, …
+        options: fields of :class:`emu.options.BootOptions`: ram, pool, mmu, policies, append, …
 
     Raises:
         BadInput: one of them cannot be used.

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("emu/audit",), "proves all of the above consistent, for a machine that asks for it"),
     (("emu/machine",), "puts a VM together from all of the above"),
     (("emu/observe",), "looks at a VM and never changes it"),
+    (("emu/options.py",), "how to boot a guest, as data; stands on words alone"),
     (("emu/session.py",), "boots a guest by its options, and runs it to an outcome"),
     (("emu/__init__.py",), "the public names of all of the above"),
     # The tools.  Those of one layer are front ends of their own; only the command line knows several of them.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from emu.machine.machine import Machine
 from emu.machine.vm import Stop, VirtualMachine
 from emu.observe.outcome import STATUS_SUCCESS, Ending, Outcome
 from emu.observe.summary import MemoryUse, summarise
+from emu.options import BootOptions
 from emu.session import MEMORY_ERRORS, boot_vm, outcome_of, outcome_of_error
 from emu.units import format_size
 
@@ -42,22 +43,15 @@ class VmPlan:
 
     Attributes:
         name: unique in the plan.
-        ram, pool: bytes; a pool of None is as large as RAM, and has frames for a ROM where there is one.
+        guest, options: as for :func:`emu.session.boot_vm`.
         input: file with what waits at its serial port.
         start: fleet time in ns.
         schedule: what is done to it later, in the order of time.
-        guest, mmu, policies, append, initrd, disks: as for :func:`emu.session.boot_vm`.
     """
 
     name: str
     guest: str | Path
-    ram: int
-    pool: int | None = None
-    mmu: str = "shadow"
-    policies: tuple[str, ...] = ()
-    append: str = ""
-    initrd: str | None = None
-    disks: tuple[str, ...] = ()
+    options: BootOptions
     input: Path | None = None
     start: int = 0
     schedule: tuple[Step, ...] = ()
@@ -282,11 +276,8 @@ class Fleet:
         plan = member.plan
         try:
             serial_input = _contents(plan.input) if plan.input is not None else b""
-            vm = boot_vm(
-                plan.guest, ram=plan.ram, pool=plan.pool, mmu=plan.mmu, policies=plan.policies, append=plan.append,
-                initrd=plan.initrd, disks=plan.disks, serial_input=serial_input, audit=self._audit,
-                name=plan.name, machine=self.machine,
-            )  # fmt: skip
+            options = replace(plan.options, serial_input=serial_input, audit=self._audit)
+            vm = boot_vm(plan.guest, options, name=plan.name, machine=self.machine)
         except (BadInput, OutOfMachineFrames) as error:
             raise BadInput(plan.name, str(error).removeprefix("--")) from error
         member.vm, member.started = vm, self.now
