@@ -1,6 +1,6 @@
 """Address words and the machine address space.
 
-Glossary (DESIGN.md):
+Glossary (docs/design.md has the whole of it):
 
 * gva: guest virtual (linear) address
 * gpa: guest pseudo-physical address; gfn = gpa >> 12, guest frame number
