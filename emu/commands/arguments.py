@@ -67,19 +67,28 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedule", metavar="seed=N", help="draw order and length of the processors' turns from N (default: fixed)"
     )
     parser.add_argument(
-        "--policy", dest="policies", action="append", default=[], metavar="NAME[:key=value,…]",
+        "--policy",
+        dest="policies",
+        action="append",
+        default=[],
+        metavar="NAME[:key=value,…]",
         help=f"a memory policy, repeatable (default {catalog.DEFAULT}). {policies}",
-    )  # fmt: skip
+    )
     parser.add_argument("--append", type=text, default="", metavar="TEXT", help="the guest's command line")
     parser.add_argument(
-        "--initrd", metavar="FILE",
+        "--initrd",
+        metavar="FILE",
         help="a Linux kernel's initial RAM disk, or a multiboot kernel's modules as 'FILE arguments,FILE'",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--disk", dest="disks", action="append", default=[], metavar="FILE[,virtio][,writable]",
+        "--disk",
+        dest="disks",
+        action="append",
+        default=[],
+        metavar="FILE[,virtio][,writable]",
         help="a raw disk image, repeatable: an IDE drive, or with ,virtio a virtio block device; the file is never "
-             "changed, except with ,writable",
-    )  # fmt: skip
+        "changed, except with ,writable",
+    )
     parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it boots")
     parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")
     parser.add_argument("--input", metavar="FILE", help="what comes in at the guest's serial port")

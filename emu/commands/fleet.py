@@ -70,9 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a fleet file, see below")
     parser.add_argument("--console", metavar="DIR", help="write what each guest prints to DIR/name.txt")
     parser.add_argument(
-        "--events", metavar="FILE",
+        "--events",
+        metavar="FILE",
         help="write the memory events of all VMs as JSON lines, turn by turn; - is standard output",
-    )  # fmt: skip
+    )
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
     parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds, beside the file's")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")

@@ -38,10 +38,13 @@ USAGE = "GUEST [options]"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_guest_arguments(parser)
     parser.add_argument(
-        "--type", action="append", default=[], metavar="TEXT@PROMPT",
+        "--type",
+        action="append",
+        default=[],
+        metavar="TEXT@PROMPT",
         help="type TEXT at the serial port when the console prints PROMPT, repeatable, one after the other; "
-             r"\n, \r, \t, \e, \\ and \xNN stand for bytes. As in --type 'root\n@login: '",
-    )  # fmt: skip
+        r"\n, \r, \t, \e, \\ and \xNN stand for bytes. As in --type 'root\n@login: '",
+    )
     parser.add_argument(
         "--interactive", action="store_true", help="the terminal is the guest's serial port; Ctrl-] leaves"
     )
@@ -49,9 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")
     parser.add_argument(
-        "--events", metavar="FILE",
+        "--events",
+        metavar="FILE",
         help="write the memory events as JSON lines; with - to standard output, and the console to standard error",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--screen", metavar="FILE", help="the text screen at the end of the run: a PNG, or - for standard output"
     )

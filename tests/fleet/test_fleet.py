@@ -164,9 +164,7 @@ def test_a_fleet_that_was_stopped_runs_on_as_if_it_had_not_been(guest: Callable[
 def test_each_guest_prints_what_it_prints_alone(mmu: str, guest: Callable[[str], Path]) -> None:
     plan = mixed(mmu, guest(TWIN))
     retiring = "retire:every=100us,count=20"
-    vms = [
-        replace(vm, options=replace(vm.options, policies=(*vm.options.policies, retiring))) for vm in plan.vms
-    ]
+    vms = [replace(vm, options=replace(vm.options, policies=(*vm.options.policies, retiring))) for vm in plan.vms]
     fleet = run(*vms, memory=plan.memory, audit=False)
     for vm, member in zip(plan.vms, fleet.members, strict=True):
         if vm.name == "giver":
@@ -199,10 +197,11 @@ def test_turns_are_in_the_order_of_the_plan_and_clocks_keep_to_the_rounds(guest:
 @pytest.mark.parametrize("mmu", MMUS)
 def test_guests_with_more_memory_than_the_machine_finish_with_the_right_sums(mmu: str) -> None:
     guests = [
-        memory_guest(f"g{seed}", f"pages=300 rounds=1 steps=8 mode=1 seed={seed}", pool=256 << 10, policies=("swap",),
-                     mmu=mmu)
+        memory_guest(
+            f"g{seed}", f"pages=300 rounds=1 steps=8 mode=1 seed={seed}", pool=256 << 10, policies=("swap",), mmu=mmu
+        )
         for seed in range(4)
-    ]  # fmt: skip
+    ]
     fleet = run(*guests, memory=4 * MB, audit=False)
     assert ends(fleet) == ["exit"] * 4 and fleet.well == 4
     assert fleet.peaks.committed << 12 == 4 * 4 * MB

@@ -116,5 +116,7 @@ def test_a_quarter_of_the_memory_and_all_policies(kernel: Path, initrd: str, tou
     assert counts["balloon-inflate"] >= PAGES and counts["balloon-deflate"] >= PAGES
     assert counts["retire"] == RETIRED
     assert (nested.console, nested.virtual_ns, nested.decisions) == (
-        shadow.console, shadow.virtual_ns, shadow.decisions,
-    )  # fmt: skip
+        shadow.console,
+        shadow.virtual_ns,
+        shadow.decisions,
+    )
