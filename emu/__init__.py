@@ -17,21 +17,43 @@ if TYPE_CHECKING:
     from emu.errors import BadInput, EmuError
     from emu.machine.machine import Machine
     from emu.machine.vm import Stop, VirtualMachine
-    from emu.session import Ending, Outcome, boot_vm, run_vm
+    from emu.observe.outcome import Ending, Outcome
+    from emu.options import BootOptions
+    from emu.session import boot_vm, run_vm
 
 _HOMES = {
-    "boot_vm": "emu.session", "run_vm": "emu.session", "Ending": "emu.session", "Outcome": "emu.session",
-    "Machine": "emu.machine.machine", "VirtualMachine": "emu.machine.vm", "Stop": "emu.machine.vm",
-    "EmuError": "emu.errors", "BadInput": "emu.errors",
-}  # fmt: skip
+    "emu.session": ("boot_vm", "run_vm"),
+    "emu.options": ("BootOptions",),
+    "emu.observe.outcome": ("Ending", "Outcome"),
+    "emu.machine.machine": ("Machine",),
+    "emu.machine.vm": ("Stop", "VirtualMachine"),
+    "emu.errors": ("BadInput", "EmuError"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["BadInput", "EmuError", "Ending", "Machine", "Outcome", "Stop", "VirtualMachine", "boot_vm", "run_vm"]
+__all__ = [
+    "BadInput",
+    "BootOptions",
+    "EmuError",
+    "Ending",
+    "Machine",
+    "Outcome",
+    "Stop",
+    "VirtualMachine",
+    "boot_vm",
+    "run_vm",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import emu`` stays cheap."""
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'emu' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """Address words and the machine address space.
 
-Glossary (DESIGN.md):
+Glossary (docs/design.md has the whole of it):
 
 * gva: guest virtual (linear) address
 * gpa: guest pseudo-physical address; gfn = gpa >> 12, guest frame number
@@ -26,5 +26,7 @@ WATCH_BASE = 1 << 41  # machine address of the alias where every access is seen
 MMIO_BASE = 1 << 42  # machine address of device registers
 MMIO_SIZE = 1 << 32  # bytes: gpas at which there can be any
 WINDOW_GVA = 1 << 62  # never canonical, never 32-bit: names one frame while its translated code is dropped
+
+READ, WRITE, FETCH = 0, 1, 2  # kinds of access
 
 NO_FRAME = -1  # in place of an mfn or gfn: none

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from emu.errors import BadInput, EngineMismatch
+from emu.observe.outcome import STATUS_BAD_INPUT, STATUS_FAULT
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -30,8 +31,6 @@ COMMANDS = {  # module in emu.commands: what it does, for `emu --help`
 }
 
 _T = TypeVar("_T")
-STATUS_BAD_INPUT = 2
-STATUS_FAULT = 125
 STATUS_BROKEN_PIPE = 141  # as a process killed by SIGPIPE, seen from a shell
 
 

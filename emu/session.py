@@ -13,12 +13,12 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from emu.addr import PAGE_SIZE
-from emu.boot.detect import DISK_KINDS, detect
+from emu.boot.detect import DISK_KINDS, Found, detect
 from emu.boot.guest import Guest
 from emu.boot.make import make_guest
 from emu.devices import layout
@@ -27,96 +27,62 @@ from emu.dmm import catalog
 from emu.dmm.errors import OutOfFrames, StoreError, StoreFull
 from emu.errors import BadInput
 from emu.machine.machine import Machine
+from emu.machine.schedule import DEFAULT_QUANTUM, Schedule
 from emu.machine.vm import Stop, VirtualMachine
 from emu.observe.console import ConsoleWatch
-from emu.units import format_size, parse_size
-
-DEFAULT_RAM = 64 << 20  # bytes
-
-STATUS_SUCCESS = 0
-STATUS_BAD_INPUT = 2
-STATUS_LIMIT = 124  # as timeout(1)
-STATUS_FAULT = 125  # emu itself failed
-STATUS_CRASH = 134  # as a process killed by SIGABRT, seen from a shell
+from emu.observe.outcome import STATUS_CRASH, STATUS_FAULT, STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
+from emu.options import DEFAULT_RAM, BootOptions, disk_options
+from emu.units import format_size
 
 
 def boot_vm(
     guest: str | Path | Guest,
+    options: BootOptions | None = None,
     *,
-    ram: int | str | None = None,
-    pool: int | str | None = None,
-    mmu: str = "shadow",
-    policies: Sequence[str] = (),
-    append: str = "",
-    load: int | None = None,
-    initrd: str | None = None,
-    disks: Sequence[str | Path] = (),
-    bios: str | Path | None = None,
-    serial_input: bytes = b"",
-    audit: bool = False,
     name: str = "vm0",
     machine: Machine | None = None,
+    **keywords: Any,
 ) -> VirtualMachine:
     """A VM with a guest in it, before its first instruction.
 
     Args:
         guest: a name from ``emu guests``, a file (:mod:`emu.boot.detect`), or a guest made by hand.
-        ram: guest memory, in bytes or as text like "64M"; by default what ``emu guests`` says, or 64M for a file.
-        pool: machine memory that it may use, the same way; as much as ``ram`` by default.
-        mmu: paging architecture, "shadow" or "nested".
-        policies: as ``--policy`` takes them; demand paging by default.
-        append: the guest's command line.
-        load: gpa of a flat binary.
-        initrd: a Linux kernel's initial RAM disk, or a multiboot kernel's modules (:func:`emu.boot.make.make_guest`).
-        disks: raw disk images, up to two IDE drives and one virtio block device, as :func:`disk_options` reads them.
-            A guest that is a disk image goes before them.
-        bios: a ROM image to start in; the guest, which must be a disk image then, is the first disk.
-        serial_input: bytes that wait at the serial port until the guest looks for them.
-        audit: check every invariant after every change of the mapping.
+        options: how to boot it.
         name: the VM's name, which its events carry.
         machine: where to make it; by default a machine that is just large enough.
+        keywords: fields of :class:`emu.options.BootOptions`, in the place of those in ``options``:
+            ``boot_vm("hello", ram="2M", mmu="nested")``.
 
     Raises:
         BadInput: one of them cannot be used.
+        TypeError: there is no such option.
     """
-    choices = catalog.choose(policies)
-    found = None if isinstance(guest, Guest) else detect(guest, load)
-    if bios is not None and (found is None or found.kind not in DISK_KINDS):
+    options = replace(options or BootOptions(), **keywords)
+    choices = catalog.choose(options.policies)
+    found = None if isinstance(guest, Guest) else detect(guest, options.load)
+    if options.bios is not None and (found is None or found.kind not in DISK_KINDS):
         raise BadInput("--bios", "the guest must be a disk image, which the BIOS then boots")
+    ram = options.ram_bytes
     if ram is None:
         ram = found.ram if found and found.ram else DEFAULT_RAM
-    ram = _size("--ram", ram)
-    pool_is_ram = pool is None
-    wanted = ram if pool is None else _size("--pool", pool)
-    Machine.check_sizes(ram, wanted, mmu)
+    wanted = ram if options.pool_bytes is None else options.pool_bytes
+    Machine.check_sizes(ram, wanted, options.mmu)
+    disks = [*options.disks]
     if not isinstance(guest, Guest):
         assert found is not None
         if found.kind in DISK_KINDS:
-            disks = [found.path, *disks]
-        if bios is not None:
-            from emu.boot.bios import rom_guest
-
-            guest = rom_guest(Path(bios), ram)
-        else:
-            guest = make_guest(found, ram, append=append, load=load, initrd=initrd)
+            disks.insert(0, found.path)
+        guest = _load(found, ram, options)
     above_ram = len(guest.image.gfns_outside(layout.ram_ranges(ram))) * PAGE_SIZE  # a ROM has frames, too
-    pool = wanted + above_ram if pool is None else wanted
+    pool = wanted + above_ram if options.pool is None else wanted
     if machine is None:
-        size = Machine.size_for(ram, pool, mmu)
-        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if size > host:
-            reason = f"{format_size(wanted)} and what maps it do not fit into the {host >> 20}M of this host"
-            raise BadInput("--ram" if pool_is_ram else "--pool", reason)
-        machine = Machine(size)
-    parts_of_disks = [disk_options(disk) for disk in disks]
-    ide = [Disk(path, writable) for path, is_virtio, writable in parts_of_disks if not is_virtio]
-    virtio = [Disk(path, writable) for path, is_virtio, writable in parts_of_disks if is_virtio]
-    if len(virtio) > 1:
-        raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
-    vm = machine.create_vm(name, ram, pool, mmu, ide, virtio[0] if virtio else None)
+        machine = _machine_for(ram, pool, wanted, options)
+    ide, virtio = _open_disks(disks)
+    schedule = Schedule(DEFAULT_QUANTUM if options.quantum_ns is None else options.quantum_ns, options.seed)
+    vm = machine.create_vm(name, ram, pool, options.mmu, ide, virtio, options.cpus, schedule)
     try:
         vm.boot(guest)
-        if audit:
+        if options.audit:
             vm.audit_every_change()
         for choice in choices:
             try:
@@ -127,64 +93,37 @@ def boot_vm(
     except BaseException:
         vm.close()
         raise
-    vm.platform.uart.offer(serial_input)
+    vm.platform.uart.offer(options.serial_input)
     return vm
 
 
-def disk_options(disk: str | Path) -> tuple[str, bool, bool]:
-    """The parts of "FILE[,virtio][,writable]": the file, whether it is a virtio device, whether the file is written to.
+def _load(found: Found, ram: int, options: BootOptions) -> Guest:
+    """The guest that was found, ready for a VM with ``ram`` bytes."""
+    if options.bios is None:
+        return make_guest(found, ram, append=options.append, load=options.load, initrd=options.initrd)
+    from emu.boot.bios import rom_guest
 
-    Without ``writable`` the file is never changed: what the guest writes is kept in memory.
-    """
-    path, virtio, writable = str(disk), False, False
-    while True:
-        if path.endswith(",virtio"):
-            path, virtio = path.removesuffix(",virtio"), True
-        elif path.endswith(",writable"):
-            path, writable = path.removesuffix(",writable"), True
-        else:
-            return path, virtio, writable
+    return rom_guest(Path(options.bios), ram)
 
 
-def _size(option: str, size: int | str) -> int:
-    if isinstance(size, int):
-        return size
-    try:
-        return parse_size(size)
-    except ValueError as error:
-        raise BadInput(option, str(error)) from None
+def _machine_for(ram: int, pool: int, wanted: int, options: BootOptions) -> Machine:
+    """A machine just large enough; ``wanted`` is the pool without the frames of a ROM."""
+    size = Machine.size_for(ram, pool, options.mmu)
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > host:
+        reason = f"{format_size(wanted)} and what maps it do not fit into the {host >> 20}M of this host"
+        raise BadInput("--ram" if options.pool is None else "--pool", reason)
+    return Machine(size)
 
 
-class Ending(Enum):
-    """How a run ended."""
-
-    UNTIL = "until"  # the console printed the text that was waited for
-    EXIT = "exit"  # the guest wrote to the exit port
-    CRASH = "crash"  # triple fault
-    HALTED = "halted"  # HLT, and nothing can ever wake the guest
-    MAX_TIME = "max-time"  # the limit in virtual time was reached
-    TIMEOUT = "timeout"  # the limit in wall time was reached
-    OUT_OF_FRAMES = "out-of-frames"  # a page needed a frame, and the pool had none
-    STORE_FULL = "store-full"  # a page had to be evicted, and its contents fit nowhere
-    STORE_FAILED = "store-failed"  # the contents of an evicted page cannot be written or are damaged
-    POWER_OFF = "power-off"  # the guest switched the machine off
-    RESET = "reset"  # the guest reset the machine
-    STOPPED = "stopped"  # somebody called VirtualMachine.request_stop
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        ending: in one word.
-        status: the exit status that ``emu run`` has for it.
-        sentence: for people, without a full stop.
-    """
-
-    ending: Ending
-    status: int
-    sentence: str
+def _open_disks(disks: Sequence[str | Path]) -> tuple[list[Disk], Disk | None]:
+    """The IDE drives, and the virtio block device."""
+    parts = [disk_options(disk) for disk in disks]
+    ide = [Disk(path, writable) for path, is_virtio, writable in parts if not is_virtio]
+    virtio = [Disk(path, writable) for path, is_virtio, writable in parts if is_virtio]
+    if len(virtio) > 1:
+        raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
+    return ide, virtio[0] if virtio else None
 
 
 def run_vm(

@@ -12,8 +12,9 @@ from emu.engine.events import BY_NAME, EVENT_TYPES, Event
 from emu.errors import BadInput
 from emu.machine.vm import VirtualMachine
 from emu.observe.console import ConsoleWatch
-from emu.session import Ending, Outcome, boot_vm, run_vm
-from emu.units import format_time, parse_time
+from emu.observe.outcome import Ending, Outcome
+from emu.session import boot_vm, run_vm
+from emu.units import NS_PER_SECOND, format_time, parse_time
 
 SAFETY_S = 300.0  # wall time after which a guest that got no limit in virtual time counts as hung
 _LINES_SHOWN = 20  # of the console, in messages
@@ -40,7 +41,7 @@ def virtual_time(text: str | int | float) -> int:
         BadInput: it is no time.
     """
     if not isinstance(text, str):
-        return round(text * 1_000_000_000)
+        return round(text * NS_PER_SECOND)
     try:
         return parse_time(text)
     except ValueError as error:
@@ -55,7 +56,7 @@ def boot(
     Args:
         guest: a name that ``emu guests`` lists, a path, or an assembler source: text of more than one line.
         events: collect memory events: of these kinds, or all.
-        options: as :func:`emu.session.boot_vm` takes them: ram, pool, mmu, policies, append, …
+        options: fields of :class:`emu.options.BootOptions`: ram, pool, mmu, policies, append, …
 
     Raises:
         BadInput: one of them cannot be used.

@@ -1,4 +1,4 @@
-"""Sizes and virtual times as people write them."""
+"""Sizes and virtual times, and how people write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 
 from emu.addr import PAGE_SIZE
 
-_UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+NS_PER_SECOND = 1_000_000_000
+NEVER = (1 << 63) - 1  # ns: a deadline that does not come
+
+_UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": NS_PER_SECOND}
 
 
 def parse_size(text: str) -> int:

@@ -194,7 +194,8 @@ def test_devices_may_be_written_twice() -> None:
 
 
 def test_all_inputs_are_known() -> None:
-    options = argparse.Namespace(guest="kernel", input="keys", initrd="a arguments,b", disk=["c", "d,virtio"], bios="e")
+    disks = ["c", "d,virtio"]
+    options = argparse.Namespace(guest="kernel", input="keys", initrd="a arguments,b", disks=disks, bios="e")
     assert {"kernel", "keys", "a", "b", "c", "d", "e"} <= set(input_files(options))
 
 
@@ -259,6 +260,9 @@ NO_SIZES = ["", "x", "1.5M", "-1", "64 M", "M", "1MM", "0x100000", "٣M"]
         ["run", "hello", "--pool", "17K"],
         ["run", "hello", "--ram", "1M", "--pool", "2M"],
         ["run", "hello", "--pool", "16K", "--policy", "static"],
+        *(["run", "hello", "--cpus", number] for number in ("0", "17", "-1", "x", "1.5", "\u0664")),
+        *(["run", "hello", "--quantum", time] for time in ("0us", "100", "x")),
+        *(["run", "hello", "--schedule", text] for text in ("7", "seed=", "seed=x", f"seed={1 << 64}")),
         ["run", "hello", "--policy", "nosuch"],
         ["run", "hello", "--policy", ""],
         ["run", "hello", "--policy", "demand:"],

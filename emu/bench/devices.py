@@ -55,8 +55,11 @@ def _virtio(image: Path) -> Round:
     """One request for ever again, laid out as a driver does: the guest makes it available and notifies the device."""
     registers = VIRTIO_WINDOW + layout.virtio_slots()[-1][0] - VIRTIO_GPA
     notify = f"mov rsi, {registers + virtio_mmio.QUEUE_NOTIFY}; mov rdi, {DATA + 0x1002};"
-    vm = long_mode_vm(assemble(f"{notify} l: inc word ptr [rdi]; mov dword ptr [rsi], 0; dec ecx; jnz l; hlt"),
-                      "nested", disks=[f"{image},virtio"])  # fmt: skip
+    vm = long_mode_vm(
+        assemble(f"{notify} l: inc word ptr [rdi]; mov dword ptr [rsi], 0; dec ecx; jnz l; hlt"),
+        "nested",
+        disks=[f"{image},virtio"],
+    )
     ring, driver, device, header, status = DATA, DATA + 0x1000, DATA + 0x2000, DATA + 0x3000, DATA + 0x3800
     pages = _REQUEST_SIZE // _PAGE
     chain = [(header, 16, 1), *((DATA + 0x10000 + i * _PAGE, _PAGE, 3) for i in range(pages)), (status, 1, 2)]

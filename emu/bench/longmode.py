@@ -53,8 +53,14 @@ def pieces(code: bytes, handlers: dict[int, int] | None = None) -> dict[int, byt
         PML4: struct.pack("<Q", PML4 + 0x1000 | PRESENT_WRITE_USER),
         PML4 + 0x1000: struct.pack("<Q", PML4 + 0x2000 | PRESENT_WRITE_USER),
         PML4 + 0x2000: struct.pack(
-            "<7Q", 0x87, 0x200087, PML4 + 0x3000 | PRESENT_WRITE_USER, PML4 + 0x4000 | PRESENT_WRITE_USER,
-            0, layout.IO_APIC | 0x87, VIRTIO_GPA | 0x87,
+            "<7Q",
+            0x87,
+            0x200087,
+            PML4 + 0x3000 | PRESENT_WRITE_USER,
+            PML4 + 0x4000 | PRESENT_WRITE_USER,
+            0,
+            layout.IO_APIC | 0x87,
+            VIRTIO_GPA | 0x87,
         ),
         PML4 + 0x3000: struct.pack(
             f"<{DATA_PAGES}Q", *(DATA + (i << 12) | PRESENT_WRITE_USER for i in range(DATA_PAGES))
@@ -75,9 +81,12 @@ def start_registers(rip: int, user: bool) -> dict[str, int]:
 
 
 def long_mode_vm(
-    code: bytes, mmu: str, handlers: dict[int, int] | None = None, user: bool = False,
+    code: bytes,
+    mmu: str,
+    handlers: dict[int, int] | None = None,
+    user: bool = False,
     disks: Sequence[str | Path] = (),
-) -> VirtualMachine:  # fmt: skip
+) -> VirtualMachine:
     """A VM that is about to execute ``code`` in 64-bit mode, at CPL 3 with IOPL 3 or at CPL 0."""
     image = GuestImage()
     for gpa, data in pieces(code, handlers).items():

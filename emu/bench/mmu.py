@@ -41,9 +41,10 @@ _EXIT = "mov dx, 0xF4; xor eax, eax; out dx, al; w: jmp w;"
 SYSCALL = "l: syscall; dec r15d; jnz l; " + _EXIT + " .balign 64; h: sysretq"
 INT80 = "l: int 0x80; dec r15d; jnz l; " + _EXIT + " .balign 64; h: iretq"
 FAULT = (
-    f"mov rdi, {UNMAPPED}; l: mov al, [rdi]; dec r15d; jnz l; " + _EXIT
+    f"mov rdi, {UNMAPPED}; l: mov al, [rdi]; dec r15d; jnz l; "
+    + _EXIT
     + " .balign 64; h: add rsp, 8; add qword ptr [rsp], 2; iretq"
-)  # fmt: skip
+)
 HANDLER = CODE + 64
 
 
@@ -74,10 +75,14 @@ def cases() -> Iterator[Case]:
     """TLB misses, system calls and page faults in both paging architectures."""
     for mmu in ("nested", "shadow"):
         yield Case(
-            "mmu", f"TLB miss, {mmu}",
+            "mmu",
+            f"TLB miss, {mmu}",
             _miss(_touch_ours(TOUCH_COLD, mmu), _touch_ours(TOUCH_WARM, mmu)),
-            _miss(_touch_plain(TOUCH_COLD), _touch_plain(TOUCH_WARM)), "Unicorn's own walk", 1e6, "us",
-        )  # fmt: skip
+            _miss(_touch_plain(TOUCH_COLD), _touch_plain(TOUCH_WARM)),
+            "Unicorn's own walk",
+            1e6,
+            "us",
+        )
     for mmu in ("nested", "shadow"):
         for name, source, count, handlers in (
             ("SYSCALL and SYSRET", SYSCALL, CALLS, {}),

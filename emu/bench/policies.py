@@ -12,7 +12,8 @@ from emu.dmm.policies.reference_trace import ReferenceRecorder, ReferenceTrace, 
 from emu.dmm.policies.replacement import Pages, Victims
 from emu.dmm.policies.victims import VICTIMS
 from emu.errors import BadInput
-from emu.session import Ending, boot_vm, run_vm
+from emu.observe.outcome import Ending
+from emu.session import boot_vm, run_vm
 
 DEFAULT_GUEST = "memory"
 PATTERNS = tuple(f"pages=256 {rest}" for rest in ("rounds=40 mode=0", "rounds=1 mode=1", "rounds=2 mode=2"))

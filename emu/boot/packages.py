@@ -81,9 +81,7 @@ def _unpacked(package: str) -> Path:
 
 def _run(command: list[str], directory: str | None = None) -> str:
     try:
-        done = subprocess.run(
-            command, cwd=directory, capture_output=True, text=True, check=True, timeout=_TIMEOUT
-        )  # fmt: skip
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True, timeout=_TIMEOUT)
     except FileNotFoundError:
         raise NoPackage(f"there is no {command[0]} here: no Debian") from None
     except subprocess.TimeoutExpired:

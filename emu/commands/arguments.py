@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from emu.commands.files import read_file
 from emu.dmm import catalog
 from emu.errors import BadInput
-from emu.units import parse_size
+from emu.machine.schedule import MAX_CPUS
+from emu.options import BootOptions, disk_options
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
-
-NS_PER_SECOND = 1_000_000_000
-
-
-def size(text: str) -> int:
-    """An option's value in bytes."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def seconds(text: str) -> float:
@@ -56,27 +48,48 @@ def text(value: str) -> str:
     return value
 
 
+def number(text: str) -> int:
+    """An option's value as a whole number."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"not a whole number: {text!r}")
+    return int(text)
+
+
 def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
-    """GUEST and the options that :func:`boot_from` reads."""
+    """GUEST and the options that :func:`boot_from` reads.  Those of :class:`emu.options.BootOptions` have its names."""
     policies = "; ".join(f"{name}: {entry.about}" for name, entry in catalog.POLICIES.items())
     parser.add_argument("guest", metavar="GUEST", help="a name that `emu guests` lists, or a file")
     parser.add_argument("--mmu", default="shadow", metavar="KIND", help="shadow (default) or nested paging")
-    parser.add_argument("--ram", type=size, metavar="SIZE", help="guest memory (default: what the guest wants, or 64M)")
-    parser.add_argument("--pool", type=size, metavar="SIZE", help="machine memory that it may use (default: as RAM)")
+    parser.add_argument("--ram", metavar="SIZE", help="guest memory (default: what the guest wants, or 64M)")
+    parser.add_argument("--pool", metavar="SIZE", help="machine memory that it may use (default: as RAM)")
+    parser.add_argument("--cpus", type=number, default=1, metavar="N", help=f"processors, 1 (default) to {MAX_CPUS}")
+    parser.add_argument("--quantum", metavar="TIME", help="most virtual time of a processor's turn, such as 100us")
     parser.add_argument(
-        "--policy", action="append", default=[], metavar="NAME[:key=value,…]",
+        "--schedule", metavar="seed=N", help="draw order and length of the processors' turns from N (default: fixed)"
+    )
+    parser.add_argument(
+        "--policy",
+        dest="policies",
+        action="append",
+        default=[],
+        metavar="NAME[:key=value,…]",
         help=f"a memory policy, repeatable (default {catalog.DEFAULT}). {policies}",
-    )  # fmt: skip
+    )
     parser.add_argument("--append", type=text, default="", metavar="TEXT", help="the guest's command line")
     parser.add_argument(
-        "--initrd", metavar="FILE",
+        "--initrd",
+        metavar="FILE",
         help="a Linux kernel's initial RAM disk, or a multiboot kernel's modules as 'FILE arguments,FILE'",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--disk", action="append", default=[], metavar="FILE[,virtio][,writable]",
+        "--disk",
+        dest="disks",
+        action="append",
+        default=[],
+        metavar="FILE[,virtio][,writable]",
         help="a raw disk image, repeatable: an IDE drive, or with ,virtio a virtio block device; the file is never "
-             "changed, except with ,writable",
-    )  # fmt: skip
+        "changed, except with ,writable",
+    )
     parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it boots")
     parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")
     parser.add_argument("--input", metavar="FILE", help="what comes in at the guest's serial port")
@@ -85,28 +98,25 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def input_files(options: argparse.Namespace) -> list[str]:
     """The files that the options of :func:`add_guest_arguments` name."""
-    from emu.session import disk_options
-
     named = [options.guest, *(path for path in (options.input, options.initrd, options.bios) if path is not None)]
     modules = [module.split(" ")[0] for module in (options.initrd or "").split(",")]
-    return [*named, *filter(None, modules), *(disk_options(disk)[0] for disk in options.disk)]
+    return [*named, *filter(None, modules), *(disk_options(disk)[0] for disk in options.disks)]
 
 
-def boot_from(options: argparse.Namespace) -> VirtualMachine:
+def boot_from(arguments: argparse.Namespace) -> VirtualMachine:
     """The VM that the options of :func:`add_guest_arguments` describe.
 
     Raises:
         BadInput: one of them cannot be used.
     """
-    if options.mmu == "direct":
+    if arguments.mmu == "direct":
         raise BadInput("--mmu", "direct (paravirtual) paging is not there yet; use shadow or nested")
-    if options.guest == "":
+    if arguments.guest == "":
         raise BadInput("GUEST", "expected a name that `emu guests` lists, or a file")
-    serial_input = read_file("--input", options.input) if options.input is not None else b""
+    given = {field.name: vars(arguments)[field.name] for field in fields(BootOptions) if field.name in arguments}
+    if arguments.input is not None:
+        given["serial_input"] = read_file("--input", arguments.input)
+    options = BootOptions(**given)
     from emu.session import boot_vm
 
-    return boot_vm(
-        options.guest, ram=options.ram, pool=options.pool, mmu=options.mmu, policies=options.policy,
-        append=options.append, load=options.load, initrd=options.initrd, disks=options.disk, bios=options.bios,
-        serial_input=serial_input, audit=options.audit,
-    )  # fmt: skip
+    return boot_vm(arguments.guest, options)

@@ -12,7 +12,7 @@ A fleet file is TOML:
   count = 3                   # worker-0, worker-1, worker-2 (default: one, called worker)
   guest = "memory"            # a name that `emu guests` lists, or a file
   append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu,
-  ram = "4M"                  # policies, initrd, disks, input
+  ram = "4M"                  # cpus, quantum, policies, initrd, disks, input; cpu-schedule is --schedule there
   pool = "1M"
   policies = ["swap", "share:rate=100"]
   start = "2ms"               # when it starts (default 0)
@@ -53,10 +53,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu.commands.arguments import NS_PER_SECOND, seconds
+from emu.commands.arguments import seconds
 from emu.commands.files import OutputFile, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.errors import BadInput
+from emu.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
     from emu.fleet.fleet import Fleet, FleetPlan, FleetStop
@@ -69,9 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a fleet file, see below")
     parser.add_argument("--console", metavar="DIR", help="write what each guest prints to DIR/name.txt")
     parser.add_argument(
-        "--events", metavar="FILE",
+        "--events",
+        metavar="FILE",
         help="write the memory events of all VMs as JSON lines, turn by turn; - is standard output",
-    )  # fmt: skip
+    )
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
     parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds, beside the file's")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from emu.cpu.clock import NS_PER_SECOND
 from emu.devices.uart import IER_RDA
 from emu.observe.console import ConsoleWatch
-from emu.session import STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome, run_vm
+from emu.observe.outcome import STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
+from emu.session import run_vm
+from emu.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine

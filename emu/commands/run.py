@@ -20,16 +20,17 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from emu.commands.arguments import NS_PER_SECOND, add_guest_arguments, boot_from, input_files, seconds, text
+from emu.commands.arguments import add_guest_arguments, boot_from, input_files, seconds, text
 from emu.commands.files import OutputFile, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.commands.screen import Screen, progress
 from emu.errors import BadInput
 from emu.observe.console import Typist, parse_typing
+from emu.observe.outcome import Ending, Outcome
+from emu.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
-    from emu.session import Outcome
 
 USAGE = "GUEST [options]"
 
@@ -37,10 +38,13 @@ USAGE = "GUEST [options]"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_guest_arguments(parser)
     parser.add_argument(
-        "--type", action="append", default=[], metavar="TEXT@PROMPT",
+        "--type",
+        action="append",
+        default=[],
+        metavar="TEXT@PROMPT",
         help="type TEXT at the serial port when the console prints PROMPT, repeatable, one after the other; "
-             r"\n, \r, \t, \e, \\ and \xNN stand for bytes. As in --type 'root\n@login: '",
-    )  # fmt: skip
+        r"\n, \r, \t, \e, \\ and \xNN stand for bytes. As in --type 'root\n@login: '",
+    )
     parser.add_argument(
         "--interactive", action="store_true", help="the terminal is the guest's serial port; Ctrl-] leaves"
     )
@@ -48,9 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-time", type=seconds, metavar="S", help="limit in virtual seconds")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="limit in seconds of the wall clock")
     parser.add_argument(
-        "--events", metavar="FILE",
+        "--events",
+        metavar="FILE",
         help="write the memory events as JSON lines; with - to standard output, and the console to standard error",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--screen", metavar="FILE", help="the text screen at the end of the run: a PNG, or - for standard output"
     )
@@ -102,7 +107,7 @@ def main(options: argparse.Namespace) -> int:
 def _run(
     vm: VirtualMachine, options: argparse.Namespace, screen: Screen, events_file: OutputFile | None
 ) -> tuple[int, Outcome]:
-    from emu.session import Ending, run_vm
+    from emu.session import run_vm
 
     writer = None
     if events_file is not None:

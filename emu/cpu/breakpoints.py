@@ -13,7 +13,7 @@ work with flat code segments only.  What is done here costs nothing while DR7 en
 
 from __future__ import annotations
 
-from emu.addr import PAGE_MASK, WATCH_BASE
+from emu.addr import PAGE_MASK, READ, WATCH_BASE, WRITE
 from emu.cpu.guestmem import load_linear_code_byte
 from emu.engine.cpustate import DR, EFLAGS, FLAG_RF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RIP
 from emu.engine.debugregs import (
@@ -39,7 +39,6 @@ from emu.engine.ram import FRAME_CODE
 from emu.engine.state import Cpu, cpu_offset, cpu_record, vm_of
 from emu.engine.vectors import VECTOR_DB
 from emu.mmu.fill import drop_frame_code, store_to_frame
-from emu.mmu.walk import READ, WRITE
 
 _SEEN_OFFSET = cpu_offset("seen_dr0")
 _NOTICE = 3  # blocks: one that writes a debug register, and the next one, and one to spare

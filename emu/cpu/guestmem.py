@@ -12,7 +12,7 @@ with ``need_gfn`` and ``need_intent`` set.
 
 from __future__ import annotations
 
-from emu.addr import PAGE_MASK
+from emu.addr import PAGE_MASK, READ, WRITE
 from emu.engine import cpustate
 from emu.engine.native import inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record, vm_of
@@ -24,8 +24,6 @@ from emu.mmu.walk import (
     NEED,
     NON_CANONICAL,
     OK,
-    READ,
-    WRITE,
     host_address,
     is_canonical,
     note_use,

@@ -23,7 +23,8 @@ from emu.engine.events import EVENT_TYPES, Event
 from emu.errors import BadInput
 from emu.machine import control
 from emu.machine.vm import Stop
-from emu.session import MEMORY_ERRORS, Ending, Outcome, outcome_of, outcome_of_error
+from emu.observe.outcome import Ending, Outcome
+from emu.session import MEMORY_ERRORS, outcome_of, outcome_of_error
 
 if TYPE_CHECKING:
     from emu.dmm.p2m import Intent

@@ -10,7 +10,7 @@ from emu.debug.stepper import Pause
 from emu.engine.cpustate import REGISTER_NAMES, SEGMENT_NAMES
 from emu.engine.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
 from emu.observe import crash, pagewalk
-from emu.session import Ending
+from emu.observe.outcome import Ending
 from emu.units import format_time
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ a snapshot is taken (`state`, `load_state`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol
 
 from emu.errors import BadInput
@@ -30,6 +30,22 @@ class GuestMemory(Protocol):
     def read(self, gpa: int, size: int) -> bytes: ...
 
     def write(self, gpa: int, data: bytes) -> None: ...
+
+
+class BalloonDriver(Protocol):
+    """Who asks a guest's balloon devices for pages, and is told what the guest gives up.
+
+    Attributes:
+        front_ends: the devices: called with each new number of pages that the guest is asked to have in the balloon.
+    """
+
+    front_ends: list[Callable[[int], None]]
+
+    def inflate(self, gfns: Iterable[int]) -> None: ...
+
+    def deflate(self, gfns: Iterable[int]) -> None: ...
+
+    def report(self, gfns: Iterable[int]) -> None: ...
 
 
 class Device:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from emu.cpu.clock import NEVER
 from emu.devices import fw_cfg, layout, rtc
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
 from emu.devices.balloon_port import BalloonPort
 from emu.devices.bus import MmioBus, PortBus
 from emu.devices.console import DebugConsole
-from emu.devices.device import Device, GuestMemory, IrqLine
+from emu.devices.device import BalloonDriver, Device, GuestMemory, IrqLine
 from emu.devices.disk import Disk
 from emu.devices.exit import ExitPort
 from emu.devices.fw_cfg import FwCfg
@@ -37,9 +35,7 @@ from emu.devices.virtio_mmio import EmptySlot, VirtioMmio
 from emu.devices.virtio_rng import VirtioRng
 from emu.devices.wires import NoWire, SwitchedWire, Wires
 from emu.errors import BadInput
-
-if TYPE_CHECKING:
-    from emu.dmm.balloon_channel import BalloonChannel
+from emu.units import NEVER
 
 
 class Platform:
@@ -79,7 +75,7 @@ class Platform:
         set_intr: Callable[[bool], None],
         raise_nmi: Callable[[], None],
         set_a20: Callable[[bool], None],
-        balloon: BalloonChannel,
+        balloon: BalloonDriver,
         on_exit: Callable[[int], None],
         on_power_off: Callable[[], None],
         on_reset: Callable[[], None],
@@ -181,7 +177,7 @@ class Platform:
         for number, disk in enumerate(disks):
             self._rtc.set_disk(number, *disk.geometry)
 
-    def _add_virtio(self, memory: GuestMemory, disk: Disk | None, balloon: BalloonChannel) -> None:
+    def _add_virtio(self, memory: GuestMemory, disk: Disk | None, balloon: BalloonDriver) -> None:
         self.virtio_console = VirtioConsole(memory, self._print)
         self.virtio_balloon = VirtioBalloon(memory, balloon.inflate, balloon.deflate, balloon.report)
         block = None if disk is None else VirtioBlock(memory, disk)

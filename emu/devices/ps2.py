@@ -207,8 +207,10 @@ class Mouse(Ps2Device):
         0xEC: ("wrapping", False), 0xEE: ("wrapping", True), 0xF4: ("reporting", True), 0xF5: ("reporting", False),
     }  # fmt: skip
     ANSWERS: ClassVar[dict[int, tuple[int, ...]]] = dict.fromkeys((*SWITCHES, 0xE8, 0xE9, 0xF3, 0xF6), ()) | {
-        0xEB: REPORT, 0xF2: (MOUSE_ID,), 0xFF: (TEST_PASSED, MOUSE_ID),
-    }  # fmt: skip
+        0xEB: REPORT,
+        0xF2: (MOUSE_ID,),
+        0xFF: (TEST_PASSED, MOUSE_ID),
+    }
 
     def __init__(self) -> None:
         super().__init__()

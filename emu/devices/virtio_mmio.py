@@ -48,8 +48,12 @@ class VirtioMmio(Device):
 
     max_access: ClassVar[int] = 4
     STATE: ClassVar[tuple[str, ...]] = (
-        "device_features_select", "driver_features_select", "queue_select", "interrupts", "generation",
-    )  # fmt: skip
+        "device_features_select",
+        "driver_features_select",
+        "queue_select",
+        "interrupts",
+        "generation",
+    )
 
     def __init__(self, line: IrqLine, device: VirtioDevice) -> None:
         self._line = line

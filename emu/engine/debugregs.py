@@ -6,13 +6,12 @@ mapped through ``WATCH_BASE``, where each access is seen.  See :mod:`emu.cpu.bre
 
 from __future__ import annotations
 
-from emu.addr import PAGE_MASK, WATCH_BASE
+from emu.addr import FETCH, PAGE_MASK, WATCH_BASE, WRITE
 from emu.engine import cpustate
 from emu.engine.cpustate import DR
 from emu.engine.engine import PROT_EXEC, PROT_WRITE
 from emu.engine.native import inlined, load32, load64, outlined, store32, store64
 from emu.engine.state import Cpu, cpu_offset, cpu_record
-from emu.mmu.walk import FETCH, WRITE
 
 DR6_HITS = 15  # B0 to B3: the breakpoints that were hit
 DR7_ENABLED = 0xFF  # L0 G0 .. L3 G3

@@ -1,6 +1,6 @@
 """The only module that knows numba: compiled functions, callbacks, raw memory and C functions.
 
-The native plane (DESIGN.md) is ordinary Python written against this module.  With ``NUMBA_DISABLE_JIT=1`` every
+The native plane (docs/design.md) is ordinary Python written against this module.  With ``NUMBA_DISABLE_JIT=1`` every
 name below has a slow interpreted twin with the same meaning, so the same source runs under a Python debugger.
 
 Conventions of the native plane:

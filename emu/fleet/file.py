@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
 from emu.fleet.steps import SHUTDOWN, Step
 from emu.machine.control import ACTIONS
 from emu.machine.machine import Machine
-from emu.session import DEFAULT_RAM
+from emu.options import DEFAULT_RAM, BootOptions, disk_options
 from emu.units import format_size, parse_duration, parse_time, parse_whole_pages
 
 _FILE = {"machine": dict, "vm": list}
 _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
-    "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "policies": list, "append": str,
-    "initrd": str, "disks": list, "input": str, "start": str, "schedule": list,
+    "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "quantum": str,
+    "cpu-schedule": str, "policies": list, "append": str, "initrd": str, "disks": list, "input": str, "start": str,
+    "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -60,13 +62,11 @@ def load_fleet(path: str | Path) -> FleetPlan:
 
 def input_files(plan: FleetPlan) -> list[str]:
     """The files that a plan names, which must not be overwritten."""
-    from emu.session import disk_options
-
     named: list[str] = []
     for vm in plan.vms:
         named.append(str(vm.guest))
-        named += [module.split(" ")[0] for module in split_modules(vm.initrd or "")]
-        named += [disk_options(disk)[0] for disk in vm.disks]
+        named += [module.split(" ")[0] for module in split_modules(vm.options.initrd or "")]
+        named += [disk_options(disk)[0] for disk in vm.options.disks]
         named += [str(vm.input)] if vm.input is not None else []
     return [name for name in dict.fromkeys(named) if name]
 
@@ -109,15 +109,16 @@ def _vms(entry: Any, number: int, directory: Path) -> list[VmPlan]:
     if count is not None and not 1 <= count <= MOST_VMS:
         raise BadInput(place, f"count: expected a number from 1 to {MOST_VMS}")
     try:
-        options = _options(entry, directory)
+        plan = _plan(entry, directory)
     except BadInput as error:
-        raise BadInput(place, str(error).removeprefix("--")) from None
+        key = {"--schedule": "cpu-schedule"}.get(error.what, error.what.removeprefix("--"))
+        raise BadInput(place, f"{key}: {error.reason}") from None
     names = [name] if count is None else [f"{name}-{index}" for index in range(count)]
-    return [VmPlan(name, **options) for name in names]
+    return [replace(plan, name=name) for name in names]
 
 
-def _options(entry: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """What the VMs of an entry have in common; BadInput names the key, or the option of emu run."""
+def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
+    """The VM of an entry, or one of its VMs; BadInput names the key, or the option of emu run."""
     guest: str | Path = entry["guest"]
     if guest not in firmware.guests():
         guest = directory / guest
@@ -128,15 +129,27 @@ def _options(entry: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     detect(guest)
     policies = _texts(entry, "policies")
     catalog.choose(policies)
+    options = BootOptions(
+        ram=ram,
+        pool=pool,
+        mmu=mmu,
+        cpus=entry.get("cpus", 1),
+        quantum=entry.get("quantum"),
+        schedule=entry.get("cpu-schedule"),
+        policies=policies,
+        append=entry.get("append", ""),
+        initrd=_initrd(entry["initrd"], directory) if "initrd" in entry else None,
+        disks=tuple(str(directory / disk) for disk in _texts(entry, "disks")),
+    )
     start = _value("start", parse_time, entry["start"]) if "start" in entry else 0
-    return {
-        "guest": guest, "ram": ram, "pool": pool, "mmu": mmu, "policies": policies, "append": entry.get("append", ""),
-        "initrd": _initrd(entry["initrd"], directory) if "initrd" in entry else None,
-        "disks": tuple(str(directory / disk) for disk in _texts(entry, "disks")),
-        "input": _existing(directory / entry["input"]) if "input" in entry else None,
-        "start": start,
-        "schedule": _schedule(entry.get("schedule", []), start, ram, mmu),
-    }  # fmt: skip
+    return VmPlan(
+        entry["name"],
+        guest,
+        options,
+        input=_existing(directory / entry["input"]) if "input" in entry else None,
+        start=start,
+        schedule=_schedule(entry.get("schedule", []), start, ram, mmu),
+    )
 
 
 def _schedule(entries: list[Any], start: int, ram: int, mmu: str) -> tuple[Step, ...]:
@@ -181,7 +194,7 @@ def _check_policy_files(vms: list[VmPlan]) -> None:
     users: dict[Path, str] = {}
     for vm in vms:
         attached = [str(step.value) for step in vm.schedule if step.action == "attach"]
-        for choice in (catalog.parse(text) for text in (*vm.policies, *attached)):
+        for choice in (catalog.parse(text) for text in (*vm.options.policies, *attached)):
             file = choice.options.get("file")
             if file is not None and users.setdefault(Path(file).absolute(), vm.name) != vm.name:
                 other = users[Path(file).absolute()]
@@ -190,7 +203,7 @@ def _check_policy_files(vms: list[VmPlan]) -> None:
 
 def _check_fit(vms: list[VmPlan], memory: int) -> None:
     """What starts at once must fit together, and each other VM must fit by itself."""
-    needed = {vm.name: Machine.size_for(vm.ram, vm.ram if vm.pool is None else vm.pool, vm.mmu) for vm in vms}
+    needed = {vm.name: _needed(vm.options) for vm in vms}
     for vm in vms:
         if needed[vm.name] > memory:
             what = f"its pool and shadow tables take {format_size(needed[vm.name])}"
@@ -199,6 +212,13 @@ def _check_fit(vms: list[VmPlan], memory: int) -> None:
     if together > memory:
         what = f"pools and shadow tables of the VMs that start at once take {format_size(together)}"
         raise BadInput("[machine] memory", f"{format_size(memory)} are too little, {what}")
+
+
+def _needed(options: BootOptions) -> int:
+    """Bytes of machine memory for a VM."""
+    ram, pool = options.ram_bytes, options.pool_bytes
+    assert ram is not None
+    return Machine.size_for(ram, ram if pool is None else pool, options.mmu)
 
 
 # --- values ---

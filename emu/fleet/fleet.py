@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from emu.fleet.steps import SHUTDOWN, Step, StepResult
 from emu.machine.control import perform
 from emu.machine.machine import Machine
 from emu.machine.vm import Stop, VirtualMachine
+from emu.observe.outcome import STATUS_SUCCESS, Ending, Outcome
 from emu.observe.summary import MemoryUse, summarise
-from emu.session import MEMORY_ERRORS, STATUS_SUCCESS, Ending, Outcome, boot_vm, outcome_of, outcome_of_error
+from emu.options import BootOptions
+from emu.session import MEMORY_ERRORS, boot_vm, outcome_of, outcome_of_error
 from emu.units import format_size
 
 QUANTUM = 1_000_000  # ns
@@ -41,22 +43,15 @@ class VmPlan:
 
     Attributes:
         name: unique in the plan.
-        ram, pool: bytes; a pool of None is as large as RAM, and has frames for a ROM where there is one.
+        guest, options: as for :func:`emu.session.boot_vm`.
         input: file with what waits at its serial port.
         start: fleet time in ns.
         schedule: what is done to it later, in the order of time.
-        guest, mmu, policies, append, initrd, disks: as for :func:`emu.session.boot_vm`.
     """
 
     name: str
     guest: str | Path
-    ram: int
-    pool: int | None = None
-    mmu: str = "shadow"
-    policies: tuple[str, ...] = ()
-    append: str = ""
-    initrd: str | None = None
-    disks: tuple[str, ...] = ()
+    options: BootOptions
     input: Path | None = None
     start: int = 0
     schedule: tuple[Step, ...] = ()
@@ -84,8 +79,8 @@ class End:
     """How a VM ended.
 
     Attributes:
-        how: a value of :class:`emu.session.Ending`, or "shut-down" (by its schedule), "not-started" (its start was due
-            and impossible).
+        how: a value of :class:`emu.observe.outcome.Ending`, or "shut-down" (by its schedule), "not-started" (its
+            start was due and impossible).
         well: the guest switched off, reset or wrote 0 to the exit port, or its schedule shut it down.
         sentence: for people, without a full stop.
         time: fleet time in ns.
@@ -281,11 +276,8 @@ class Fleet:
         plan = member.plan
         try:
             serial_input = _contents(plan.input) if plan.input is not None else b""
-            vm = boot_vm(
-                plan.guest, ram=plan.ram, pool=plan.pool, mmu=plan.mmu, policies=plan.policies, append=plan.append,
-                initrd=plan.initrd, disks=plan.disks, serial_input=serial_input, audit=self._audit,
-                name=plan.name, machine=self.machine,
-            )  # fmt: skip
+            options = replace(plan.options, serial_input=serial_input, audit=self._audit)
+            vm = boot_vm(plan.guest, options, name=plan.name, machine=self.machine)
         except (BadInput, OutOfMachineFrames) as error:
             raise BadInput(plan.name, str(error).removeprefix("--")) from error
         member.vm, member.started = vm, self.now
@@ -319,7 +311,7 @@ class Fleet:
     # --- ending ---
 
     def _end(self, member: Member, vm: VirtualMachine, outcome: Outcome, how: str | None = None) -> None:
-        """Take the VM off the machine; ``how`` is for what :class:`emu.session.Ending` has no word for."""
+        """Take the VM off the machine; ``how`` is for what :class:`emu.observe.outcome.Ending` has no word for."""
         assert member.started is not None
         vm.events.drain()
         self.peaks.look(self.running)

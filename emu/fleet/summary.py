@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from emu.fleet.fleet import Fleet, FleetStop, Member
+from emu.observe.outcome import STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
 from emu.observe.summary import MemoryUse, summarise
-from emu.session import STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
 from emu.units import format_time
 
 STATUS_NOT_WELL = 1

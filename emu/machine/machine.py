@@ -9,12 +9,12 @@ from emu.devices.disk import Disk
 from emu.dmm.pool import MIN_POOL
 from emu.dmm.space import SharedMachine
 from emu.errors import BadInput
-from emu.machine.schedule import Schedule
+from emu.machine.schedule import MAX_CPUS, Schedule
 from emu.machine.vm import VirtualMachine
 from emu.units import format_size
 
 MMU_NAMES = ("shadow", "nested")
-MAX_CPUS = 16
+
 MIN_RAM = 64 << 10  # bytes: what real mode and its stack need
 MAX_RAM = 1 << 40  # bytes: 40 physical address bits
 

@@ -28,7 +28,7 @@ from emu.engine import engine
 from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.eventlog import EventLog
 from emu.engine.events import EVENT_TYPES, Event
-from emu.engine.native import address_of
+from emu.engine.native import address_of, signed
 from emu.engine.state import Vm, VmStructure
 from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
@@ -145,7 +145,7 @@ class VirtualMachine:
         native.started = 1
         native.quantum, native.shortest_quantum = schedule.quantum, schedule.shortest_quantum
         if schedule.seed is not None:
-            native.seeded, native.seed = 1, schedule.seed
+            native.seeded, native.seed = 1, signed(schedule.seed)
         native.ram_at = memory.at
         native.void_mfn = NO_FRAME
         native.m2p_at = address_of(self.machine.m2p.gfn)

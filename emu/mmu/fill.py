@@ -13,7 +13,7 @@ instruction is refused and executed on its own (``CODE_IN_USE``), so that what f
 
 from __future__ import annotations
 
-from emu.addr import MMIO_BASE, NO_FRAME, PAGE_MASK, TRAP_BASE, WINDOW_GVA
+from emu.addr import FETCH, MMIO_BASE, NO_FRAME, PAGE_MASK, READ, TRAP_BASE, WINDOW_GVA, WRITE
 from emu.engine import cpustate, eventlog
 from emu.engine.alone import REFUSED, REFUSED_FETCH, refuses
 from emu.engine.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
@@ -50,14 +50,11 @@ from emu.mmu.implicit import is_implicit_supervisor_access
 from emu.mmu.walk import (
     DIRTY,
     FAULT,
-    FETCH,
     MODE_4LEVEL,
     MODE_32,
     NEED,
     NON_CANONICAL,
     OK,
-    READ,
-    WRITE,
     is_canonical,
     is_mmio,
     note_use,

@@ -9,11 +9,12 @@ do not consult; should the instruction's own operand lie on the same page, the e
 
 from __future__ import annotations
 
+from emu.addr import READ
 from emu.engine import cpustate
 from emu.engine.cpustate import BASE, GDTR, HF_CS64, HFLAGS, LDTR, LIMIT, RIP, TR
 from emu.engine.native import inlined, load8, load32, load64, outlined
 from emu.engine.state import Cpu, cpu_record
-from emu.mmu.walk import OK, READ, host_address, walk
+from emu.mmu.walk import OK, host_address, walk
 
 
 @inlined

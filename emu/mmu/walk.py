@@ -9,7 +9,7 @@ everywhere; Intel processors load all four with CR3.
 
 from __future__ import annotations
 
-from emu.addr import PAGE_MASK
+from emu.addr import FETCH, PAGE_MASK, WRITE
 from emu.engine.cpustate import (
     CR0,
     CR0_PG,
@@ -33,8 +33,6 @@ from emu.mmu import pte
 
 # paging modes, in the order of their introduction
 MODE_NONE, MODE_32, MODE_PAE, MODE_4LEVEL = 0, 1, 2, 3
-
-READ, WRITE, FETCH = 0, 1, 2  # access
 
 # what a walk or a TLB miss comes to
 OK, FAULT, NEED, NON_CANONICAL = 0, 1, 2, 3

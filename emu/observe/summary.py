@@ -10,7 +10,7 @@ import numpy as np
 
 from emu.dmm.p2m import PageType
 from emu.machine.vm import VirtualMachine
-from emu.session import Outcome
+from emu.observe.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
         wall: seconds that the run took.
 
     Returns:
-        ``guest``, ``guest_kind``, ``vm``; ``outcome`` (:class:`emu.session.Ending`), ``status``, ``exit_value`` (None
-        when the guest wrote none), ``message``; ``virtual_ns``, ``wall_s``; ``mmu``; ``policies``, by name with their
-        statistics; ``cpus``, processors; ``ram_bytes``, ``pool_frames``, ``pool_bytes``, ``frames_used``,
+        ``guest``, ``guest_kind``, ``vm``; ``outcome`` (:class:`emu.observe.outcome.Ending`), ``status``,
+        ``exit_value`` (None when the guest wrote none), ``message``; ``virtual_ns``, ``wall_s``; ``mmu``;
+        ``policies``, by name with their statistics; ``cpus``; ``ram_bytes``, ``pool_frames``, ``pool_bytes``,
+        ``frames_used``,
         ``shadow_tables`` (in use); ``memory``, the fields of :class:`MemoryUse`; ``console_bytes``; ``exits``, how
         often the native plane was left, by reason; ``events``, by kind.
     """

@@ -80,7 +80,9 @@ failed:
 
 @pytest.mark.parametrize("us", [1, 1000, 10_000, 2_500_000])
 def test_waiting(tmp_path: Path, us: int) -> None:
-    guest = start(tmp_path, sector_disk(f"""
+    guest = start(
+        tmp_path,
+        sector_disk(f"""
 .code16
     mov al, '<'
     out 0xE9, al
@@ -90,7 +92,8 @@ def test_waiting(tmp_path: Path, us: int) -> None:
     int 0x15
     setc al
     out 0xF4, al
-"""))  # fmt: skip
+"""),
+    )
     guest.wait_for("<")
     begin = guest.now
     guest.expect_status(1, max_time="5s")

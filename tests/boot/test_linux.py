@@ -182,8 +182,9 @@ def bzimage(payload: bytes, header: Header = Header()) -> bytes:  # noqa: B008
     struct.pack_into("<4sH", setup, 0x202, b"HdrS", header.version)
     setup[0x211] = header.loadflags
     struct.pack_into("<I", setup, 0x214, 0x1000)  # code32_start: the loader says where it really is
-    struct.pack_into("<IIBBHI", setup, 0x22C, header.initrd_addr_max, 0x20_0000, 1, 21, header.xloadflags,
-                     header.cmdline_size)  # fmt: skip
+    struct.pack_into(
+        "<IIBBHI", setup, 0x22C, header.initrd_addr_max, 0x20_0000, 1, 21, header.xloadflags, header.cmdline_size
+    )
     struct.pack_into("<QI", setup, 0x258, header.pref_address, header.init_size)
     return bytes(setup) + payload
 
@@ -212,9 +213,12 @@ def golden(bits: int, ram: int, command_line: str, initrd: bytes = b"") -> str:
         lines += [f"initrd ends {initrd[-4:].decode()}"]
     lines.append("acpi_rsdp RSD PTR ")
     for gpa, size, kind in (
-        (0, 0x9FC00, 1), (0x9FC00, 0x400, 2), (0xF0000, 0x10000, 2), (0x100000, ram - 0x100000, 1),
+        (0, 0x9FC00, 1),
+        (0x9FC00, 0x400, 2),
+        (0xF0000, 0x10000, 2),
+        (0x100000, ram - 0x100000, 1),
         (0xFFFC0000, 0x40000, 2),
-    ):  # fmt: skip
+    ):
         lines.append(" ".join(["e820", show(gpa), show(0), show(size), show(0), show(kind)]))
     return "\n".join(lines) + "\n"
 
@@ -378,10 +382,13 @@ def test_a_kernel_without_anything_behind_its_setup(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "version"),
     [
-        (Header(0x201), "2.01"), (Header(0x200), "2.00"), (Header(0x105), "1.05"), (Header(0), "0.00"),
+        (Header(0x201), "2.01"),
+        (Header(0x200), "2.00"),
+        (Header(0x105), "1.05"),
+        (Header(0), "0.00"),
         (Header(0x20F, loadflags=0), "2.15"),  # a zImage: loaded low
     ],
-)  # fmt: skip
+)
 def test_a_protocol_that_is_too_old(tmp_path: Path, header: Header, version: str) -> None:
     error = made(tmp_path / "kernel", header)
     assert error is not None and "kernel" in error.what
@@ -477,7 +484,7 @@ FIELDS = [0x1F1, *range(0x1F4, 0x1F8), 0x201, 0x206, 0x207, 0x211, *range(0x22C,
 MUTATION = st.tuples(
     st.sampled_from(FIELDS),
     st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=200, deadline=None)

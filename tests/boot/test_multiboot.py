@@ -211,8 +211,11 @@ def image(directory: Path, base: int = BASE, header: bytes | None = None, bits: 
     begin = base + len(header)
     bss = base + 0x2000
     constants = {
-        "BSS_AT": bss, "BSS_WORDS": BSS // 8, "STACK_TOP": bss + BSS, "ADDRESS_AT": 12 if bits == 32 else 16,
-    }  # fmt: skip
+        "BSS_AT": bss,
+        "BSS_WORDS": BSS // 8,
+        "STACK_TOP": bss + BSS,
+        "ADDRESS_AT": 12 if bits == 32 else 16,
+    }
     source = "".join(f".equ {name}, {value}\n" for name, value in constants.items()) + KERNEL
     data = header + code(directory, source, begin)
     assert len(data) <= 0x2000
@@ -475,7 +478,7 @@ def kludge(*fields: int) -> bytes:
         (kludge(BASE, BASE, 0, 0, BASE + 132), "entry point"),
         (kludge(BASE, BASE, 0, 0xFFFF_FFFF, BASE), "is not in usable RAM"),
     ],
-)  # fmt: skip
+)
 def test_broken_files(tmp_path: Path, data: bytes, complaint: str) -> None:
     path = tmp_path / "kernel"
     path.write_bytes(data)
@@ -571,8 +574,10 @@ def test_mutated_files(
 
 
 @settings(max_examples=200, deadline=None)
-@given(fields=st.lists(st.integers(0, 0xFFFF_FFFF) | st.integers(BASE - 64, BASE + 300), min_size=5, max_size=5),
-       flags=st.integers(0, 7))  # fmt: skip
+@given(
+    fields=st.lists(st.integers(0, 0xFFFF_FFFF) | st.integers(BASE - 64, BASE + 300), min_size=5, max_size=5),
+    flags=st.integers(0, 7),
+)
 def test_any_address_fields(tmp_path_factory: pytest.TempPathFactory, fields: list[int], flags: int) -> None:
     guest = outcome(tmp_path_factory.getbasetemp() / "mutated", header1(0x10000 | flags, *fields) + bytes(100))
     assert guest is None or fields[1] <= fields[0]

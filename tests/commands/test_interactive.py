@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from emu.commands.interactive import ESCAPE, RawTerminal, run_interactively
-from emu.cpu.clock import NS_PER_SECOND
-from emu.session import Ending
+from emu.observe.outcome import Ending
+from emu.units import NS_PER_SECOND
 from tests.observe.test_console import BY_INTERRUPT, boot
 
 LOOP = ".code16\n mov al, '>'\n out 0xE9, al\n jmp .\n"

@@ -14,7 +14,8 @@ from emu.debug.commands import Commands
 from emu.debug.stepper import HISTORY, Stepper
 from emu.engine.events import DmmFault, PageFault, Remap, TableWrite
 from emu.errors import BadInput
-from emu.session import Ending, boot_vm
+from emu.observe.outcome import Ending
+from emu.session import boot_vm
 from tests.guests.chaos import Chaos
 
 

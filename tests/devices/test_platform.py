@@ -8,7 +8,8 @@ from emu.devices import layout
 from emu.devices.acpi_pm import SCI_EN
 from emu.machine.machine import Machine
 from emu.machine.vm import VirtualMachine
-from emu.session import STATUS_SUCCESS, Ending, run_vm
+from emu.observe.outcome import STATUS_SUCCESS, Ending
+from emu.session import run_vm
 from emu.testing import boot
 from tests.guests.programs import program
 

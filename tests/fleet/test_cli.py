@@ -68,8 +68,10 @@ def test_what_it_writes_is_the_same_every_time(tmp_path: Path, capsys: Capture) 
     summary = strip_wall(tmp_path / "one.json")
     assert summary == strip_wall(tmp_path / "two.json")
     assert [(vm["vm"], vm["outcome"], vm["well"]) for vm in summary["vms"]] == [
-        ("greeter-0", "exit", True), ("greeter-1", "exit", True), ("faller", "crash", False),
-    ]  # fmt: skip
+        ("greeter-0", "exit", True),
+        ("greeter-1", "exit", True),
+        ("faller", "crash", False),
+    ]
     capsys.readouterr()
 
 
@@ -139,9 +141,11 @@ def test_signals_end_it_in_order_and_the_table_is_live_on_a_terminal(tmp_path: P
     file = fleet_file(tmp_path, MACHINE + LOOP)
     arguments = ["fleet", file, "--summary", f"{tmp_path}/summary", "--timeout", "100"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "emu.cli", *arguments], stdout=subprocess.PIPE, stderr=theirs,
+        [sys.executable, "-m", "emu.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
-    )  # fmt: skip
+    )
     os.close(theirs)
     shown = b""
     while b"together" not in shown:

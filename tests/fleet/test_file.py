@@ -13,6 +13,7 @@ from emu.errors import BadInput
 from emu.fleet.file import input_files, load_fleet
 from emu.fleet.fleet import FleetPlan, VmPlan
 from emu.fleet.steps import Step
+from emu.options import BootOptions
 
 MB = 1 << 20
 VM = '[[vm]]\nname = "a"\nguest = "hello"\n'
@@ -42,6 +43,9 @@ def test_everything_arrives(tmp_path: Path) -> None:
         ram = "8M"
         pool = "1M"
         mmu = "nested"
+        cpus = 4
+        quantum = "50us"
+        cpu-schedule = "seed=7"
         policies = ["swap:victims=fifo", "share"]
         append = "one two"
         disks = ["d.img,virtio,writable"]
@@ -65,15 +69,20 @@ def test_everything_arrives(tmp_path: Path) -> None:
     k, other, h = plan.vms
     ms = 1_000_000
     assert k == VmPlan(
-        "k-0", tmp_path / "kernel.s", 8 * MB, MB, "nested", ("swap:victims=fifo", "share"), "one two",
-        f"{tmp_path}/m1 arg,{tmp_path}/m2", (f"{tmp_path}/d.img,virtio,writable",), tmp_path / "keys", 3 * ms,
+        "k-0", tmp_path / "kernel.s",
+        BootOptions(
+            ram=8 * MB, pool=MB, mmu="nested", cpus=4, quantum="50us", schedule="seed=7",
+            policies=("swap:victims=fifo", "share"), append="one two", initrd=f"{tmp_path}/m1 arg,{tmp_path}/m2",
+            disks=(f"{tmp_path}/d.img,virtio,writable",),
+        ),
+        tmp_path / "keys", 3 * ms,
         (
             Step(5 * ms, "pool", "2M"), Step(5 * ms, "balloon", "64K"), Step(6 * ms, "attach", "balloon:target=4"),
             Step(7 * ms, "detach", "share"), Step(8 * ms, "retire", 3), Step(9 * ms, "shutdown", True),
         ),
     )  # fmt: skip
     assert other.name == "k-1"
-    assert h == VmPlan("h", "hello", firmware.guests()["hello"].ram_bytes)
+    assert h == VmPlan("h", "hello", BootOptions(ram=firmware.guests()["hello"].ram_bytes))
     assert input_files(plan) == [str(tmp_path / name) for name in ("kernel.s", "m1", "m2", "d.img", "keys")] + ["hello"]
 
 
@@ -103,6 +112,9 @@ def test_everything_arrives(tmp_path: Path) -> None:
         (f"{MACHINE}{VM}pools = 1", "VM a: unknown key 'pools'; there are name, "),
         (f'{MACHINE}{VM}pool = "2M"', "VM a: pool: 2M is more than the 1M of RAM it would back"),
         (f'{MACHINE}{VM}mmu = "x"', "VM a: mmu: 'x' is not one of shadow, nested"),
+        (f"{MACHINE}{VM}cpus = 17", "VM a: cpus: 17: expected a number of processors from 1 to 16"),
+        (f'{MACHINE}{VM}quantum = "0us"', "VM a: quantum: expected a time above 0"),
+        (f'{MACHINE}{VM}cpu-schedule = "7"', "VM a: cpu-schedule: '7': expected seed=N"),
         (f'{MACHINE}{VM}policies = ["swop"]', "VM a: policy: 'swop' is none of the policies"),
         (f"{MACHINE}{VM}policies = [1]", "VM a: policies: expected a list of texts"),
         (f'{MACHINE}{VM}input = "none"', "VM a: input: "),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from emu.fleet.steps import Step
 from emu.fleet.summary import status_of, summarise_fleet
 from emu.machine.vm import VirtualMachine
 from emu.observe.trace import EventWriter
+from emu.options import BootOptions
 from emu.session import boot_vm, run_vm
 
 MMUS = ("shadow", "nested")
@@ -54,9 +55,16 @@ end:
 TABLES = 640 << 10  # bytes of shadow tables of a VM with 4M of RAM, and some to spare
 
 
+def vm_plan(
+    name: str, guest: str | Path, ram: int, pool: int, mmu: str = "shadow", policies: Sequence[str] = (),
+    *, start: int = 0, schedule: tuple[Step, ...] = (), **options: Any,
+) -> VmPlan:  # fmt: skip
+    boot = BootOptions(ram=ram, pool=pool, mmu=mmu, policies=policies, **options)
+    return VmPlan(name, guest, boot, start=start, schedule=schedule)
+
+
 def memory_guest(name: str, append: str = WORK, **options: Any) -> VmPlan:
-    options = {"ram": 4 * MB, "pool": MB} | options
-    return VmPlan(name, "memory", append=append, **options)
+    return vm_plan(name, "memory", append=append, **({"ram": 4 * MB, "pool": MB} | options))
 
 
 def fleet_of(*vms: VmPlan, memory: int = 16 * MB, **options: Any) -> Fleet:
@@ -105,10 +113,10 @@ def guest(tmp_path: Path) -> Callable[[str], Path]:
 def mixed(mmu: str, twin: Path) -> FleetPlan:
     """Sharing across VMs, swapping, a balloon, a late start, and every kind of step."""
     vms = (
-        VmPlan("a", twin, MB, 80 << 10, mmu, ("share:rate=100", "swap")),
-        VmPlan("b", twin, MB, 80 << 10, mmu, ("share:rate=100", "swap")),
-        VmPlan(
-            "giver", "balloon", 4 * MB, MB, mmu, ("balloon",), "pages=64 rounds=24",
+        vm_plan("a", twin, MB, 80 << 10, mmu, ("share:rate=100", "swap")),
+        vm_plan("b", twin, MB, 80 << 10, mmu, ("share:rate=100", "swap")),
+        vm_plan(
+            "giver", "balloon", 4 * MB, MB, mmu, ("balloon",), append="pages=64 rounds=24",
             schedule=(Step(MS, "balloon", "128K"), Step(4 * MS, "balloon", "0")),
         ),
         memory_guest(
@@ -155,12 +163,13 @@ def test_a_fleet_that_was_stopped_runs_on_as_if_it_had_not_been(guest: Callable[
 @pytest.mark.parametrize("mmu", MMUS)
 def test_each_guest_prints_what_it_prints_alone(mmu: str, guest: Callable[[str], Path]) -> None:
     plan = mixed(mmu, guest(TWIN))
-    vms = [replace(vm, policies=(*vm.policies, "retire:every=100us,count=20")) for vm in plan.vms]
+    retiring = "retire:every=100us,count=20"
+    vms = [replace(vm, options=replace(vm.options, policies=(*vm.options.policies, retiring))) for vm in plan.vms]
     fleet = run(*vms, memory=plan.memory, audit=False)
     for vm, member in zip(plan.vms, fleet.members, strict=True):
         if vm.name == "giver":
             continue  # tells how often it was asked
-        alone = boot_vm(vm.guest, ram=vm.ram, mmu=mmu, append=vm.append)
+        alone = boot_vm(vm.guest, ram=vm.options.ram, mmu=mmu, append=vm.options.append)
         assert run_vm(alone).status == 1
         assert member.console == bytes(alone.platform.console) != b""
         assert member.numbers is not None and member.numbers.time == alone.now
@@ -170,7 +179,7 @@ def test_turns_are_in_the_order_of_the_plan_and_clocks_keep_to_the_rounds(guest:
     loop = guest(LOOP)
     turns: list[list[int]] = []
     fleet = fleet_of(
-        VmPlan("first", loop, MB, 64 << 10), VmPlan("late", loop, MB, 64 << 10, start=2 * MS + 1), memory=4 * MB
+        vm_plan("first", loop, MB, 64 << 10), vm_plan("late", loop, MB, 64 << 10, start=2 * MS + 1), memory=4 * MB
     )
     assert fleet.run(5 * MS, lambda: turns.append([vm.now // MS for vm in fleet.running])) is FleetStop.MAX_TIME
     assert turns == [[1], [2], [3], [4, 0], [4, 1], [5, 1], [5, 2]]
@@ -188,10 +197,11 @@ def test_turns_are_in_the_order_of_the_plan_and_clocks_keep_to_the_rounds(guest:
 @pytest.mark.parametrize("mmu", MMUS)
 def test_guests_with_more_memory_than_the_machine_finish_with_the_right_sums(mmu: str) -> None:
     guests = [
-        memory_guest(f"g{seed}", f"pages=300 rounds=1 steps=8 mode=1 seed={seed}", pool=256 << 10, policies=("swap",),
-                     mmu=mmu)
+        memory_guest(
+            f"g{seed}", f"pages=300 rounds=1 steps=8 mode=1 seed={seed}", pool=256 << 10, policies=("swap",), mmu=mmu
+        )
         for seed in range(4)
-    ]  # fmt: skip
+    ]
     fleet = run(*guests, memory=4 * MB, audit=False)
     assert ends(fleet) == ["exit"] * 4 and fleet.well == 4
     assert fleet.peaks.committed << 12 == 4 * 4 * MB
@@ -203,7 +213,7 @@ def test_guests_with_more_memory_than_the_machine_finish_with_the_right_sums(mmu
 def test_identical_guests_share_their_frames(guest: Callable[[str], Path]) -> None:
     twin = guest(TWIN)
     apart, together = (
-        run(*(VmPlan(f"g{index}", twin, MB, MB, policies=policies) for index in range(3)))
+        run(*(vm_plan(f"g{index}", twin, MB, MB, policies=policies) for index in range(3)))
         for policies in ((), ("share:rate=100",))
     )
     assert apart.peaks.saved == 0
@@ -218,12 +228,12 @@ def test_identical_guests_share_their_frames(guest: Callable[[str], Path]) -> No
 @pytest.mark.parametrize("mmu", MMUS)
 def test_a_vm_that_fails_leaves_the_others_alone(mmu: str) -> None:
     fleet = run(
-        VmPlan("crash", "crash", MB, MB, mmu),
+        vm_plan("crash", "crash", MB, MB, mmu),
         memory_guest("before", mmu=mmu, policies=("share",)),
         memory_guest("small", mmu=mmu, pool=64 << 10),
         memory_guest("stuffed", mmu=mmu, pool=128 << 10, policies=("share", "swap:memory=4K")),
         memory_guest("behind", mmu=mmu, policies=("share",)),
-        VmPlan("wrong", "memory", 2 * MB, MB, mmu, append="pages=5000"),
+        vm_plan("wrong", "memory", 2 * MB, MB, mmu, append="pages=5000"),
     )
     assert ends(fleet) == ["crash", "exit", "out-of-frames", "store-full", "exit", "exit"]
     assert [member.end.well for member in fleet.members if member.end] == [False, True, False, False, True, False]
@@ -235,7 +245,8 @@ def test_a_vm_that_fails_leaves_the_others_alone(mmu: str) -> None:
 def test_a_guest_that_sleeps_for_ever_ends_unless_its_schedule_goes_on(guest: Callable[[str], Path]) -> None:
     sleep = guest(SLEEP)
     step = Step(7 * MS, "balloon", "64K")
-    fleet = run(VmPlan("idle", sleep, MB, MB), VmPlan("asked", sleep, MB, MB, policies=("balloon",), schedule=(step,)))
+    asked = vm_plan("asked", sleep, MB, MB, policies=("balloon",), schedule=(step,))
+    fleet = run(vm_plan("idle", sleep, MB, MB), asked)
     assert ends(fleet) == ["halted", "halted"]
     assert [member.end.time // MS for member in fleet.members if member.end] == [1, 8]
     assert fleet.members[1].steps[0].refused is None
@@ -262,7 +273,7 @@ def test_a_late_vm_gets_the_frames_of_one_that_has_ended() -> None:
 
 
 def test_a_late_vm_without_frames_never_starts(guest: Callable[[str], Path]) -> None:
-    loop = VmPlan("first", guest(LOOP), 4 * MB, MB, schedule=(Step(9 * MS, "shutdown", 1),))
+    loop = vm_plan("first", guest(LOOP), 4 * MB, MB, schedule=(Step(9 * MS, "shutdown", 1),))
     late = memory_guest("late", start=2 * MS, schedule=(Step(3 * MS, "pool", "2M"),))
     fleet = run(loop, late, memory=TABLES + MB)
     assert ends(fleet) == ["shut-down", "not-started"]
@@ -279,7 +290,7 @@ def test_a_late_vm_without_frames_never_starts(guest: Callable[[str], Path]) -> 
 def steps_of(*steps: tuple[int, str, str | int], guest: Path, **options: Any) -> tuple[Fleet, list[str | None]]:
     """A guest that does nothing, with these steps, the last of them a shutdown; and why they were refused."""
     schedule = (*(Step(at * MS, action, value) for at, action, value in steps), Step(50 * MS, "shutdown", 1))
-    plan = VmPlan("vm", guest, **({"ram": 2 * MB, "pool": MB} | options), schedule=schedule)
+    plan = vm_plan("vm", guest, **({"ram": 2 * MB, "pool": MB} | options), schedule=schedule)
     fleet = run(plan)
     return fleet, [result.refused for result in only(fleet).steps][:-1]
 

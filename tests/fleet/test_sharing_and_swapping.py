@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emu.fleet.fleet import Fleet, FleetPlan, VmPlan
+from emu.options import BootOptions
 
 
 @pytest.mark.parametrize("mmu", ["shadow", "nested"])
@@ -13,7 +14,11 @@ def test_pages_that_are_shared_do_not_crowd_out_the_others(mmu: str, victims: st
     """Nearly all pages of the smaller VM are shared with the other one: these have to be evicted, too."""
     policies = ("share:rate=200", f"swap:victims={victims}")
     plans = tuple(
-        VmPlan(name, "balloon", 4 << 20, frames << 12, mmu, policies, "pages=256 rounds=12")
+        VmPlan(
+            name,
+            "balloon",
+            BootOptions(ram="4M", pool=frames << 12, mmu=mmu, policies=policies, append="pages=256 rounds=12"),
+        )
         for name, frames in (("small", 225), ("large", 512))
     )
     fleet = Fleet(FleetPlan(8 << 20, plans), audit=False)

@@ -8,7 +8,8 @@ import pytest
 
 from emu.machine.vm import VirtualMachine
 from emu.observe.crash import decode, exception_name, report
-from emu.session import Ending, Outcome, boot_vm, run_vm
+from emu.observe.outcome import Ending, Outcome
+from emu.session import boot_vm, run_vm
 
 PAGING_ON = "\n    mov cr3, eax\n    mov eax, cr0\n    or eax, 0x80000000\n    mov cr0, eax\n    nop"
 

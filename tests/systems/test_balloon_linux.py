@@ -10,7 +10,7 @@ import pytest
 from emu.boot import packages
 from emu.boot.initramfs import build_initramfs
 from emu.dmm.policies.balloon import Balloon
-from emu.session import Ending
+from emu.observe.outcome import Ending
 from emu.testing import GuestUnderTest, boot
 from tests.systems.conftest import fetched
 

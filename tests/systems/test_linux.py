@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from emu.boot.initramfs import build_initramfs
+from emu.observe.outcome import Ending
 from emu.observe.trace import format_event
-from emu.session import Ending, boot_vm, run_vm
+from emu.session import boot_vm, run_vm
 
 SCRIPT = """\
 #!/bin/sh
@@ -80,8 +81,12 @@ def test_the_script_runs_and_powers_off(shadow: Boot, busybox: Path) -> None:
     after = output.partition("Run /init as init process\n")[2].splitlines()
     digest = hashlib.md5(busybox.read_bytes()).hexdigest()
     assert [line for line in after if not line.startswith("[")] == [
-        "processes 1", "the same", f"{digest}  -", "1", "script done",
-    ]  # fmt: skip
+        "processes 1",
+        "the same",
+        f"{digest}  -",
+        "1",
+        "script done",
+    ]
 
 
 def test_both_paging_architectures_look_the_same(shadow: Boot, nested: Boot) -> None:

@@ -14,8 +14,9 @@ from emu.boot.initramfs import build_initramfs
 from emu.dmm.policies.balloon import Balloon
 from emu.engine.events import BY_NAME
 from emu.machine.machine import Machine, shadow_tables_for
+from emu.observe.outcome import Ending
 from emu.observe.trace import format_event
-from emu.session import Ending, boot_vm, run_vm
+from emu.session import boot_vm, run_vm
 from tests.guests.test_under_pressure import DECISIONS, Breathing
 from tests.systems.conftest import fetched
 
@@ -115,5 +116,7 @@ def test_a_quarter_of_the_memory_and_all_policies(kernel: Path, initrd: str, tou
     assert counts["balloon-inflate"] >= PAGES and counts["balloon-deflate"] >= PAGES
     assert counts["retire"] == RETIRED
     assert (nested.console, nested.virtual_ns, nested.decisions) == (
-        shadow.console, shadow.virtual_ns, shadow.decisions,
-    )  # fmt: skip
+        shadow.console,
+        shadow.virtual_ns,
+        shadow.decisions,
+    )

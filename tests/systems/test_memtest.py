@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emu.session import Ending, boot_vm, run_vm
+from emu.observe.outcome import Ending
+from emu.session import boot_vm, run_vm
 
 
 @pytest.mark.parametrize("mmu", ["shadow", "nested"])

@@ -14,7 +14,8 @@ from emu.dmm.policies.reference_trace import FILE_MAGIC, ReferenceRecorder, Refe
 from emu.errors import BadInput
 from emu.machine.machine import Machine
 from emu.machine.vm import VirtualMachine
-from emu.session import Ending, boot_vm, run_vm
+from emu.observe.outcome import Ending
+from emu.session import boot_vm, run_vm
 from tests.dmm.stub import CODE, DATA, Stub
 
 GFNS = 32

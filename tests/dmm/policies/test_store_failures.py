@@ -17,7 +17,7 @@ from emu.dmm.p2m import PageType
 from emu.dmm.policies import store
 from emu.dmm.policies.store import SLOT_SIZE, SLOTS_AT
 from emu.dmm.policies.swap import Swap
-from emu.session import Ending
+from emu.observe.outcome import Ending
 from emu.testing import GuestUnderTest, boot
 from tests.dmm.model import GFNS, Side, make_sides
 from tests.dmm.stub import DATA
