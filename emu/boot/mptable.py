@@ -5,8 +5,12 @@ A floating pointer, which a kernel finds on a 16-byte boundary in the last KiB o
 
     0  processor    1  bus    2  I/O APIC    3  interrupt: bus source -> I/O APIC input    4  the same -> local APIC pin
 
-One CPU, an ISA and a PCI bus, one I/O APIC. Interrupts of ISA are at the input of their number, the timer at input 2.
-After reset the 8259 is in charge (virtual wire mode, there is no IMCR): LINT0 is ExtINT, LINT1 is NMI.
+An ISA and a PCI bus, one I/O APIC. Interrupts of ISA are at the input of their number, the timer at input 2. After
+reset the 8259 is in charge (virtual wire mode, there is no IMCR): LINT0 is ExtINT, LINT1 is NMI.
+
+The I/O APIC has ID 0, as does the first processor. On the three-wire bus of the first APICs all IDs had to differ
+(3.6.6 of the specification); since APIC version 14H no message carries the ID of an I/O APIC. 0 is what its register holds at
+reset, which xv6 compares, and what QEMU has; Linux renumbers I/O APICs only where the old bus is.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ CONFORMS, LEVEL_HIGH = 0x0, 0xD  # flags: as on its bus; level-triggered, active
 
 def table(
     gpa: int,
+    cpus: int = 1,
     pci_interrupts: Iterable[tuple[int, int, int]] = (),
     level_irqs: Iterable[int] = (9,),
     lapic: int = 0xFEE0_0000,
@@ -48,6 +53,7 @@ def table(
 
     Args:
         gpa: a multiple of 16.
+        cpus: number of processors, at most 255; they have the APIC IDs from 0 on, and 0 is the one that boots.
         pci_interrupts: slot, pin (0 INTA to 3 INTD) and I/O APIC input of each PCI interrupt.
         level_irqs: level-triggered interrupts that are not PCI's; 9 is ACPI's.
         lapic, ioapic: gpas of the pages with their registers.
@@ -60,7 +66,10 @@ def table(
     of_pci = {number for *_, number in routes}
     level = frozenset(level_irqs)
     entries = [
-        struct.pack(PROCESSOR, 0, 0, LAPIC_VERSION, ENABLED | BOOT_CPU, CPU_SIGNATURE, CPU_FEATURES),
+        *(
+            struct.pack(PROCESSOR, 0, apic_id, LAPIC_VERSION, flags, CPU_SIGNATURE, CPU_FEATURES)
+            for apic_id, flags in enumerate((ENABLED | BOOT_CPU, *(ENABLED,) * (cpus - 1)))
+        ),
         struct.pack(BUS, 1, PCI_BUS, b"PCI   "),
         struct.pack(BUS, 1, ISA_BUS, b"ISA   "),
         struct.pack(IO_APIC, 2, IO_APIC_ID, IO_APIC_VERSION, ENABLED, ioapic),

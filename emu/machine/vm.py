@@ -121,7 +121,8 @@ class VirtualMachine:
         self.dmm = DMM(name, index, memory, machine.m2p, self.pool, self.p2m, self.paging, self.events)
         self.platform = Platform(
             ram, self.dmm, lambda: self.now, disks, virtio_disk,
-            set_intr=self._set_intr, raise_nmi=self._raise_nmi, set_a20=self._set_a20,
+            set_intr=lambda _, level: self._set_intr(level), raise_nmi=lambda _: self._raise_nmi(),
+            on_init=lambda _: None, on_startup=lambda _, vector: None, set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
@@ -321,7 +322,7 @@ class VirtualMachine:
                 self._tick()
 
     def _interrupt(self) -> None:
-        vector = self.platform.acknowledge()
+        vector = self.platform.acknowledge(0)
         if runloop.inject(self.native_at, vector) == runloop.NEED_DMM:
             self._resolve()  # the vector is taken from the controller: it stays pending until the page is there
 

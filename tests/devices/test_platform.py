@@ -120,7 +120,7 @@ def test_left_as_by_a_bios() -> None:
     vm.native.vtime = 60_000_000  # the timer's 55 ms, IRQ 0 at vector 8
     vm.platform.tick(vm.now)
     assert vm.native.intr_line == 1
-    assert vm.platform.acknowledge() == 8
+    assert vm.platform.acknowledge(0) == 8
 
 
 ENDINGS = {
