@@ -8,9 +8,9 @@ A floating pointer, which a kernel finds on a 16-byte boundary in the last KiB o
 An ISA and a PCI bus, one I/O APIC. Interrupts of ISA are at the input of their number, the timer at input 2. After
 reset the 8259 is in charge (virtual wire mode, there is no IMCR): LINT0 is ExtINT, LINT1 is NMI.
 
-The I/O APIC has ID 0, as does the first processor. On the three-wire bus of the first APICs all IDs had to differ
-(3.6.6 of the specification); since APIC version 14H no message carries the ID of an I/O APIC. 0 is what its register holds at
-reset, which xv6 compares, and what QEMU has; Linux renumbers I/O APICs only where the old bus is.
+The I/O APIC has ID 0, as the first processor has. On the bus of the first APICs all IDs had to differ (3.6.6 of the
+specification); since APIC version 14H no message carries the ID of an I/O APIC. Its register holds 0 at reset, which
+xv6 compares, and QEMU has it; Linux renumbers I/O APICs only where the old bus is.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ CONFORMS, LEVEL_HIGH = 0x0, 0xD  # flags: as on its bus; level-triggered, active
 
 def table(
     gpa: int,
-    cpus: int = 1,
     pci_interrupts: Iterable[tuple[int, int, int]] = (),
     level_irqs: Iterable[int] = (9,),
     lapic: int = 0xFEE0_0000,
     ioapic: int = 0xFEC0_0000,
+    cpus: int = 1,
 ) -> bytes:
     """Floating pointer and configuration table, made to lie at `gpa`.
 
     Args:
         gpa: a multiple of 16.
-        cpus: number of processors, at most 255; they have the APIC IDs from 0 on, and 0 is the one that boots.
         pci_interrupts: slot, pin (0 INTA to 3 INTD) and I/O APIC input of each PCI interrupt.
         level_irqs: level-triggered interrupts that are not PCI's; 9 is ACPI's.
         lapic, ioapic: gpas of the pages with their registers.
+        cpus: number of processors, at most 255; they have the APIC IDs from 0 on, and 0 is the one that boots.
 
     Raises BadInput when `gpa` is none that the pointer can have.
     """

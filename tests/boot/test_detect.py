@@ -135,3 +135,11 @@ def test_strange_names(tmp_path: Path) -> None:
 def test_firmware_cannot_be_moved() -> None:
     with pytest.raises(BadInput, match="--load"):
         make_guest(detect("hello", 0x1000), RAM, load=0x1000)
+
+
+def test_tables_list_several_processors_to_guests_of_every_kind(tmp_path: Path) -> None:
+    for found in (detect("hello"), detect(file(tmp_path, "flat.bin", b"\xf4"))):
+        alone, several = (make_guest(found, RAM, cpus=cpus).image for cpus in (1, 3))
+        assert not any(alone.page(gfn).strip(b"\0") for gfn in range(0xF0, 0x100))
+        assert several.page(0xF0)[:8] == b"RSD PTR "
+        assert several.page(0xF8)[:4] == b"_MP_"
