@@ -29,7 +29,5 @@ def place_tables(image: GuestImage, cpus: int, rsdp: int = ACPI) -> None:
         pci_interrupts=pci_interrupts(), virtio=layout.virtio_slots(),
     )  # fmt: skip
     image.add(rsdp, acpi.tables(rsdp, hardware))
-    mp_table = mptable.table(
-        MP_TABLE, pci_interrupts(), lapic=layout.LOCAL_APIC, ioapic=layout.IO_APIC, cpus=cpus
-    )
+    mp_table = mptable.table(MP_TABLE, pci_interrupts(), lapic=layout.LOCAL_APIC, ioapic=layout.IO_APIC, cpus=cpus)
     image.add(MP_TABLE, mp_table)
