@@ -350,7 +350,7 @@ class LocalApic(Device):
         if vector < reg.LOWEST_VECTOR:
             self._error(reg.RECEIVE_ILLEGAL)
             return False
-        if not self.software_enabled:
+        if not self.registers[reg.SVR] & reg.SVR_ENABLED:
             return False
         bit = 1 << vector
         self.irr |= bit
