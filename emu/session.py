@@ -100,7 +100,9 @@ def boot_vm(
 def _load(found: Found, ram: int, options: BootOptions) -> Guest:
     """The guest that was found, ready for a VM with ``ram`` bytes."""
     if options.bios is None:
-        return make_guest(found, ram, append=options.append, load=options.load, initrd=options.initrd)
+        return make_guest(
+            found, ram, append=options.append, load=options.load, initrd=options.initrd, cpus=options.cpus
+        )
     from emu.boot.bios import rom_guest
 
     return rom_guest(Path(options.bios), ram)

@@ -53,6 +53,7 @@ class Hardware:
     """What the tables tell of; addresses are gpas.
 
     Attributes:
+        cpus: number of processors, at most 255; they have the APIC IDs from 0 on.
         lapic, ioapic: pages of the registers.
         pm_port: first of the 12 ports of power management.
         sci_irq: its interrupt.
@@ -63,6 +64,7 @@ class Hardware:
         virtio: gpa, size and I/O APIC input of each virtio-mmio device.
     """
 
+    cpus: int = 1
     lapic: int = 0xFEE0_0000
     ioapic: int = 0xFEC0_0000
     pm_port: int = 0x600
@@ -154,14 +156,14 @@ def _fadt(hardware: Hardware, facs: int, dsdt: int) -> bytes:
 
 
 def _madt(hardware: Hardware) -> bytes:
-    """5.2.12: the CPU's local APIC, the I/O APIC, and the interrupts that are not 1:1 and edge-triggered as on ISA."""
+    """5.2.12: the local APICs, the I/O APIC, and the interrupts that are not 1:1 and edge-triggered as on ISA."""
     gsis = {hardware.sci_irq, *(gsi for *_, gsi in hardware.pci_interrupts), *(gsi for *_, gsi in hardware.virtio)}
     overrides = [(0, 2, CONFORMS)]  # the PIT is at input 2
     overrides += [(gsi, gsi, LEVEL_HIGH) for gsi in sorted(gsis) if gsi < 16]
     return b"".join(
         (
             struct.pack("<II", hardware.lapic, MADT_PCAT),
-            struct.pack("<BBBBI", 0, 8, 0, 0, 1),  # CPU 0 has APIC ID 0, enabled
+            *(struct.pack("<BBBBI", 0, 8, cpu, cpu, 1) for cpu in range(hardware.cpus)),  # UID, APIC ID; enabled
             struct.pack("<BBBBII", 1, 12, 0, 0, hardware.ioapic, 0),  # ID 0, inputs from 0
             *(struct.pack("<BBBBIH", 2, 10, 0, source, gsi, flags) for source, gsi, flags in overrides),
             struct.pack("<BBBHB", 4, 6, 0xFF, CONFORMS, 1),  # all CPUs: NMI at LINT1

@@ -18,6 +18,7 @@ from emu.boot.entry import CODE_16
 from emu.boot.firmware import firmware_directory
 from emu.boot.guest import Guest
 from emu.boot.image import BytesSource, GuestImage, Source, open_source
+from emu.boot.tables import MP_TABLE, place_tables
 from emu.devices import layout
 from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
@@ -29,18 +30,24 @@ RESET_SELECTOR = 0xF000  # CS after reset; its base is not 16 times that, but:
 RESET_BASE = 0xFFFF_0000
 RESET_IP = 0xFFF0
 RESET_VECTOR = 16  # bytes from there to the end of the ROM
+ACPI_IN_ROM = MP_TABLE + 0x4000  # gpa; firmware/bios has nothing from MP_TABLE to 0xFF000
 MAX_RANGES = 64  # of a memory map in our BIOS
 
 
-def bios_guest(name: str, ram: int) -> Guest:
+def bios_guest(name: str, ram: int, cpus: int = 1) -> Guest:
     """A guest that boots from the first disk of the machine, through our BIOS.
+
+    With several processors it finds the tables that list them in the unused part of the ROM; with one there are none.
 
     Args:
         name: for people.
         ram: bytes of guest memory, for the memory map.
+        cpus: number of processors.
     """
     image = GuestImage()
     image.add(layout.BIOS_AREA, bios_rom(ram))
+    if cpus > 1:
+        place_tables(image, cpus, ACPI_IN_ROM)
     return Guest(name, "disk, by the built-in BIOS", image, _at_reset(layout.BIOS_AREA))
 
 

@@ -72,7 +72,7 @@ class SetupHeader:
         return (self.setup_sectors + 1) * _SECTOR
 
 
-def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = None) -> Guest:
+def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = None, cpus: int = 1) -> Guest:
     """A guest from a bzImage.
 
     Args:
@@ -80,6 +80,7 @@ def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = No
         ram: bytes of guest memory.
         append: the kernel's command line.
         initrd: its initial RAM disk.
+        cpus: processors that the tables list.
 
     Raises:
         BadInput: the files are broken, or do not fit.
@@ -104,7 +105,7 @@ def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = No
     image.add(KERNEL, FileSource(path, header.setup_size, kernel_size))
     initrd_at, initrd_size = _place_initrd(image, initrd, header, needed, low_end) if initrd else (0, 0)
     image.add(BOOT_PARAMS, _boot_params(header, ram, len(command_line), initrd_at, initrd_size))
-    place_tables(image)
+    place_tables(image, cpus)
     image.add(COMMAND_LINE, command_line + b"\0")
     long_mode = bool(header.xloadflags & _XLF_KERNEL_64)
     image.add(GDT, bytes(16) + descriptor(CODE_64 if long_mode else CODE_32) + descriptor(DATA_32))

@@ -12,7 +12,7 @@ from emu.errors import BadInput
 
 
 def make_guest(
-    found: Found, ram: int, *, append: str = "", load: int | None = None, initrd: str | None = None
+    found: Found, ram: int, *, append: str = "", load: int | None = None, initrd: str | None = None, cpus: int = 1
 ) -> Guest:
     """The guest, ready for :meth:`emu.machine.vm.VirtualMachine.boot`.
 
@@ -22,6 +22,7 @@ def make_guest(
         append: its command line.
         load: gpa of a flat binary.
         initrd: file with a Linux kernel's initial RAM disk; or a multiboot kernel's modules, "FILE arguments,FILE".
+        cpus: number of processors, which tables in the BIOS area tell of. Only Linux has them with one, too.
 
     Raises:
         BadInput: the guest does not assemble, does not fit, or is of a kind without support.
@@ -34,13 +35,23 @@ def make_guest(
     if found.kind == Kind.LINUX:
         from emu.boot.linux import linux_guest
 
-        return linux_guest(found.path, ram, append, Path(initrd) if initrd is not None else None)
-    if found.kind in (Kind.MULTIBOOT, Kind.MULTIBOOT2):
-        return _multiboot_guest(found, ram, append, initrd)
+        return linux_guest(found.path, ram, append, Path(initrd) if initrd is not None else None, cpus)
     if found.kind in DISK_KINDS:
         from emu.boot.bios import bios_guest
 
-        return bios_guest(found.name, ram)
+        return bios_guest(found.name, ram, cpus)
+    if found.kind in (Kind.MULTIBOOT, Kind.MULTIBOOT2):
+        guest = _multiboot_guest(found, ram, append, initrd)
+    else:
+        guest = _flat_guest(found, ram, append, load)
+    if cpus > 1:
+        from emu.boot.tables import place_tables
+
+        place_tables(guest.image, cpus)
+    return guest
+
+
+def _flat_guest(found: Found, ram: int, append: str, load: int | None) -> Guest:
     from emu.boot.flat import LOAD_ADDRESS, flat_guest
 
     address = LOAD_ADDRESS if load is None else load

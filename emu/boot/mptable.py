@@ -5,8 +5,12 @@ A floating pointer, which a kernel finds on a 16-byte boundary in the last KiB o
 
     0  processor    1  bus    2  I/O APIC    3  interrupt: bus source -> I/O APIC input    4  the same -> local APIC pin
 
-One CPU, an ISA and a PCI bus, one I/O APIC. Interrupts of ISA are at the input of their number, the timer at input 2.
-After reset the 8259 is in charge (virtual wire mode, there is no IMCR): LINT0 is ExtINT, LINT1 is NMI.
+An ISA and a PCI bus, one I/O APIC. Interrupts of ISA are at the input of their number, the timer at input 2. After
+reset the 8259 is in charge (virtual wire mode, there is no IMCR): LINT0 is ExtINT, LINT1 is NMI.
+
+The I/O APIC has ID 0, as the first processor has. On the bus of the first APICs all IDs had to differ (3.6.6 of the
+specification); since APIC version 14H no message carries the ID of an I/O APIC. Its register holds 0 at reset, which
+xv6 compares, and QEMU has it; Linux renumbers I/O APICs only where the old bus is.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ def table(
     level_irqs: Iterable[int] = (9,),
     lapic: int = 0xFEE0_0000,
     ioapic: int = 0xFEC0_0000,
+    cpus: int = 1,
 ) -> bytes:
     """Floating pointer and configuration table, made to lie at `gpa`.
 
@@ -51,6 +56,7 @@ def table(
         pci_interrupts: slot, pin (0 INTA to 3 INTD) and I/O APIC input of each PCI interrupt.
         level_irqs: level-triggered interrupts that are not PCI's; 9 is ACPI's.
         lapic, ioapic: gpas of the pages with their registers.
+        cpus: number of processors, at most 255; they have the APIC IDs from 0 on, and 0 is the one that boots.
 
     Raises BadInput when `gpa` is none that the pointer can have.
     """
@@ -60,7 +66,10 @@ def table(
     of_pci = {number for *_, number in routes}
     level = frozenset(level_irqs)
     entries = [
-        struct.pack(PROCESSOR, 0, 0, LAPIC_VERSION, ENABLED | BOOT_CPU, CPU_SIGNATURE, CPU_FEATURES),
+        *(
+            struct.pack(PROCESSOR, 0, apic_id, LAPIC_VERSION, flags, CPU_SIGNATURE, CPU_FEATURES)
+            for apic_id, flags in enumerate((ENABLED | BOOT_CPU, *(ENABLED,) * (cpus - 1)))
+        ),
         struct.pack(BUS, 1, PCI_BUS, b"PCI   "),
         struct.pack(BUS, 1, ISA_BUS, b"ISA   "),
         struct.pack(IO_APIC, 2, IO_APIC_ID, IO_APIC_VERSION, ENABLED, ioapic),

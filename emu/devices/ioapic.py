@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from emu.devices.device import Device, IrqLine
+from emu.devices.wires import NumberedWire
 from emu.errors import BadInput
 
 INPUTS = 24
@@ -54,7 +55,7 @@ class IoApic(Device):
     def __init__(self, send: Send) -> None:
         self._send = send
         self.select = 0  # IOREGSEL
-        self.id = 0  # register 0
+        self.id = 0  # register 0; no message carries it, so that a local APIC may have the same ID
         self.lines = 0  # levels of the inputs
         self.entries = [MASKED] * INPUTS
 
@@ -62,7 +63,7 @@ class IoApic(Device):
         """The wire of input 0 to 23. Raises BadInput for others."""
         if number not in range(INPUTS):
             raise BadInput(f"I/O APIC input {number}", f"not one of 0 to {INPUTS - 1}")
-        return _Input(self, number)
+        return NumberedWire(self.set_input, number)
 
     def set_input(self, number: int, level: bool) -> None:
         """Drive an input."""
@@ -137,14 +138,3 @@ class IoApic(Device):
 
 def _is_level(entry: int) -> bool:
     return entry & LEVEL != 0 and (entry >> 8 & 7) in FIXED_OR_LOWEST
-
-
-class _Input:
-    """The wire to one input."""
-
-    def __init__(self, chip: IoApic, number: int) -> None:
-        self._chip = chip
-        self._number = number
-
-    def set(self, level: bool) -> None:
-        self._chip.set_input(self._number, level)

@@ -1,4 +1,4 @@
-"""The local APIC of a PC with one CPU. Source: Intel SDM vol. 3A, chapter 11 (APIC), as QEMU's version 0x14.
+"""The local APIC of one processor. Source: Intel SDM vol. 3A, chapter 11 (APIC), as QEMU's version 0x14.
 
 An interrupt arrives with a vector and sets its bit in the IRR. Its priority class is vector >> 4. When that is above
 the class of the PPR, the CPU is asked; when the CPU accepts, the bit moves to the ISR, and EOI clears the highest bit
@@ -8,8 +8,9 @@ whose EOI the I/O APIC is told of. Vectors 0 to 15 are errors.
 The pins LINT0 and LINT1 are wired to the 8259's INTR and to NMI. With the delivery mode ExtINT, LINT0 asks the CPU
 whatever the PPR is, and the 8259 gives the vector. A globally disabled APIC is not there: the pins go to the CPU.
 
-At reset LINT0 is open in ExtINT mode, as on QEMU: what a BIOS sets up before a kernel that knows only the 8259 runs.
-A pin's level means asserted or not, whatever the polarity bit says. INIT, SIPI and SMI do nothing.
+At reset LINT0 of the first processor is open in ExtINT mode, as on QEMU: what a BIOS sets up before a kernel that knows
+only the 8259 runs. After INIT, and at reset of the other processors, it is masked. A pin's level means asserted or not,
+whatever the polarity bit says. SMI does nothing. What the ICR sends, the bus between the APICs delivers (`apic_bus`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from emu.devices import lapic_registers as reg
+from emu.devices.apic_destination import wide_destination, x2apic_ldr
+from emu.devices.cpu_pins import CpuPins
 from emu.devices.device import Clock, Device, IrqLine, State, check_fields
 from emu.devices.lapic_timer import ApicTimer
+from emu.devices.wires import NumberedWire
 
 
 class LocalApic(Device):
-    """The APIC with ID 0. The bus clock is 1 GHz and the TSC counts virtual ns.
+    """One APIC. The bus clock is 1 GHz and the TSC counts virtual ns.
 
     Args:
-        set_intr: gets each new level of the CPU's interrupt request.
-        raise_nmi: called for each NMI.
+        apic_id: its ID after reset, and the index of its processor; 0 is the first one, which boots (BSP).
+        cpu: what it does to its processor.
+        send_ipi: gets the destination, 32 bits with X2APIC_BROADCAST for everybody, and the ICR's lower half of each
+            interrupt that the processor sends.
         acknowledge_pic: the 8259's INTA cycle, gives its vector.
         broadcast_eoi: gets the vector at the EOI of a level-triggered interrupt.
         clock: virtual time.
@@ -40,19 +46,21 @@ class LocalApic(Device):
 
     def __init__(
         self,
-        set_intr: Callable[[bool], None],
-        raise_nmi: Callable[[], None],
+        apic_id: int,
+        cpu: CpuPins,
+        send_ipi: Callable[[int, int], None],
         acknowledge_pic: Callable[[], int],
         broadcast_eoi: Callable[[int], None],
         clock: Clock,
     ) -> None:
-        self._set_intr = set_intr
-        self._raise_nmi = raise_nmi
+        self.apic_id = apic_id
+        self._cpu = cpu
+        self._send_ipi = send_ipi
         self._acknowledge_pic = acknowledge_pic
         self._broadcast_eoi = broadcast_eoi
         self._clock = clock
-        self.lint0: IrqLine = _Pin(self, 0)
-        self.lint1: IrqLine = _Pin(self, 1)
+        self.lint0: IrqLine = NumberedWire(self.set_pin, 0)
+        self.lint1: IrqLine = NumberedWire(self.set_pin, 1)
         self._writers: dict[int, Callable[[int, int], None]] = {
             **dict.fromkeys((reg.ID, reg.LDR, reg.ICR_HIGH, reg.DFR), self._write_plain),
             **dict.fromkeys(reg.LVTS, self._write_lvt),
@@ -60,9 +68,9 @@ class LocalApic(Device):
             reg.ICR: self._write_icr, reg.LVT_TIMER: self._write_lvt_timer, reg.TIMER_INITIAL: self._write_initial,
             reg.TIMER_DIVIDE: self._write_divide, reg.SELF_IPI: self._write_self_ipi,
         }  # fmt: skip
-        self.base = reg.RESET_ADDRESS | reg.BASE_ENABLED | reg.BASE_BSP  # IA32_APIC_BASE
+        self.base = reg.RESET_ADDRESS | reg.BASE_ENABLED | (0 if apic_id else reg.BASE_BSP)  # IA32_APIC_BASE
         self.pins = [False, False]  # levels of LINT0 and LINT1
-        self.output = False  # level that set_intr was told last
+        self.output = False  # level that the processor was told last
         self._reset()
 
     # ---- the CPU's side
@@ -139,27 +147,22 @@ class LocalApic(Device):
 
     # ---- interrupts from outside
 
-    def message(self, destination: int, logical: bool, vector: int, mode: int, level_triggered: bool) -> bool:
-        """An interrupt message from the I/O APIC or another device, with an 8-bit destination.
-
-        Returns whether it was accepted: it is meant for this APIC and this one is enabled.
-        """
-        if not self.base & reg.BASE_ENABLED:
-            return False
-        if destination != reg.BROADCAST and not self._is_addressed(destination, logical):
-            return False
-        return self.deliver(vector, mode, level_triggered)
-
-    def message_write(self, gpa: int, data: int) -> bool:
-        """An MSI: a device's write of `data` to 0xFEExxxxx (SDM vol. 3A, 11.11). Returns as `message`."""
-        return self.message(gpa >> 12 & 0xFF, bool(gpa & 4), data & 0xFF, data >> 8 & 7, bool(data & reg.LEVEL))
+    @property
+    def software_enabled(self) -> bool:
+        """Whether it takes vectors; one that does not still hears NMI, INIT and SIPI (SDM vol. 3A, 11.4.7.2)."""
+        return bool(self.registers[reg.SVR] & reg.SVR_ENABLED)
 
     def deliver(self, vector: int, mode: int, level_triggered: bool) -> bool:
         """Take an interrupt whose destination is this APIC. Returns whether it was accepted."""
         if mode in (reg.FIXED, reg.LOWEST):
             return self._accept(vector, level_triggered)
         if mode == reg.NMI:
-            self._raise_nmi()
+            self._cpu.raise_nmi(self.apic_id)
+        elif mode == reg.INIT:
+            self._init()
+            self._cpu.on_init(self.apic_id)
+        elif mode == reg.SIPI:
+            self._cpu.on_startup(self.apic_id, vector)
         return True
 
     def set_pin(self, number: int, level: bool) -> None:
@@ -169,7 +172,7 @@ class LocalApic(Device):
         self.pins[number] = level
         if not self.base & reg.BASE_ENABLED:
             if number == 1 and level:
-                self._raise_nmi()
+                self._cpu.raise_nmi(self.apic_id)
         elif level:
             lvt = self.registers[reg.LVT_LINT0 + number]
             if not lvt & reg.MASKED and (lvt & reg.MODE or not lvt & reg.LEVEL):
@@ -192,14 +195,14 @@ class LocalApic(Device):
         return {**super().state(), "timer": {name: getattr(self.timer, name) for name in ApicTimer.STATE}}
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned, and tell `set_intr` the level that it asks for now."""
+        """Take over what `state` returned, and tell the processor the level that it asks for now."""
         check_fields("LocalApic", state, (*self.STATE, "timer"))
         timer = state["timer"]
         check_fields("ApicTimer", timer, ApicTimer.STATE)
         super().load_state({name: state[name] for name in self.STATE})
         for name in ApicTimer.STATE:
             setattr(self.timer, name, timer[name])
-        self._set_intr(self.output)
+        self._cpu.set_intr(self.apic_id, self.output)
 
     # ---- registers
 
@@ -234,30 +237,42 @@ class LocalApic(Device):
 
     def _reset(self) -> None:
         """The state after power-up, but for the base and the pins."""
+        self._clear(self.apic_id << 24)
+        if self.base & reg.BASE_BSP:
+            self.registers[reg.LVT_LINT0] = reg.EXTINT << 8
+        self._update_pins()
+
+    def _init(self) -> None:
+        """What INIT leaves: ID and base stay, all else is as after power-up, LINT0 masked (SDM vol. 3A, 11.4.7.3)."""
+        self._clear(self.registers[reg.ID])
+        if self.base & reg.BASE_X2APIC:
+            self.registers[reg.LDR] = x2apic_ldr(self.apic_id)
+        self._update_pins()
+
+    def _clear(self, id_register: int) -> None:
         self.registers = [0] * 0x40
+        self.registers[reg.ID] = id_register
         self.registers[reg.VERSION] = reg.VERSION_VALUE
         self.registers[reg.DFR] = 0xFFFF_FFFF
         self.registers[reg.SVR] = 0xFF
         for lvt in reg.LVTS:
             self.registers[lvt] = reg.MASKED
-        self.registers[reg.LVT_LINT0] = reg.EXTINT << 8
         self.isr = self.tmr = self.irr = 0  # one bit a vector
         self.errors = 0  # ESR bits since ESR was written
         self.timer = ApicTimer()
         self.extint = False  # the 8259 asks and is let through
-        self._update_pins()
 
     def _write_base(self, value: int) -> bool:
         """IA32_APIC_BASE."""
         if value & ~reg.BASE_WRITABLE or value >> 10 & 3 not in reg.NEXT_STATES[self.base >> 10 & 3]:
             return False
         changed = self.base ^ value
-        self.base = value & ~reg.BASE_BSP | reg.BASE_BSP
+        self.base = value & ~reg.BASE_BSP | self.base & reg.BASE_BSP
         if changed & reg.BASE_ENABLED:
             self._reset()
         elif changed & reg.BASE_X2APIC:
-            self.registers[reg.ID] = self.registers[reg.ICR_HIGH] = 0
-            self.registers[reg.LDR] = 1  # cluster 0, first member: what ID 0 makes
+            self.registers[reg.ID], self.registers[reg.ICR_HIGH] = self.apic_id, 0
+            self.registers[reg.LDR] = x2apic_ldr(self.apic_id)
         return True
 
     def _write_plain(self, register: int, value: int) -> None:
@@ -292,14 +307,16 @@ class LocalApic(Device):
 
     def _write_icr(self, register: int, value: int) -> None:
         self.registers[reg.ICR] = value
-        vector, mode, shorthand = value & 0xFF, value >> 8 & 7, value >> 18
-        if vector < reg.LOWEST_VECTOR and mode in (reg.FIXED, reg.LOWEST):
+        if value & 0xFF < reg.LOWEST_VECTOR and value >> 8 & 7 in (reg.FIXED, reg.LOWEST):
             self._error(reg.SEND_ILLEGAL)
-        elif shorthand in (reg.TO_SELF, reg.TO_ALL) or shorthand == reg.NO_SHORTHAND and self._icr_means_self():
-            self.deliver(vector, mode, False)
+            return
+        destination = self.registers[reg.ICR_HIGH]
+        if not self.base & reg.BASE_X2APIC:
+            destination = wide_destination(destination >> 24)
+        self._send_ipi(destination, value)
 
     def _write_self_ipi(self, register: int, value: int) -> None:
-        self._write_icr(reg.ICR, reg.TO_SELF << 18 | value)
+        self._write_icr(reg.ICR, reg.TO_SELF << reg.SHORTHAND | value)
 
     def _write_lvt(self, register: int, value: int) -> None:
         """The mask cannot be cleared while the APIC is software-disabled."""
@@ -327,25 +344,6 @@ class LocalApic(Device):
         self.registers[reg.TIMER_DIVIDE] = value
 
     # ---- within
-
-    def _is_addressed(self, destination: int, logical: bool) -> bool:
-        """Whether a destination that is no broadcast means this APIC."""
-        if self.base & reg.BASE_X2APIC:
-            ldr, id_shift, member_bits = self.registers[reg.LDR], 0, 16
-        else:
-            ldr, id_shift, member_bits = self.registers[reg.LDR] >> 24, 24, 4
-            if self.registers[reg.DFR] == 0xFFFF_FFFF:
-                member_bits = 8  # flat model: no clusters
-        if not logical:
-            return destination == self.registers[reg.ID] >> id_shift
-        return destination >> member_bits == ldr >> member_bits and destination & ldr & (1 << member_bits) - 1 != 0
-
-    def _icr_means_self(self) -> bool:
-        """Whether the destination in the ICR is this APIC or everybody."""
-        destination, broadcast = self.registers[reg.ICR_HIGH], reg.X2APIC_BROADCAST
-        if not self.base & reg.BASE_X2APIC:
-            destination, broadcast = destination >> 24, reg.BROADCAST
-        return destination == broadcast or self._is_addressed(destination, bool(self.registers[reg.ICR] & reg.LOGICAL))
 
     def _accept(self, vector: int, level_triggered: bool) -> bool:
         """Put a vector into the IRR."""
@@ -395,15 +393,4 @@ class LocalApic(Device):
         output = self.extint or (self.irr.bit_length() - 1) >> 4 > self.registers[reg.PPR] >> 4
         if output != self.output:
             self.output = output
-            self._set_intr(output)
-
-
-class _Pin:
-    """The wire to LINT0 or LINT1."""
-
-    def __init__(self, apic: LocalApic, number: int) -> None:
-        self._apic = apic
-        self._number = number
-
-    def set(self, level: bool) -> None:
-        self._apic.set_pin(self._number, level)
+            self._cpu.set_intr(self.apic_id, output)

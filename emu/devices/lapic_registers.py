@@ -42,14 +42,16 @@ FIXED, LOWEST, SMI, NMI, INIT, SIPI, EXTINT = 0, 1, 2, 4, 5, 6, 7  # delivery mo
 MODE = 7 << 8  # LVT, ICR: delivery mode
 LOGICAL = 1 << 11  # ICR: the destination is a logical ID
 REMOTE_IRR = 1 << 14  # LVT: a level-triggered interrupt was taken and waits for its EOI
-LEVEL = 1 << 15  # LVT: level-triggered
+LEVEL = 1 << 15  # LVT, ICR: level-triggered
 MASKED = 1 << 16  # LVT
 TIMER_MODE_SHIFT = 17  # LVT timer: the mode's two bits
-NO_SHORTHAND, TO_SELF, TO_ALL = 0, 1, 2  # ICR, bits 18-19; 3 is all but self: nobody
+ASSERT = 1 << 14  # ICR: level; with LEVEL and without this, INIT is a de-assertion
+SHORTHAND = 18  # ICR: lowest of two bits
+NO_SHORTHAND, TO_SELF, TO_ALL, TO_OTHERS = 0, 1, 2, 3
 SEND_ILLEGAL, RECEIVE_ILLEGAL, ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7  # ESR: vector below 16 twice, no such register
 LOWEST_VECTOR = 16  # those below are exceptions'
-BROADCAST = 0xFF  # destination: everybody
-X2APIC_BROADCAST = 0xFFFF_FFFF
+BROADCAST = 0xFF  # destination of 8 bits: everybody
+X2APIC_BROADCAST = 0xFFFF_FFFF  # the same of 32 bits
 
 WRITABLE = {  # register -> bits that the guest can set
     ID: 0xFF00_0000, TPR: 0xFF, EOI: 0xFFFF_FFFF, LDR: 0xFF00_0000, DFR: 0xF000_0000, SVR: 0x1FF, ESR: 0xFFFF_FFFF,

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 
 from emu.devices import fw_cfg, layout, rtc
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
+from emu.devices.apic_bus import ApicBus
+from emu.devices.apic_page import ApicPage
 from emu.devices.balloon_port import BalloonPort
 from emu.devices.bus import MmioBus, PortBus
 from emu.devices.console import DebugConsole
+from emu.devices.cpu_pins import CpuPins
 from emu.devices.device import BalloonDriver, Device, GuestMemory, IrqLine
 from emu.devices.disk import Disk
 from emu.devices.exit import ExitPort
@@ -18,7 +21,6 @@ from emu.devices.hpet import Hpet
 from emu.devices.i8042 import I8042
 from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
-from emu.devices.lapic import LocalApic
 from emu.devices.pci import PM_BASE, PM_ENABLE, POWER_PLACE, i440fx
 from emu.devices.pic import PicPair
 from emu.devices.pit import Pit, SystemControlPort
@@ -46,8 +48,9 @@ class Platform:
         memory: guest memory, for devices that transfer by themselves.
         clock: virtual time in ns.
         disks: up to two, of the primary IDE channel; virtio_disk: of the virtio block device.
-        set_intr: gets the level of the CPU's interrupt line.
-        raise_nmi: called for a non-maskable interrupt.
+        cpus: number of processors, 1 to 16; each has an index from 0 on, which is its APIC ID.
+        running: the index of the processor that accesses a device right now.
+        set_intr, raise_nmi, on_init, on_startup: the inputs of the processors, as `CpuPins` says.
         set_a20: gets the level of address line 20.
         balloon: gets what the guest tells its balloon devices, and tells them how many pages to ask for.
         on_exit: gets the value written to the exit port.
@@ -58,7 +61,7 @@ class Platform:
         uart: the first serial port; its output is part of the console.
         keyboard: keyboard and mouse.
         vga: the display.
-        lapic: the CPU's local APIC.
+        lapics: the local APIC of each processor.
         virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
         fw_cfg: what QEMU tells its firmware.
         console: everything that the guest printed so far, bytes.
@@ -72,8 +75,12 @@ class Platform:
         disks: Sequence[Disk],
         virtio_disk: Disk | None,
         *,
-        set_intr: Callable[[bool], None],
-        raise_nmi: Callable[[], None],
+        cpus: int = 1,
+        running: Callable[[], int] = lambda: 0,
+        set_intr: Callable[[int, bool], None],
+        raise_nmi: Callable[[int], None],
+        on_init: Callable[[int], None],
+        on_startup: Callable[[int, int], None],
         set_a20: Callable[[bool], None],
         balloon: BalloonDriver,
         on_exit: Callable[[int], None],
@@ -86,7 +93,7 @@ class Platform:
         self._sinks: list[Callable[[bytes], None]] = []
         self._clock = clock
         self._memory = memory
-        self._add_interrupt_controllers(set_intr, raise_nmi)
+        self._add_interrupt_controllers(cpus, running, CpuPins(set_intr, raise_nmi, on_init, on_startup))
         self._add_timers(clock)
         self.uart = Uart16550(self.wire(layout.IRQ_COM1), self._print, clock)
         a20 = A20Gate(set_a20)
@@ -120,9 +127,9 @@ class Platform:
         ]
         for base, length, device in ports:
             self.bus.register(base, length, device)
-        self._tell_memory_size(ram)
+        self._tell_firmware(ram, cpus)
         self._timed: list[Device] = [
-            self._pit, self._rtc, self.uart, self.keyboard, self._hpet, self.lapic, self._power,
+            self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power,
         ]  # fmt: skip
 
     def _place_power_ports(self, offset: int, size: int) -> None:
@@ -133,17 +140,19 @@ class Platform:
         if decoded and base and self.bus.is_free(base, layout.ACPI_PM_PORTS):  # where something else is, that answers
             self.bus.register(base, layout.ACPI_PM_PORTS, self._power)
 
-    def _add_interrupt_controllers(self, set_intr: Callable[[bool], None], raise_nmi: Callable[[], None]) -> None:
-        self.lapic = LocalApic(
-            set_intr, raise_nmi, lambda: self._pic.acknowledge(), lambda vector: self._ioapic.eoi(vector), self._clock
-        )
-        self._pic = PicPair(self.lapic.lint0.set)
-        self._ioapic = IoApic(self.lapic.message)
+    def _add_interrupt_controllers(self, cpus: int, running: Callable[[], int], pins: CpuPins) -> None:
+        bus = ApicBus(cpus, pins, lambda: self._pic.acknowledge(), lambda vector: self._ioapic.eoi(vector), self._clock)
+        self.lapics = bus.apics
+        lint0 = [lapic.lint0 for lapic in self.lapics]
+        self._pic = PicPair(lint0[0].set if cpus == 1 else Wires(*lint0).set)
+        self._ioapic = IoApic(bus.message)
         self.bus.register(layout.PIC_MASTER_PORT, layout.PIC_MASTER_PORTS, self._pic.master)
         self.bus.register(layout.PIC_SLAVE_PORT, layout.PIC_SLAVE_PORTS, self._pic.slave)
         self.bus.register(layout.ELCR_PORT, layout.ELCR_PORTS, self._pic.elcr)
         self.mmio.register(layout.IO_APIC, layout.IO_APIC_SIZE, self._ioapic)
-        self.mmio.register(layout.LOCAL_APIC, layout.LOCAL_APIC_SIZE, self.lapic)
+        self.mmio.register(
+            layout.LOCAL_APIC, layout.LOCAL_APIC_SIZE, self.lapics[0] if cpus == 1 else ApicPage(self.lapics, running)
+        )
 
     def _add_timers(self, clock: Callable[[], int]) -> None:
         """The PIT and the RTC, and the HPET, which can take their interrupts over."""
@@ -158,9 +167,7 @@ class Platform:
         self._rtc = Rtc(rtc_wire, clock)
         self._hpet = Hpet(self.wire, clock, on_legacy)
         self.bus.register(layout.PIT_PORT, layout.PIT_PORTS, self._pit)
-        self.bus.register(
-            layout.SYSTEM_CONTROL_PORT, layout.SYSTEM_CONTROL_PORTS, SystemControlPort(self._pit, clock)
-        )
+        self.bus.register(layout.SYSTEM_CONTROL_PORT, layout.SYSTEM_CONTROL_PORTS, SystemControlPort(self._pit, clock))
         self.bus.register(layout.RTC_PORT, layout.RTC_PORTS, self._rtc)
         self.mmio.register(layout.HPET, layout.HPET_SIZE, self._hpet)
 
@@ -186,14 +193,16 @@ class Platform:
             slot = VirtioMmio(self.wire(irq), device) if device else EmptySlot()
             self.mmio.register(gpa, size, slot)
 
-    def _tell_memory_size(self, ram: int) -> None:
+    def _tell_firmware(self, ram: int, cpus: int) -> None:
+        """The sizes of the machine, in CMOS and fw_cfg."""
         low, *high = layout.ram_ranges(ram)
         self._rtc.set_memory(len(low), sum(map(len, high)))
         self._rtc.set_cell(rtc.EQUIPMENT, 0x06)  # FPU, PS/2 mouse
+        self._rtc.set_cell(rtc.CPUS_BUT_ONE, cpus - 1)
         self._rtc.set_boot_order("cad")
         self.fw_cfg.set(fw_cfg.RAM_SIZE, struct.pack("<Q", ram))
         for key in (fw_cfg.NB_CPUS, fw_cfg.MAX_CPUS):
-            self.fw_cfg.set(key, struct.pack("<H", 1))
+            self.fw_cfg.set(key, struct.pack("<H", cpus))
         # SeaBIOS: let INT 10h and 16h use the serial port, as there is no video BIOS
         self.fw_cfg.add_file("etc/sercon-port", struct.pack("<Q", layout.COM1_PORT))
 
@@ -222,17 +231,22 @@ class Platform:
         """Stop calling ``sink``."""
         self._sinks.remove(sink)
 
-    def acknowledge(self) -> int:
-        """The CPU accepts an interrupt: its vector."""
-        return self.lapic.acknowledge()
+    @property
+    def apic_page_mapped(self) -> bool:
+        """Whether the registers of a local APIC are in memory: one at least is enabled and in xAPIC mode."""
+        return any(lapic.mapped is not None for lapic in self.lapics)
 
-    def read_msr(self, index: int) -> int | None:
-        """A model-specific register that belongs to a device; None when there is none."""
-        return self.lapic.read_msr(index)
+    def acknowledge(self, cpu: int) -> int:
+        """A processor accepts an interrupt: its vector."""
+        return self.lapics[cpu].acknowledge()
 
-    def write_msr(self, index: int, value: int) -> bool:
-        """Whether the register exists and takes the value."""
-        return self.lapic.write_msr(index, value)
+    def read_msr(self, cpu: int, index: int) -> int | None:
+        """A processor's model-specific register that belongs to a device; None when there is none."""
+        return self.lapics[cpu].read_msr(index)
+
+    def write_msr(self, cpu: int, index: int, value: int) -> bool:
+        """Whether the processor's register exists and takes the value."""
+        return self.lapics[cpu].write_msr(index, value)
 
     def deadline(self) -> int:
         """Virtual time in ns at which a device wants :meth:`tick`; NEVER when none does."""
@@ -252,4 +266,3 @@ class Platform:
         self.console += data
         for sink in tuple(self._sinks):
             sink(data)
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from emu.devices.device import IrqLine
 
 
@@ -40,3 +42,14 @@ class NoWire:
 
     def set(self, level: bool) -> None:
         pass
+
+
+class NumberedWire:
+    """The wire to one of several inputs of a chip. `drive` gets the input's number and its level."""
+
+    def __init__(self, drive: Callable[[int, bool], None], number: int) -> None:
+        self._drive = drive
+        self._number = number
+
+    def set(self, level: bool) -> None:
+        self._drive(self._number, level)

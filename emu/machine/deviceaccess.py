@@ -106,7 +106,7 @@ class DeviceAccess:
 
     def _load_msr(self, index: int, _: int, __: int) -> int:
         """Leaves the value in ``msr_value``; 1 when the register does not exist."""
-        value = self._platform.read_msr(index)
+        value = self._platform.read_msr(self._running().index, index)
         if value is None:
             return 1
         if index == _TSC_DEADLINE and value:
@@ -119,10 +119,10 @@ class DeviceAccess:
         value &= (1 << 64) - 1
         if index == _TSC_DEADLINE and value:  # the device knows virtual time
             value = max(value - self._running().tsc_offset, 1)
-        accepted = self._platform.write_msr(index, value)
-        lapic = self._platform.lapic
-        self._running().apic_enabled = int(lapic.enabled)
-        if (lapic.mapped is not None) != self._apic_mapped:
+        cpu = self._running()
+        accepted = self._platform.write_msr(cpu.index, index, value)
+        cpu.apic_enabled = int(self._platform.lapics[cpu.index].enabled)
+        if self._platform.apic_page_mapped != self._apic_mapped:
             self._apic_mapped = not self._apic_mapped
             gfn = layout.LOCAL_APIC >> PAGE_SHIFT
             self._memory.set_mmio(range(gfn, gfn + 1), self._apic_mapped)

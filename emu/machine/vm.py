@@ -123,7 +123,8 @@ class VirtualMachine:
         self.memory = PhysicalMemory(self.dmm)
         self.platform = Platform(
             ram, self.memory, lambda: self.now, disks, virtio_disk,
-            set_intr=lambda level: self._set_intr(0, level), raise_nmi=lambda: self._raise_nmi(0),
+            cpus=cpus, running=lambda: self.native.current,
+            set_intr=self._set_intr, raise_nmi=self._raise_nmi, on_init=self._init, on_startup=self._start_up,
             set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
@@ -312,7 +313,7 @@ class VirtualMachine:
             if reason == Reason.NEED:
                 self._resolve()
             elif reason == Reason.INTERRUPT:
-                self._inject(self.platform.acknowledge())
+                self._inject(self.platform.acknowledge(native.current))
             elif reason == Reason.NMI:
                 self._running.native.nmi_pending = 0
                 self._running.registers.block_nmi()

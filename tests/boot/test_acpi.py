@@ -100,6 +100,12 @@ def test_madt() -> None:
     assert [entry[3] for entry in Tables(Hardware()).madt() if entry[0] == 2] == [0, 9]
 
 
+def test_madt_lists_the_processors() -> None:
+    madt = Tables(Hardware(cpus=16)).madt()
+    assert madt[:16] == [bytes((0, 8, n, n, 1, 0, 0, 0)) for n in range(16)]
+    assert madt[16:] == Tables(Hardware()).madt()[1:]
+
+
 def test_hpet() -> None:
     table = Tables().found[b"HPET"]
     assert struct.unpack_from("<IBBBBQBHB", table, 36) == (0x8086A201, 0, 64, 0, 0, 0xFED00000, 0, 0, 0)

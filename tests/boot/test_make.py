@@ -33,3 +33,13 @@ def test_only_kernels_take_an_initrd(tmp_path: Path, data: bytes, name: str) -> 
     path.write_bytes(data)
     with pytest.raises(BadInput, match="--initrd"):
         make_guest(detect(path), RAM, initrd="initrd.img")
+
+
+def test_tables_list_several_processors_to_guests_of_every_kind(tmp_path: Path) -> None:
+    flat = tmp_path / "flat.bin"
+    flat.write_bytes(b"\xf4")
+    for found in (detect("hello"), detect(flat)):
+        alone, several = (make_guest(found, RAM, cpus=cpus).image for cpus in (1, 3))
+        assert not any(alone.page(gfn).strip(b"\0") for gfn in range(0xF0, 0x100))
+        assert several.page(0xF0)[:8] == b"RSD PTR "
+        assert several.page(0xF8)[:4] == b"_MP_"

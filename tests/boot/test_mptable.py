@@ -42,6 +42,13 @@ def test_header_and_hardware() -> None:
     assert struct.unpack("<BBBBI", chip) == (2, 0, 0x20, 1, 0xFEC00000)
 
 
+@pytest.mark.parametrize("cpus", [1, 2, 16])
+def test_processors(cpus: int) -> None:
+    _, entries = config(table(GPA, cpus=cpus))
+    processors = [entry for entry in entries if entry[0] == 0]
+    assert [tuple(entry[1:4]) for entry in processors] == [(n, 0x14, 3 if n == 0 else 1) for n in range(cpus)]
+
+
 def test_interrupts() -> None:
     _, entries = config(table(GPA, PCI))
     interrupts = [struct.unpack("<BBHBBBB", entry)[1:] for entry in entries if entry[0] == 3]

@@ -112,7 +112,7 @@ def test_only_the_kernel_may(instruction: str, msr: int) -> None:
     vm = long_mode_vm(blob, "shadow", {13: HANDLERS}, user=True)
     vm.cpu.eflags |= 3 << 12
     assert (vm.run(1_000_000), vm.exit_value) == (Stop.EXIT, 13)
-    assert vm.platform.lapic.base == BASE_AT_RESET and vm.processor.native.tsc_offset == 0
+    assert vm.platform.lapics[0].base == BASE_AT_RESET and vm.processor.native.tsc_offset == 0
 
 
 # --- the local APIC ---------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_refused_write_goes_nowhere() -> None:
     error, rip, _ = kept(vm)
     code = vm.memory.read(rip, 2)
     assert (error, code) == (0, b"\x0f\x30")
-    assert vm.platform.lapic.read(0xF0, 4) == 0xFF
+    assert vm.platform.lapics[0].read(0xF0, 4) == 0xFF
 
 
 @pytest.mark.parametrize("mmu", MMUS)
@@ -288,7 +288,7 @@ def test_a_deadline_that_is_past_rings_at_once_and_zero_disarms() -> None:
     source += ARM + store(TSC_DEADLINE, 0) + load(TSC_DEADLINE)
     vm = machine(source, handlers={0x40: "inc r14; iretq"})
     assert kept(vm)[::2] == [1, 0]
-    assert vm.platform.lapic.deadline() is None
+    assert vm.platform.lapics[0].deadline() is None
 
 
 def test_the_deadline_is_ignored_in_other_modes() -> None:

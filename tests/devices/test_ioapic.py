@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu.devices.apic_bus import ApicBus
+from emu.devices.cpu_pins import CpuPins
 from emu.devices.ioapic import IoApic
-from emu.devices.lapic import LocalApic
 from emu.errors import BadInput
 
 IOREGSEL, IOWIN, EOI = 0x00, 0x10, 0x40
@@ -178,8 +179,10 @@ def test_there_are_24_inputs(board: Board, number: int) -> None:
 
 def test_with_a_local_apic_a_high_level_interrupts_until_the_device_is_served() -> None:
     levels: list[bool] = []
-    apic = LocalApic(levels.append, lambda: None, lambda: 0, lambda vector: chip.eoi(vector), lambda: 0)
-    chip = IoApic(apic.message)
+    pins = CpuPins(lambda _, level: levels.append(level), lambda _: None, lambda _: None, lambda _, vector: None)
+    bus = ApicBus(1, pins, lambda: 0, lambda vector: chip.eoi(vector), lambda: 0)
+    (apic,) = bus.apics
+    chip = IoApic(bus.message)
     apic.write(0xF0, 4, 0x1FF)
     for register, value in ((0x10 + 22, LEVEL | LOW | 0x5B), (0x11 + 22, 0)):
         chip.write(IOREGSEL, 4, register)

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu.devices.apic_bus import ApicBus
+from emu.devices.cpu_pins import CpuPins
 from emu.devices.lapic import LocalApic
 from emu.devices.pic import PicPair
 from emu.errors import BadInput
@@ -31,14 +33,17 @@ class Board:
         self.intr_changes = 0
         self.nmis = 0
         self.eois: list[int] = []
-        self.apic = LocalApic(self.set_intr, self.nmi, self.inta, self.eois.append, lambda: self.now_ns)
+        self.started: list[object] = []  # what INIT and SIPI brought
+        pins = CpuPins(self.set_intr, self.nmi, self.started.append, lambda cpu, vector: self.started.append(vector))
+        self.bus = ApicBus(1, pins, self.inta, self.eois.append, lambda: self.now_ns)
+        (self.apic,) = self.bus.apics
 
-    def set_intr(self, level: bool) -> None:
+    def set_intr(self, cpu: int, level: bool) -> None:
         assert level != self.intr, "told only what changes"
         self.intr = level
         self.intr_changes += 1
 
-    def nmi(self) -> None:
+    def nmi(self, cpu: int) -> None:
         self.nmis += 1
 
     def inta(self) -> int:
@@ -189,7 +194,8 @@ def test_the_8259_is_let_through_whatever_the_tpr_is(board: Board) -> None:
 def test_wired_to_the_8259(base: int) -> None:
     """Virtual wire mode and globally disabled: the same interrupts, the same order."""
     intr: list[bool] = [False]
-    apic = LocalApic(intr.append, lambda: None, lambda: pics.acknowledge(), lambda vector: None, lambda: 0)
+    pins = CpuPins(lambda cpu, level: intr.append(level), lambda cpu: None, lambda cpu: None, lambda cpu, vector: None)
+    (apic,) = ApicBus(1, pins, lambda: pics.acknowledge(), lambda vector: None, lambda: 0).apics
     pics = PicPair(apic.lint0.set)
     assert apic.write_msr(0x1B, base)
     for chip, base in ((pics.master, 0x20), (pics.slave, 0x28)):
@@ -230,7 +236,8 @@ def test_a_level_that_stays_asks_again_from_within_eoi(board: Board) -> None:
     def again(vector: int) -> None:
         assert apic.deliver(vector, FIXED, True)
 
-    apic = LocalApic(board.set_intr, board.nmi, board.inta, again, lambda: 0)
+    pins = CpuPins(board.set_intr, board.nmi, lambda cpu: None, lambda cpu, vector: None)
+    apic = LocalApic(0, pins, lambda destination, command: None, board.inta, again, lambda: 0)
     apic.write(SVR, 4, 0x1FF)
     again(0x61)
     assert apic.acknowledge() == 0x61
@@ -308,7 +315,7 @@ def test_globally_disabled_the_pins_go_to_the_cpu(board: Board) -> None:
     board.apic.lint1.set(True)
     board.apic.lint1.set(True)
     assert board.nmis == 1
-    assert not board.apic.message(0, False, 0x41, FIXED, False)
+    assert not board.bus.message(0, False, 0x41, FIXED, False)
     assert board.apic.read_msr(BASE) == 0xFEE00100, "still the first CPU"
     assert board.apic.write_msr(BASE, 0xFEE00800)
     assert (board.inl(SVR), board.inl(TPR), board.inl(LINT0)) == (0xFF, 0, 0x700), "as after power-up"
@@ -398,8 +405,8 @@ def test_lvt_entries_keep_only_the_bits_they_have(board: Board) -> None:
         (0x05000000, 0x00841, False),
         (0, 0x0C041, True),  # level bits mean nothing
         (0, 0x00241, False),  # SMI
-        (0, 0x00541, False),  # INIT
-        (0, 0x00641, False),  # SIPI
+        (0, 0x00641, False),  # SIPI: no vector
+        (0, 0x00741, False),  # ExtINT
     ],
 )
 def test_ipis(board: Board, icr2: int, icr: int, arrives: bool) -> None:
@@ -416,7 +423,7 @@ def test_ipis(board: Board, icr2: int, icr: int, arrives: bool) -> None:
 def test_cluster_model(board: Board, destination: int, arrives: bool) -> None:
     board.out((DFR, 0), (LDR, 0x21000000))
     assert board.inl(DFR) == 0x0FFFFFFF
-    assert board.apic.message(destination, True, 0x41, LOWEST, False) == arrives
+    assert board.bus.message(destination, True, 0x41, LOWEST, False) == arrives
     board.out((ICR2, destination << 24), (ICR, 0x842))
     assert board.bits(IRR) == arrives * (1 << 0x41 | 1 << 0x42)
 
@@ -427,11 +434,11 @@ def test_nmi_to_self(board: Board) -> None:
 
 
 def test_msi_address_and_data(board: Board) -> None:
-    assert board.apic.message_write(0xFEE00000, 0x41)
+    assert board.bus.message_write(0xFEE00000, 0x41)
     assert board.take() == 0x41
-    assert not board.apic.message_write(0xFEE01000, 0x51), "APIC 1"
+    assert not board.bus.message_write(0xFEE01000, 0x51), "APIC 1"
     board.out((LDR, 0x01000000))
-    assert board.apic.message_write(0xFEE0100C, 0xC152), "logical, lowest priority, level"
+    assert board.bus.message_write(0xFEE0100C, 0xC152), "logical, lowest priority, level"
     assert board.take() == 0x52
     assert board.bits(TMR) == 1 << 0x52
 
@@ -628,9 +635,9 @@ def test_x2apic_self_ipi_and_eoi(x2apic: Board) -> None:
     assert x2apic.apic.read_msr(0x812) == 2
     assert x2apic.apic.write_msr(0x80B, 0)
     assert x2apic.apic.read_msr(0x812) == 0
-    assert x2apic.apic.message(0, False, 0x42, FIXED, False)
-    assert x2apic.apic.message(0xFF, False, 0x43, FIXED, False)
-    assert x2apic.apic.message(1, True, 0x44, FIXED, False)
+    assert x2apic.bus.message(0, False, 0x42, FIXED, False)
+    assert x2apic.bus.message(0xFF, False, 0x43, FIXED, False)
+    assert x2apic.bus.message(1, True, 0x44, FIXED, False)
 
 
 def test_x2apic_timer(x2apic: Board) -> None:

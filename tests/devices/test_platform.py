@@ -6,6 +6,7 @@ import pytest
 
 from emu.devices import layout
 from emu.devices.acpi_pm import SCI_EN
+from emu.devices.platform import Platform
 from emu.machine.machine import Machine
 from emu.machine.vm import VirtualMachine
 from emu.observe.outcome import STATUS_SUCCESS, Ending
@@ -121,7 +122,80 @@ def test_left_as_by_a_bios() -> None:
     vm.processor.native.vtime = 60_000_000  # the timer's 55 ms, IRQ 0 at vector 8
     vm.platform.tick(vm.now)
     assert vm.processor.native.intr_line == 1
-    assert vm.platform.acknowledge() == 8
+    assert vm.platform.acknowledge(0) == 8
+
+
+class Several:
+    """A platform with four processors, of which `running` accesses devices."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.running = 0
+        self.intr = [False] * 4
+        self.started: list[tuple[int, int]] = []
+        self.vm = new_vm()  # for its memory
+        self.platform = Platform(
+            64 << 20, self.vm.dmm, lambda: self.now, [], None,
+            cpus=4, running=lambda: self.running, set_intr=self.intr.__setitem__, raise_nmi=lambda cpu: None,
+            on_init=lambda cpu: None, on_startup=lambda cpu, vector: self.started.append((cpu, vector)),
+            set_a20=lambda level: None, balloon=self.vm.dmm.balloon, on_exit=lambda value: None,
+            on_power_off=lambda: None, on_reset=lambda: None,
+        )  # fmt: skip
+
+    def apic(self, cpu: int, *writes: tuple[int, int]) -> None:
+        self.running = cpu
+        for offset, value in writes:
+            self.platform.mmio.write(layout.LOCAL_APIC + offset, 4, value)
+
+
+def test_the_number_of_processors_in_cmos_and_fw_cfg() -> None:
+    for bus, cpus in ((new_vm().platform.bus, 1), (Several().platform.bus, 4)):
+        bus.write(0x70, 1, 0x5F)
+        assert bus.read(0x71, 1) == cpus - 1
+        for key in (0x05, 0x0F):
+            bus.write(0x510, 2, key)
+            assert [bus.read(0x511, 1), bus.read(0x511, 1)] == [cpus, 0]
+
+
+def test_each_processor_has_its_own_apic_registers_and_timer() -> None:
+    board = Several()
+    for cpu in range(4):
+        board.apic(cpu, (0xF0, 0x1FF), (0x3E0, 0xB), (0x320, 0x40 + cpu), (0x380, 1000 * (4 - cpu)))
+        assert board.platform.mmio.read(layout.LOCAL_APIC + 0x20, 4) == cpu << 24
+    assert board.platform.deadline() == 1000
+    board.now = 2000
+    board.platform.tick(board.now)
+    assert board.intr == [False, False, True, True]
+    assert (board.platform.acknowledge(2), board.platform.acknowledge(3)) == (0x42, 0x43)
+    assert board.platform.deadline() == 3000
+
+
+def test_one_processor_starts_another() -> None:
+    board = Several()
+    board.apic(0, (0x310, 2 << 24), (0x300, 0x4500), (0x300, 0x4608))
+    assert board.started == [(2, 8)]
+
+
+def test_the_8259_interrupts_whoever_opens_lint0() -> None:
+    board = Several()
+    board.platform.leave_as_bios()
+    board.now = 60_000_000
+    board.platform.tick(board.now)
+    assert board.intr == [True, False, False, False]
+    board.apic(0, (0x350, 0x10000))
+    board.apic(1, (0xF0, 0x1FF), (0x350, 0x700))
+    assert board.intr == [False, True, False, False]
+    assert board.platform.acknowledge(1) == 8
+
+
+def test_each_processor_has_its_own_apic_msrs() -> None:
+    board = Several()
+    assert board.platform.apic_page_mapped
+    for cpu in range(4):
+        assert board.platform.read_msr(cpu, 0x802) is None
+        assert board.platform.write_msr(cpu, 0x1B, 0xFEE00C00)
+        assert board.platform.read_msr(cpu, 0x802) == cpu
+        assert board.platform.apic_page_mapped == (cpu < 3)
 
 
 ENDINGS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emu.devices.wires import NoWire, SwitchedWire, Wires
+from emu.devices.wires import NoWire, NumberedWire, SwitchedWire, Wires
 
 
 class Pin:
@@ -49,3 +49,11 @@ def test_no_wire_takes_any_level() -> None:
     wires = Wires(NoWire(), pin := Pin())
     wires.set(True)
     assert pin.levels == [True]
+
+
+def test_a_numbered_wire_names_the_input() -> None:
+    driven: list[tuple[int, bool]] = []
+    wire = NumberedWire(lambda number, level: driven.append((number, level)), 7)
+    wire.set(True)
+    wire.set(False)
+    assert driven == [(7, True), (7, False)]

@@ -6,9 +6,12 @@ in. The console is QEMU's debug console at port 0xE9, the exit port its isa-debu
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +79,40 @@ def run_on_qemu(
         except subprocess.TimeoutExpired:
             status = None
         return QemuRun(_own_output(console.read_text("latin-1")), status)
+
+
+def memory_after_boot(options: Sequence[str] = (), ram_mib: int = 16, timeout: float = 60.0) -> bytes:
+    """Guest memory when SeaBIOS has done its work and has jumped to a boot sector.
+
+    Args:
+        options: more of QEMU's.
+        timeout: seconds of wall time for the boot. Raises TimeoutError when it takes longer.
+    """
+    code = bytes((0xE6, 0xE9, 0xF4, 0xEB, 0xFD))  # again: out 0xE9, al; hlt; jmp again + 2
+    with tempfile.TemporaryDirectory() as directory:
+        disk, console, memory = (Path(directory, name) for name in ("disk", "console", "memory"))
+        disk.write_bytes((code.ljust(SECTOR - 2, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
+        console.touch()
+        command = [
+            QEMU, "-accel", "tcg", "-m", f"{ram_mib}M", "-nodefaults", "-display", "none", "-vga", "std",
+            "-drive", f"file={disk},format=raw,if=ide", "-debugcon", f"file:{console}", "-qmp", "stdio", *options,
+        ]  # fmt: skip
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, text=True) as qemu:
+            try:
+                end = time.monotonic() + timeout
+                while not console.stat().st_size:
+                    if time.monotonic() > end or qemu.poll() is not None:
+                        raise TimeoutError("QEMU did not boot")
+                    time.sleep(0.02)
+                save = {"val": 0, "size": ram_mib << 20, "filename": str(memory)}
+                commands = [
+                    {"execute": "qmp_capabilities"}, {"execute": "pmemsave", "arguments": save}, {"execute": "quit"},
+                ]  # fmt: skip
+                qemu.communicate("\n".join(map(json.dumps, commands)), timeout)
+            finally:
+                qemu.kill()
+        return memory.read_bytes()
 
 
 def _own_output(text: str) -> str:

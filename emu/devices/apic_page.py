@@ -1,0 +1,35 @@
+"""The page of local APIC registers of several processors: each sees its own at the same address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from emu.devices.device import Device
+from emu.devices.lapic import LocalApic
+
+
+class ApicPage(Device):
+    """Passes an access on to the APIC of the processor that makes it.
+
+    For a processor whose APIC is disabled or in x2APIC mode there is nothing here: reads are all ones, writes are lost.
+
+    Args:
+        apics: by index of the processor.
+        running: the index of the processor that accesses a device right now.
+    """
+
+    max_access: ClassVar[int] = LocalApic.max_access
+
+    def __init__(self, apics: Sequence[LocalApic], running: Callable[[], int]) -> None:
+        self._apics = apics
+        self._running = running
+
+    def read(self, offset: int, size: int) -> int:
+        apic = self._apics[self._running()]
+        return (1 << 8 * size) - 1 if apic.mapped is None else apic.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        apic = self._apics[self._running()]
+        if apic.mapped is not None:
+            apic.write(offset, size, value)
