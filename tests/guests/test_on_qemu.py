@@ -26,6 +26,7 @@ LAST_LINES = {
     "balloon": "balloon: pages given 0, taken back 0 of which zeros 0, kept 64, checksum 0x33e60000",
     "v86": "v86: the task halted; instructions emulated 67, interrupts reflected 3",
     "gates": "gates: double fault in a task of its own",
+    "smp": "smp: 1 processors, all ok",
     "crash": "crash: the stack overflows now, and no handler is installed",
 }
 MASK = 0xFFFFFFFF

@@ -56,7 +56,13 @@ def assemble_boot_sector(image_sectors: int) -> bytes:
 
 
 def run_on_qemu(
-    image: bytes, ram_mib: int = 16, command_line: str = "", cpu: str = "max", timeout: float = 60.0
+    image: bytes,
+    ram_mib: int = 16,
+    command_line: str = "",
+    cpu: str = "max",
+    timeout: float = 60.0,
+    cpus: int = 1,
+    thread: str = "multi",
 ) -> QemuRun:
     """Boot an image on QEMU's TCG and wait for its end.
 
@@ -64,15 +70,17 @@ def run_on_qemu(
         ram_mib: RAM size in MiB.
         cpu: QEMU's name of the CPU model.
         timeout: seconds of wall time before the run is stopped.
+        cpus: number of processors.
+        thread: "multi" for a host thread a processor, "single" for one in which they take turns.
     """
     with tempfile.TemporaryDirectory() as directory:
         disk, console = Path(directory, "disk"), Path(directory, "console")
         disk.write_bytes(disk_image(image, ram_mib << 20, command_line))
         console.touch()
         command = [
-            QEMU, "-accel", "tcg", "-cpu", cpu, "-m", f"{ram_mib}M", "-nodefaults", "-display", "none", "-no-reboot",
-            "-drive", f"file={disk},format=raw,if=ide", "-debugcon", f"file:{console}",
-            "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+            QEMU, "-accel", f"tcg,thread={thread}", "-cpu", cpu, "-smp", str(cpus), "-m", f"{ram_mib}M", "-nodefaults",
+            "-display", "none", "-no-reboot", "-drive", f"file={disk},format=raw,if=ide",
+            "-debugcon", f"file:{console}", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
         ]  # fmt: skip
         try:
             status = subprocess.run(command, timeout=timeout, stdin=subprocess.DEVNULL, check=False).returncode
