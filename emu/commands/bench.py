@@ -2,7 +2,8 @@
 
 Prints a table of medians: engine (loops), mmu (TLB misses, delivery), dmm (what the mapping's changes cost), devices
 (registers and disks), start (a whole run), fleet (100 VMs), linux (Debian's kernel to its end, fetched by apt-get),
-linux-fleet (16 of them, merged).  Ratios above 1 are in our favour.  Machines are noisy: look at ratios first.
+linux-fleet (16 of them, merged), smp (several processors).  Ratios above 1 are in our favour.  Machines are noisy: look
+at ratios first.
 
 `emu bench policies` measures no time: it records which pages a guest uses when, replays that through every page
 replacement algorithm in pools of several sizes, and prints the fault rates.
@@ -23,7 +24,7 @@ from emu.errors import BadInput
 GROUPS = {  # group: module
     "engine": "engine", "mmu": "mmu", "dmm": "dmm", "devices": "devices", "start": "startup", "fleet": "fleet",
 }  # fmt: skip
-ON_DEMAND = {"linux": "linux", "linux-fleet": "linux_fleet"}  # long, or in need of a package source
+ON_DEMAND = {"linux": "linux", "linux-fleet": "linux_fleet", "smp": "smp"}  # long, or in need of a package source
 POLICIES = "policies"
 
 

@@ -16,6 +16,7 @@ CASES = {  # guest: its command line, and ns between two bursts of changes
     "tasks": ("switches=6", 100_000),
     "long64": ("", 5_000),
     "smc": ("", 3_000),
+    "smp": ("forget=2", 20_000),
 }
 MMUS = ("shadow", "nested")
 SEEDS = (1, 2)
