@@ -89,7 +89,9 @@ def refresh(cpu_at: int) -> None:
         if cpu.cr3 != before:
             eventlog.record(cpu, _CR3_SWITCH, before, cpu.cr3, cpu.mode, 0, 0)
         # shadow tables are only good for the mode that they were made in; without paging they stay for later
-        made_for = cpu.mode | (cpu.cr4 & cpustate.CR4_PSE) | (cpu.efer & cpustate.EFER_NXE)
+        made_for = cpu.mode | (cpu.efer & cpustate.EFER_NXE)
+        if cpu.mode == MODE_32:
+            made_for |= cpu.cr4 & cpustate.CR4_PSE  # Linux sets it on one of its processors only
         if made_for != vm.shadow_format:
             if not vm.nested:
                 shadowtables.unshadow_all(cpu.at)
