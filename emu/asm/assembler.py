@@ -1,6 +1,6 @@
 """The assembler for firmware: Intel-syntax source files to flat images, with Keystone.
 
-`assemble` gives the bytes, `assemble_image` also the symbols. source.py expands includes, macros and conditionals,
+``assemble`` gives the bytes, ``assemble_image`` also the symbols. source.py expands includes, macros and conditionals,
 spelling.py writes each statement as Keystone needs it; this file runs Keystone and finds the line that it refused.
 """
 
@@ -56,7 +56,7 @@ def assemble_image(
         path: the source, Intel syntax; it starts in 16-bit code.
         defines: constants that are defined before the first line.
         load: the gpa of the first byte.
-        include_directories: where `.include` looks, after the including file's directory and path's `include`.
+        include_directories: where ``.include`` looks, after the including file's directory and path's ``include``.
     Raises:
         BadInput: a file that cannot be read, or a program that is too large.
         AssemblyError: a line that does not assemble.

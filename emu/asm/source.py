@@ -1,4 +1,4 @@
-"""The text side of the assembler: comments, `.include`, macros and conditionals.
+"""The text side of the assembler: comments, ``.include``, macros and conditionals.
 
 Keystone drops a statement inside a macro expansion silently when it cannot parse it, never returns from some texts, and
 gives no line with an error. So macros and conditionals are expanded here, and Keystone only ever sees one plain
@@ -100,7 +100,7 @@ class Expander:
     """Turns a source file into plain statements, one a line, in order.
 
     Attributes:
-        include_directories: where `.include` looks after the including file's own directory.
+        include_directories: where ``.include`` looks after the including file's own directory.
         constants: the values of .equ, .set and NAME = so far, the caller's definitions first.
         labels: the labels defined so far.
     """

@@ -17,7 +17,7 @@ from emu.session import boot_vm, run_vm
 
 DEFAULT_GUEST = "memory"
 PATTERNS = tuple(f"pages=256 {rest}" for rest in ("rounds=40 mode=0", "rounds=1 mode=1", "rounds=2 mode=2"))
-TICKS, AGES = 100, 10  # how often the period of `aging` and the tau of `wsclock` fit into a run
+TICKS, AGES = 100, 10  # how often the period of ``aging`` and the tau of ``wsclock`` fit into a run
 PERCENT = range(10, 101, 10)  # pool sizes, of the pages that the run touches
 
 
@@ -123,7 +123,7 @@ class Comparison:
 
 
 def runs(file: str | None, guest: str | None, append: str | None) -> Iterator[tuple[str, ReferenceTrace]]:
-    """What to compare, each with a title: a recorded file; or a guest, by default `memory` with three patterns.
+    """What to compare, each with a title: a recorded file; or a guest, by default ``memory`` with three patterns.
 
     Raises:
         BadInput: the file is no trace, or as :func:`record`.

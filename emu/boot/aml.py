@@ -125,12 +125,12 @@ def interrupt(number: int) -> bytes:
 
 
 def word_range(kind: int, flags: int, first: int, last: int) -> bytes:
-    """A range of bus numbers or I/O ports that a bridge passes on; `flags` are of the kind (6.4.3.5.3)."""
+    """A range of bus numbers or I/O ports that a bridge passes on; ``flags`` are of the kind (6.4.3.5.3)."""
     return struct.pack("<BHBBBHHHHH", 0x88, 13, kind, FIXED, flags, 0, first, last, 0, last - first + 1)
 
 
 def dword_range(kind: int, flags: int, first: int, last: int) -> bytes:
-    """A range of memory below 4 GiB that a bridge passes on; `flags` are of the kind (6.4.3.5.2)."""
+    """A range of memory below 4 GiB that a bridge passes on; ``flags`` are of the kind (6.4.3.5.2)."""
     return struct.pack("<BHBBBIIIII", 0x87, 23, kind, FIXED, flags, 0, first, last, 0, last - first + 1)
 
 

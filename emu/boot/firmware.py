@@ -32,7 +32,7 @@ class Guest:
     """One guest of firmware/guests.toml.
 
     Attributes:
-        name: what `emu run` calls it.
+        name: what ``emu run`` calls it.
         source: its assembler source.
         summary: one line about it.
         load: the gpa that its image is loaded at and entered at, in real mode.

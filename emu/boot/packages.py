@@ -1,6 +1,6 @@
 """Public guests from Debian packages: fetched without installing them, unpacked once, kept in the user's cache.
 
-Only for benchmarks and tests; `emu guests` tells people how to do the same by hand.
+Only for benchmarks and tests; ``emu guests`` tells people how to do the same by hand.
 """
 
 from __future__ import annotations

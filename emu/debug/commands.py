@@ -26,8 +26,8 @@ _CONTROL = (  # emu.machine.control.ACTIONS
     ("pin", "GFN", "keep a page in machine memory; pins count"),
     ("unpin", "GFN", "take one pin back"),
 )
-_DUMP = 64  # bytes that `x` shows by default
-_LISTED = 20  # events that `l` shows by default
+_DUMP = 64  # bytes that ``x`` shows by default
+_LISTED = 20  # events that ``l`` shows by default
 _LARGEST_DUMP = 1 << 16
 
 

@@ -12,7 +12,7 @@ The SCI is level-triggered: high while SCI_EN is set and a bit is set in both PM
 is S5, power-off; there are no other sleep states.
 
 The machine is in ACPI mode (SCI_EN set) from reset on, as tables with SMI command port 0 promise. A guest that was
-written for QEMU may still use that port, `SmiCommandPorts`, which sets and clears SCI_EN.
+written for QEMU may still use that port, ``SmiCommandPorts``, which sets and clears SCI_EN.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ACPI_ENABLE, ACPI_DISABLE = 0xF1, 0xF0  # SMI commands, as on QEMU
 
 
 class AcpiPm(Device):
-    """The block of PM1a and timer registers, 12 ports. `power_off` is called when the guest goes to S5."""
+    """The block of PM1a and timer registers, 12 ports. ``power_off`` is called when the guest goes to S5."""
 
     max_access: ClassVar[int] = 4
     STATE: ClassVar[tuple[str, ...]] = ("status", "enable", "control", "half")
@@ -51,7 +51,7 @@ class AcpiPm(Device):
         self.status = 0  # PM1_STS but for what the timer did since it was looked at
         self.enable = 0  # PM1_EN
         self.control = SCI_EN  # PM1_CNT
-        self.half = 0  # changes of the timer's top bit that `status` knows of
+        self.half = 0  # changes of the timer's top bit that ``status`` knows of
 
     def press_power_button(self) -> None:
         """Ask the guest to power off."""

@@ -57,7 +57,7 @@ def ata_string(text: str, size: int) -> bytes:
 
 
 class AtaDrive(Device):
-    """One drive. Its data register is `buffer`, which both drives of a channel share.
+    """One drive. Its data register is ``buffer``, which both drives of a channel share.
 
     Attributes:
         interrupt: it wants INTRQ asserted.
@@ -105,7 +105,7 @@ class AtaDrive(Device):
             self.status = READY
 
     def read(self, offset: int, size: int) -> int:
-        """A register of one byte; with `size` 2 or 4 at DATA the next of the data."""
+        """A register of one byte; with ``size`` 2 or 4 at DATA the next of the data."""
         if offset == DATA:
             return self._read_data(size)
         if offset == ERROR:
@@ -146,7 +146,7 @@ class AtaDrive(Device):
             self._block_written()
 
     def _start(self, block: int, ext: bool, begin: Callable[[], None]) -> None:
-        """A command that moves sectors, `block` of them at a time."""
+        """A command that moves sectors, ``block`` of them at a time."""
         self.lba, self.remaining = self._address(ext), self._count(ext)
         self.block = block
         if not block:  # no MULTIPLE commands
@@ -155,7 +155,7 @@ class AtaDrive(Device):
             begin()
 
     def _in_range(self, sectors: int | None = None) -> bool:
-        """Whether the next `sectors` (default: one block) exist; if not, the command fails at the first missing."""
+        """Whether the next ``sectors`` (default: one block) exist; if not, the command fails at the first missing."""
         sectors = min(self.block, self.remaining) if sectors is None else sectors
         if 0 <= self.lba and self.lba + sectors <= self._disk.sectors:
             return True

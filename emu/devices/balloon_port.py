@@ -38,7 +38,7 @@ class BalloonPort(Device):
         self.target = 0
 
     def set_target(self, pages: int) -> None:
-        """Ask the guest to have `pages` pages in the balloon."""
+        """Ask the guest to have ``pages`` pages in the balloon."""
         self.target = pages
 
     def read(self, offset: int, size: int) -> int:

@@ -17,7 +17,7 @@ PORTS = 0x10000  # ports of an x86 CPU
 
 
 class AddressConflict(EmuError):
-    """A device was registered over another one. `address` is the first port or gpa that both claim."""
+    """A device was registered over another one. ``address`` is the first port or gpa that both claim."""
 
     def __init__(self, address: int, owner: Device, newcomer: Device) -> None:
         super().__init__(f"{address:#x} of {type(newcomer).__name__} is already taken by {type(owner).__name__}")
@@ -41,7 +41,7 @@ class _Bus:
         self._claims: list[tuple[Device, int, int]] = []  # device, its first address, the one past its last
 
     def register(self, base: int, length: int, device: Device) -> None:
-        """Give the addresses `base` to `base + length - 1` to `device`; a device may own several ranges.
+        """Give the addresses ``base`` to ``base + length - 1`` to ``device``; a device may own several ranges.
 
         Raises AddressConflict, and registers nothing, when one of them has an owner; BadInput when there are no such.
         """
@@ -56,7 +56,7 @@ class _Bus:
         self._claims.insert(place, (device, base, base + length))
 
     def is_free(self, base: int, length: int) -> bool:
-        """Whether `register` would take these addresses."""
+        """Whether ``register`` would take these addresses."""
         return 0 <= base and base + length <= self._end and self._overlapping(base, length) is None
 
     def _overlapping(self, base: int, length: int) -> tuple[Device, int, int] | None:
@@ -67,7 +67,7 @@ class _Bus:
         return None
 
     def unregister(self, device: Device) -> None:
-        """Take back all that `device` owns."""
+        """Take back all that ``device`` owns."""
         kept = [claim for claim in self._claims if claim[0] is not device]
         self._first = [first for _, first, _ in kept]
         self._claims = kept
@@ -81,7 +81,7 @@ class _Bus:
         return None
 
     def read(self, address: int, size: int) -> int:
-        """Value of a load or IN of `size` (1, 2, 4 or 8) bytes."""
+        """Value of a load or IN of ``size`` (1, 2, 4 or 8) bytes."""
         claim = self._find(address)
         if claim is not None:
             device, base, end = claim
@@ -93,7 +93,7 @@ class _Bus:
         return self.read(address, half) | self.read(address + half, half) << 8 * half
 
     def write(self, address: int, size: int, value: int) -> None:
-        """A store or OUT of the low `size` (1, 2, 4 or 8) bytes of `value`."""
+        """A store or OUT of the low ``size`` (1, 2, 4 or 8) bytes of ``value``."""
         claim = self._find(address)
         if claim is not None:
             device, base, end = claim

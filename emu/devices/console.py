@@ -11,7 +11,7 @@ PRESENT = 0xE9  # what the port reads as when there is a console
 
 
 class DebugConsole(Device):
-    """One write-only byte port in front of `sink`."""
+    """One write-only byte port in front of ``sink``."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink

@@ -1,9 +1,9 @@
 """What every device is made of: registers at offsets, virtual time, saved state.
 
-A device is handed what it needs in its constructor and nothing more: an `IrqLine` to raise interrupts, a `Sink` for the
-bytes that leave the machine, a `Clock` to tell the virtual time, `GuestMemory` to transfer by itself. The machine calls
-it in four ways: the guest accesses a register (`read`, `write`), virtual time reaches the device's `deadline` (`tick`),
-a snapshot is taken (`state`, `load_state`).
+A device is handed what it needs in its constructor and nothing more: an ``IrqLine`` to raise interrupts, a ``Sink`` for
+the bytes that leave the machine, a ``Clock`` to tell the virtual time, ``GuestMemory`` to transfer by itself. The
+machine calls it in four ways: the guest accesses a register (``read``, ``write``), virtual time reaches the device's
+``deadline`` (``tick``), a snapshot is taken (``state``, ``load_state``).
 """
 
 from __future__ import annotations
@@ -49,40 +49,40 @@ class BalloonDriver(Protocol):
 
 
 class Device:
-    """Base of all devices. A subclass gives `read` and `write`, and what else of this it needs.
+    """Base of all devices. A subclass gives ``read`` and ``write``, and what else of this it needs.
 
-    `max_access` is the widest access in bytes that the device takes in one piece; the bus cuts up wider ones. `STATE`
-    names the attributes that make up its state: int, bool, None or list of int.
+    ``max_access`` is the widest access in bytes that the device takes in one piece; the bus cuts up wider ones.
+    ``STATE`` names the attributes that make up its state: int, bool, None or list of int.
     """
 
     max_access: ClassVar[int] = 1
     STATE: ClassVar[tuple[str, ...]] = ()
 
     def read(self, offset: int, size: int) -> int:
-        """Value of the `size` bytes (1, 2 or 4; at most `max_access`) at `offset` from the device's first address."""
+        """Value of ``size`` bytes (1, 2, 4; at most ``max_access``) at ``offset`` from the device's first address."""
         raise NotImplementedError
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write `value`, already cut to `size` bytes, at `offset` from the device's first address."""
+        """Write ``value``, already cut to ``size`` bytes, at ``offset`` from the device's first address."""
         raise NotImplementedError
 
     def deadline(self) -> int | None:
-        """Virtual time in ns, absolute, at which `tick` has something to do; None when only an access can change it.
+        """Virtual time in ns, absolute, at which ``tick`` has something to do; None when only an access can change it.
 
         Ask again after every access and every tick: both may move it.
         """
         return None
 
     def tick(self, now_ns: int) -> None:
-        """Bring the device to virtual time `now_ns`. Harmless when early, late or repeated."""
+        """Bring the device to virtual time ``now_ns``. Harmless when early, late or repeated."""
 
     def state(self) -> State:
-        """All that `load_state` needs to make another device of this class behave the same from here on."""
+        """All that ``load_state`` needs to make another device of this class behave the same from here on."""
         values = {name: getattr(self, name) for name in self.STATE}
         return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned. Moves no interrupt line: the controller at its other end has its own state.
+        """Take over what ``state`` returned. Moves no interrupt line: the controller at its end has its own state.
 
         Raises BadInput when the fields are not those of this device.
         """
@@ -92,7 +92,7 @@ class Device:
 
 
 def check_fields(what: str, state: State, names: tuple[str, ...]) -> None:
-    """Raise BadInput unless `state` has exactly the fields `names`."""
+    """Raise BadInput unless ``state`` has exactly the fields ``names``."""
     if set(state) != set(names):
         odd = ", ".join(sorted(set(state) ^ set(names)))
         raise BadInput(f"saved state of {what}", f"missing or unknown fields: {odd}")

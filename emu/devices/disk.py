@@ -1,7 +1,7 @@
 """Raw disk images: sectors of 512 bytes, by default with every write kept in memory.
 
 A run must not damage its input, so the file is opened for reading only and written sectors live in an overlay:
-clusters of 4 KiB, the unit in which file systems write. `writable=True` writes through to the file instead.
+clusters of 4 KiB, the unit in which file systems write. ``writable=True`` writes through to the file instead.
 
 Two geometries, as PC BIOSes and QEMU have them. The drive's own, which IDENTIFY DEVICE reports, is 16 heads of 63
 sectors unless the partition table was made for another one with at most 16 heads. A BIOS can express only 1024
@@ -94,7 +94,7 @@ class Disk:
         self.writable = writable
 
     def read(self, lba: int, count: int) -> bytes:
-        """`count` sectors from number `lba` on.
+        """``count`` sectors from number ``lba`` on.
 
         Raises IndexError when they are not all on the disk, DiskFailed when the host cannot read them.
         """
@@ -109,7 +109,7 @@ class Disk:
         return self._read_file(begin, end - begin)
 
     def write(self, lba: int, data: bytes) -> None:
-        """Write `data`, whole sectors, from sector `lba` on. Raises as `read` does."""
+        """Write ``data``, whole sectors, from sector ``lba`` on. Raises as ``read`` does."""
         count, odd = divmod(len(data), SECTOR)
         if odd:
             raise ValueError(f"{len(data)} bytes are not whole sectors")
@@ -163,7 +163,7 @@ class Disk:
         return {"overlay": {str(number): base64.b85encode(self._overlay[number]).decode() for number in self._overlay}}
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned for the same image. Raises BadInput when it is no such thing."""
+        """Take over what ``state`` returned for the same image. Raises BadInput when it is no such thing."""
         check_fields("Disk", state, ("overlay",))
         self._overlay = {int(number): base64.b85decode(data) for number, data in state["overlay"].items()}
 

@@ -1,7 +1,7 @@
 """The exit port: a guest ends its run by writing a number, as with QEMU's isa-debug-exit.
 
 It is one register, four ports wide, and takes a byte, a word or a double word in one piece. Reads return 0. What the
-number means (the exit status is `value << 1 | 1`) is the machine's business.
+number means (the exit status is ``value << 1 | 1``) is the machine's business.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from emu.devices.device import Device
 
 
 class ExitPort(Device):
-    """Calls `on_exit` with each value written."""
+    """Calls ``on_exit`` with each value written."""
 
     max_access: ClassVar[int] = 4
 

@@ -76,7 +76,7 @@ CHUNK = 0x10000  # bytes that are moved at once
 
 
 class FwCfg(Device):
-    """The device. `memory` is where its DMA requests and their data are."""
+    """The device. ``memory`` is where its DMA requests and their data are."""
 
     max_access: ClassVar[int] = 4
     STATE: ClassVar[tuple[str, ...]] = ("key", "position", "dma_high")
@@ -93,7 +93,7 @@ class FwCfg(Device):
         self._update_directory()
 
     def set(self, key: int, data: bytes) -> None:
-        """Give item `key` its content, which replaces an older one. Numbers in it are little-endian.
+        """Give item ``key`` its content, which replaces an older one. Numbers in it are little-endian.
 
         Raises BadInput for a key of files or of none.
         """
@@ -102,7 +102,7 @@ class FwCfg(Device):
         self._items[key] = bytes(data)
 
     def add_file(self, name: str, data: bytes, writable: bool = False) -> None:
-        """Add a file, or replace its content; a guest can change the bytes of a `writable` one by DMA.
+        """Add a file, or replace its content; a guest can change the bytes of a ``writable`` one by DMA.
 
         Raises BadInput when the name has no room (55 ASCII characters) or there are too many files.
         """

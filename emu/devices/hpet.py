@@ -86,7 +86,7 @@ class Timer:
         return ALL_32 if self.configuration & MODE_32_BIT else ALL_64
 
     def arm(self, now: int, counter: int, forgive: bool) -> None:
-        """Find the next match, at tick `now` with the counter at `counter`. `forgive` lets a comparator that the
+        """Find the next match, at tick ``now`` with the counter at ``counter``. ``forgive`` lets a comparator that the
         counter has just reached match at once, and a 64-bit one that is behind it soon."""
         if self.mask == ALL_32:
             distance = (self.comparator - counter) & ALL_32
@@ -97,7 +97,7 @@ class Timer:
             self.due = now + SOON if forgive else None
 
     def match(self, now: int, counter: int) -> bool:
-        """Go on to tick `now`, with the counter at `counter`. True when there was a match on the way; several are one.
+        """Go on to tick ``now``, with the counter at ``counter``. True when there was a match on the way, or several.
 
         A periodic comparator moves on by as many periods as bring it ahead of the counter.
         """
@@ -119,7 +119,7 @@ class Timer:
         return True
 
     def write_comparator(self, value: int, written: int) -> None:
-        """Write those bits of `value` that are set in `written`."""
+        """Write those bits of ``value`` that are set in ``written``."""
         periodic = self.configuration & PERIODIC
         if not periodic or self.configuration & SETVAL:
             self.comparator = (self.comparator & ~written | value & written) & self.mask
@@ -157,7 +157,7 @@ class Hpet(Device):
         self.timers = tuple(Timer() for _ in range(TIMERS))
         self.configuration = 0
         self.status = 0
-        self.counter = 0  # value at tick `started`, or as long as the counter stands
+        self.counter = 0  # value at tick ``started``, or as long as the counter stands
         self.started = 0
         self.driven: list[int] = []  # interrupts whose line is held high
 
@@ -247,7 +247,7 @@ class Hpet(Device):
             timer.due = None
 
     def _register(self, offset: int) -> int:
-        """Value of the 8-byte register at `offset`; where there is none it is 0."""
+        """Value of the 8-byte register at ``offset``; where there is none it is 0."""
         if offset >= FIRST_TIMER:
             number, part = divmod(offset - FIRST_TIMER, TIMER_SPAN)
             if number >= TIMERS:
@@ -287,7 +287,7 @@ class Hpet(Device):
             self._arm(timer, forgive=False)
 
     def _irq(self, number: int) -> int:
-        """The interrupt that timer `number` drives now; it may be none of `_lines`."""
+        """The interrupt that timer ``number`` drives now; it may be none of ``_lines``."""
         if self.configuration & LEGACY and number < len(LEGACY_IRQ):
             return LEGACY_IRQ[number]
         route = (self.timers[number].configuration & ROUTE) >> ROUTE_SHIFT

@@ -62,7 +62,7 @@ KEY_NS = 5_000_000  # from one press or release of a typed key to the next
 
 
 class I8042(Device):
-    """The controller with both devices. Register `data` at port 0x60 and `command` at port 0x64.
+    """The controller with both devices. Register ``data`` at port 0x60 and ``command`` at port 0x64.
 
     Args:
         keyboard_line, mouse_line: IRQ 1 and IRQ 12.
@@ -108,7 +108,7 @@ class I8042(Device):
     # ---- the person at the keyboard ----
 
     def type(self, text: str) -> None:
-        """Type `text` on a US keyboard. Raises BadInput, and types nothing, for characters that it has no keys for."""
+        """Type ``text`` on a US keyboard. Raises BadInput, and types nothing, for characters that have no keys."""
         keys = [key for character in text for key in keys_for(character)]
         self.typed += keys
         self._expect(self._clock())

@@ -24,7 +24,7 @@ EXECUTE_DIAGNOSTIC = 0x90  # the command that both drives execute
 
 
 class IdeChannel(Device):
-    """The command block. `control` is the control block.
+    """The command block. ``control`` is the control block.
 
     Args:
         line: INTRQ.
@@ -119,7 +119,7 @@ class IdeChannel(Device):
         }
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned for the same drives; their disks have states of their own."""
+        """Take over what ``state`` returned for the same drives; their disks have states of their own."""
         check_fields("IdeChannel", state, ("selected", "device_control", "drives", "buffer"))
         self.selected = state["selected"]
         self.device_control = state["device_control"]

@@ -68,7 +68,7 @@ DEVACTB = 0x58  # u32, bit 25: APM port writes cause SMIs
 class PciFunction(Device):
     """One function's configuration space; reads and writes by offset.
 
-    `written` is called with offset and size behind every write. Bits without a write mask keep their value.
+    ``written`` is called with offset and size behind every write. Bits without a write mask keep their value.
     """
 
     max_access: ClassVar[int] = 4
@@ -93,11 +93,11 @@ class PciFunction(Device):
         self.config[offset : offset + size] = value.to_bytes(size, "little")
 
     def allow(self, offset: int, size: int, mask: int) -> None:
-        """Let the guest write the bits of `mask`, and no others, of a register."""
+        """Let the guest write the bits of ``mask``, and no others, of a register."""
         self.writable[offset : offset + size] = mask.to_bytes(size, "little")
 
     def add_bar(self, number: int, size: int, io: bool = False) -> None:
-        """Base address register `number`, of a region of `size` bytes, a power of two; it tells the size when sized.
+        """Base address register ``number``, of a region of ``size`` bytes, a power of two, which it tells when sized.
 
         Raises ValueError for other sizes and numbers.
         """
@@ -107,7 +107,7 @@ class PciFunction(Device):
         self.allow(BAR + 4 * number, 4, -size & ALL_ONES)
 
     def bar(self, number: int) -> int:
-        """The address that the guest gave to BAR `number`."""
+        """The address that the guest gave to BAR ``number``."""
         value = self.read(BAR + 4 * number, 4)
         return value & (~3 if value & BAR_IO else ~15)
 
@@ -132,7 +132,7 @@ class PciFunction(Device):
 class PciHost(Device):
     """The ports 0xCF8 to 0xCFF and the functions of bus 0, by (device, function).
 
-    `on_reset` is called when the guest resets the machine through port 0xCF9. Raises BadInput for a place that does
+    ``on_reset`` is called when the guest resets the machine through port 0xCF9. Raises BadInput for a place that does
     not exist.
     """
 
@@ -222,7 +222,7 @@ def ide_function() -> PciFunction:
 
 
 def power_management(pm_base: int, irq: int) -> PciFunction:
-    """PIIX4's power management with its ports at `pm_base`, its interrupt (SCI) at `irq`."""
+    """PIIX4's power management with its ports at ``pm_base``, its interrupt (SCI) at ``irq``."""
     function = PciFunction(INTEL, POWER, class_code=0x0680, revision=3)
     function.set(COMMAND, 2, COMMAND_IO)
     function.set(STATUS, 2, 0x0280)  # fast back-to-back, medium DEVSEL#
@@ -235,7 +235,7 @@ def power_management(pm_base: int, irq: int) -> PciFunction:
 
 
 def i440fx(pm_base: int, sci: int, on_reset: Callable[[], None] = lambda: None) -> PciHost:
-    """The board described above: PM ports at `pm_base`, SCI at interrupt `sci`."""
+    """The board described above: PM ports at ``pm_base``, SCI at interrupt ``sci``."""
     functions = {
         (0, 0): host_bridge(),
         (1, 0): isa_bridge(),

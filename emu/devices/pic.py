@@ -50,7 +50,7 @@ ELCR_SLAVE = 0xDE  # not RTC and FPU error
 
 
 class Pic8259(Device):
-    """One chip. `on_output` is called with the new level of INT when it changes; `cascade` has a bit for each input
+    """One chip. ``on_output`` is called with the new level of INT when it changes; ``cascade`` has a bit for each input
     that carries the INT of another chip."""
 
     STATE: ClassVar[tuple[str, ...]] = (
@@ -89,7 +89,7 @@ class Pic8259(Device):
         return self.lines & by_level | self.latch & ~by_level
 
     def set_input(self, level_number: int, level: bool) -> None:
-        """Drive input IR`level_number`."""
+        """Drive the input IR of this number."""
         bit = 1 << level_number
         if level == bool(self.lines & bit):
             return
@@ -99,7 +99,7 @@ class Pic8259(Device):
         self._update()
 
     def set_trigger(self, elcr: int) -> None:
-        """Make the inputs with a bit in `elcr` level-triggered, the others edge-triggered."""
+        """Make the inputs with a bit in ``elcr`` level-triggered, the others edge-triggered."""
         self.elcr = elcr
         self.latch &= ~elcr
         self._update()
@@ -243,7 +243,7 @@ class _Input:
 
 
 class PicPair:
-    """Both controllers. Register `master`, `slave` and `elcr` on the bus; `on_intr` gets each new level of INTR."""
+    """Both controllers. Register ``master``, ``slave``, ``elcr`` on the bus; ``on_intr`` gets each level of INTR."""
 
     def __init__(self, on_intr: Callable[[bool], None] = lambda level: None) -> None:
         self._on_intr = on_intr
@@ -272,7 +272,7 @@ class PicPair:
         return {"master": self.master.state(), "slave": self.slave.state()}
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned, and tell `on_intr` the level that INTR has now."""
+        """Take over what ``state`` returned, and tell ``on_intr`` the level that INTR has now."""
         check_fields("PicPair", state, ("master", "slave"))
         self.master.load_state(state["master"])
         self.slave.load_state(state["slave"])

@@ -3,13 +3,13 @@
 A drive moves sectors through a 16-bit port, hundreds of accesses each. The native plane serves them from this memory;
 Python sees only the last access of a block, after which the device has to act.
 
-At `address`, little-endian:
+At ``address``, little-endian:
     0   int64  position: offset of the next access from the data
     8   int64  end: where the block ends
     16  int64  mode: CLOSED, READING (the guest reads), WRITING (the guest writes)
     24  data, 64 KiB
-While the mode fits and position + size < end, an access of 2 or 4 bytes moves data at `position` and advances it by
-`size`. Strictly below: the access that reaches the end always goes to the device.
+While the mode fits and position + size < end, an access of 2 or 4 bytes moves data at ``position`` and advances it by
+``size``. Strictly below: the access that reaches the end always goes to the device.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PioBuffer:
         ctypes.memmove(self._data_at, data, len(data))
 
     def open_for_writing(self, size: int) -> None:
-        """Begin a block of `size` bytes that the guest writes."""
+        """Begin a block of ``size`` bytes that the guest writes."""
         self._open(WRITING, size)
 
     def close(self) -> None:
@@ -64,16 +64,16 @@ class PioBuffer:
         self._layout.position = self._layout.end = 0
 
     def is_last(self, size: int) -> bool:
-        """Whether an access of `size` bytes reaches the end of the block."""
+        """Whether an access of ``size`` bytes reaches the end of the block."""
         return self._layout.position + size >= self._layout.end
 
     def take(self, size: int) -> int:
-        """The next `size` bytes, fewer at the end of the block, as a little-endian number. Needs mode READING."""
+        """The next ``size`` bytes, fewer at the end of the block, as a little-endian number. Needs mode READING."""
         size = self._advance(READING, size)
         return int.from_bytes(ctypes.string_at(self._data_at + self._layout.position - size, size), "little")
 
     def put(self, size: int, value: int) -> None:
-        """Store the next `size` bytes, fewer at the end of the block. Needs mode WRITING."""
+        """Store the next ``size`` bytes, fewer at the end of the block. Needs mode WRITING."""
         data = value.to_bytes(size, "little")
         size = self._advance(WRITING, size)
         ctypes.memmove(self._data_at + self._layout.position - size, data, size)
@@ -89,7 +89,7 @@ class PioBuffer:
         return {"position": layout.position, "mode": layout.mode, "data": data}
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned. Raises BadInput when it is no such thing."""
+        """Take over what ``state`` returned. Raises BadInput when it is no such thing."""
         check_fields("PioBuffer", state, ("position", "mode", "data"))
         data = base64.b85decode(state["data"])
         self._open(state["mode"], len(data))

@@ -44,17 +44,17 @@ REFRESH_CLOCKS = 18  # what a BIOS programs counter 1 to: 15 us
 
 
 def clocks_at(now_ns: int) -> int:
-    """How many clocks have come by `now_ns`."""
+    """How many clocks have come by ``now_ns``."""
     return now_ns * HZ // NS
 
 
 def time_of(clock: int) -> int:
-    """Virtual time in ns at which clock number `clock` has come."""
+    """Virtual time in ns at which clock number ``clock`` has come."""
     return -(-clock * NS // HZ)
 
 
 class Counter:
-    """One counter. All of it is as of clock number `now`; `advance` moves that on."""
+    """One counter. All of it is as of clock number ``now``; ``advance`` moves that on."""
 
     STATE: ClassVar[tuple[str, ...]] = (
         "now", "mode", "access", "bcd", "gate", "register", "null", "armed", "initial", "start", "load_at", "paused_at",
@@ -80,7 +80,7 @@ class Counter:
         self.status: int | None = None  # latched status
 
     def advance(self, clock: int) -> bool:
-        """Go on to clock number `clock`. True when OUT rose on the way."""
+        """Go on to clock number ``clock``. True when OUT rose on the way."""
         rose = False
         if self.load_at is not None and self.load_at <= clock:
             load_at = self.load_at
@@ -93,7 +93,7 @@ class Counter:
         return rose
 
     def next_event(self) -> int | None:
-        """Clock number after `now` by which the machine should look again: the next rise of OUT, or a reload that
+        """Clock number after ``now`` by which the machine should look again: the next rise of OUT, or a reload that
         changes when it rises."""
         if self.load_at is not None and self.start is not None:
             rise = self._next_rise(self.start, self.initial)
@@ -204,7 +204,7 @@ class Counter:
                 self.paused_at = None
 
     def _clocks(self, clock: int) -> int:
-        """Clocks counted since the load, at clock number `clock`."""
+        """Clocks counted since the load, at clock number ``clock``."""
         assert self.start is not None
         return (clock if self.paused_at is None else self.paused_at) - self.start
 
@@ -225,14 +225,14 @@ class Counter:
         return clocks != self.initial if self.mode in STROBE else clocks >= self.initial
 
     def _rises(self, after: int, until: int) -> bool:
-        """Whether OUT rises at a clock number above `after` and up to `until`, with no load between them."""
+        """Whether OUT rises at a clock number above ``after`` and up to ``until``, with no load between them."""
         if self.start is None or until <= after:
             return False
         rise = self._next_rise(self.start, self.initial, after)
         return rise is not None and rise <= until
 
     def _next_rise(self, start: int, initial: int, after: int | None = None) -> int | None:
-        """First clock number above `after` (default `now`) at which OUT rises, loaded with `initial` at `start`."""
+        """First clock above ``after`` (default ``now``) where OUT rises, loaded with ``initial`` at ``start``."""
         after = self.now if after is None else after
         if not self.gate and self.mode not in HARDWARE_TRIGGERED:
             return None
@@ -258,7 +258,7 @@ class Counter:
         return max(value, 2) if self.mode in PERIODIC else value
 
     def _load(self, clock: int) -> None:
-        """Load the counting element at clock number `clock`, to which everything has been brought but `now`."""
+        """Load the counting element at clock number ``clock``, to which everything has been brought but ``now``."""
         second_half = self.mode == 3 and self.start is not None and not self._out(clock)
         self.initial = self._decoded()
         self.start = clock
@@ -272,7 +272,7 @@ class Counter:
 
 
 class Pit(Device):
-    """The chip. `line` follows counter 0's OUT; a rise that came and went between two looks is still an edge on it."""
+    """The chip. ``line`` follows counter 0's OUT; a rise that came and went between two looks is an edge on it, too."""
 
     def __init__(self, line: IrqLine, clock: Clock) -> None:
         self._line = line

@@ -21,9 +21,9 @@ A20 = 0x02
 
 
 class A20Gate:
-    """ORs its inputs; `on_level` gets each new level of A20: True lets it through, False holds it low.
+    """ORs its inputs; ``on_level`` gets each new level of A20: True lets it through, False holds it low.
 
-    `on_level` is not called for the level that the gate has from the start, that of `i8042`: let through, because a
+    ``on_level`` is not called for the level that the gate has from the start, that of ``i8042``: let through, because a
     machine that boots a kernel without a BIOS has what a BIOS would leave, and one with a BIOS does as QEMU's PC.
     """
 
@@ -51,7 +51,7 @@ class A20Gate:
         return dict(self._inputs)
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned, and tell `on_level` the level that A20 has now."""
+        """Take over what ``state`` returned, and tell ``on_level`` the level that A20 has now."""
         check_fields("A20Gate", state, self.INPUTS)
         self._inputs = {name: bool(state[name]) for name in self.INPUTS}
         self._on_level(self.level)
@@ -64,7 +64,7 @@ class A20Gate:
 
 
 class Port92(Device):
-    """The port. `set_a20` gets the A20 bit at each write, `on_reset` is called when the fast reset bit rises."""
+    """The port. ``set_a20`` gets the A20 bit at each write, ``on_reset`` is called when the fast reset bit rises."""
 
     STATE: ClassVar[tuple[str, ...]] = ("value",)
 

@@ -71,7 +71,7 @@ def chord(codes: Iterable[int]) -> list[int]:
 
 
 def keys_for(character: str) -> list[int]:
-    """Presses and releases that type `character`. Raises BadInput when a US keyboard cannot."""
+    """Presses and releases that type ``character``. Raises BadInput when a US keyboard cannot."""
     if character in PLAIN:
         return chord((PLAIN[character],))
     if character in SHIFTED:
@@ -110,7 +110,7 @@ class Ps2Device:
         return {name: list(value) if isinstance(value, list) else value for name, value in values.items()}
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned. Raises BadInput when the fields are not those of this device."""
+        """Take over what ``state`` returned. Raises BadInput when the fields are not those of this device."""
         check_fields(type(self).__name__, state, self.STATE)
         for name, value in state.items():
             setattr(self, name, list(value) if isinstance(value, list) else value)

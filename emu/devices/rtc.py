@@ -85,7 +85,7 @@ def seconds_of(year: int, month: int, day: int, hour: int, minute: int, second: 
 
 
 def date_of(days: int) -> tuple[int, int, int]:
-    """Year, month and day: what `seconds_of` turned into `days` days."""
+    """Year, month and day: what ``seconds_of`` turned into ``days`` days."""
     era, rest = divmod(days, DAYS_400_YEARS)
     # The day before the end of a 400-, 4- or 1-year cycle would count as a year too many without the leap days.
     year = (rest - rest // 1460 + rest // 36524 - rest // 146096) // 365
@@ -97,7 +97,7 @@ def date_of(days: int) -> tuple[int, int, int]:
 
 
 class Rtc(Device):
-    """The chip. It shows `start` at virtual time 0; `line` is the level of IRQF.
+    """The chip. It shows ``start`` at virtual time 0; ``line`` is the level of IRQF.
 
     Attributes:
         nmi_masked: bit 7 of the index port.
@@ -120,7 +120,7 @@ class Rtc(Device):
     # ---- what a platform fills in, as QEMU's PC does ----
 
     def set_cell(self, index: int, value: int, size: int = 1) -> None:
-        """Store `value` in the `size` cells from `index` on, low byte first. Raises BadInput unless they are memory."""
+        """Store ``value`` in ``size`` cells from ``index`` on, low byte first; BadInput unless they are memory."""
         if index <= D or index + size > CELLS:
             raise BadInput(f"CMOS cell {index:#x}", f"{size} cells from it are not within 0xe to {CELLS - 1:#x}")
         self.cells[index : index + size] = value.to_bytes(size, "little")
@@ -145,7 +145,7 @@ class Rtc(Device):
         self.set_cell(BOOT_ORDER_3, third << 4 | (not check_floppy))
 
     def set_disk(self, number: int, cylinders: int, heads: int, sectors: int, translation: int = 0) -> None:
-        """Describe hard disk 0 or 1 by its own geometry. `translation` is what the BIOS does with it: 0 nothing, 1
+        """Describe hard disk 0 or 1 by its own geometry. ``translation`` is what the BIOS does with it: 0 nothing, 1
         LBA, 2 LARGE, 3 revised ECHS. Raises BadInput for another disk."""
         if number not in (0, 1):
             raise BadInput(f"disk {number}", "the CMOS describes disks 0 and 1")
@@ -262,7 +262,7 @@ class Rtc(Device):
         self.cells[YEAR], self.cells[CENTURY] = self._encode(year % 100), self._encode(year % YEARS // 100)
 
     def _take_time(self, phase_ns: int) -> None:
-        """Count on from the time in the cells, `phase_ns` after its update."""
+        """Count on from the time in the cells, ``phase_ns`` after its update."""
         year = self._decode(self.cells[CENTURY]) * 100 + self._decode(self.cells[YEAR])
         month, day = self._decode(self.cells[MONTH]), self._decode(self.cells[DAY])
         hour, minute = self._decode_hour(self.cells[HOURS]), self._decode(self.cells[MINUTES])
@@ -290,7 +290,7 @@ class Rtc(Device):
         return 1 << (rate + 6 if rate <= 2 else rate - 1)
 
     def _next_alarm(self, second: int) -> int | None:
-        """First time at or after `second` that the alarm matches; None when it never does."""
+        """First time at or after ``second`` that the alarm matches; None when it never does."""
         hour_cell, minute_cell, second_cell = (self.cells[n] for n in (HOURS_ALARM, MINUTES_ALARM, SECONDS_ALARM))
         at_hour = None if hour_cell & ANY == ANY else self._decode_hour(hour_cell)
         at_minute, at_second = (None if n & ANY == ANY else self._decode(n) for n in (minute_cell, second_cell))

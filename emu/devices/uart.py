@@ -9,8 +9,8 @@ Registers by offset (DLAB is bit 7 of LCR):
 What is sent leaves at once, so the transmitter is empty whenever the guest looks, and the transmit FIFO never holds
 anything. What is received comes in at the programmed speed, one character time after the other, and waits outside while
 the receiver is full, as if the other end obeyed RTS: typed-ahead input never overruns a guest. Input from a file
-(`offer`) has no speed: there is a next character whenever the guest looks for one, so a guest that polls need not poll
-for long, and one that clears its FIFO first loses nothing.
+(``offer``) has no speed: there is a next character whenever the guest looks for one, so a guest that polls need not
+poll for long, and one that clears its FIFO first loses nothing.
 
 The other end is always there: CTS, DSR and DCD are set. The interrupt output does not depend on OUT2, which gates it on
 real boards but not in QEMU's PC, and kernels written there leave OUT2 alone.
@@ -68,7 +68,7 @@ NS = 1_000_000_000  # ns a second
 
 
 class Uart16550(Device):
-    """One port. Sent bytes go to `sink`; `receive` takes bytes for the guest."""
+    """One port. Sent bytes go to ``sink``; ``receive`` takes bytes for the guest."""
 
     STATE: ClassVar[tuple[str, ...]] = (
         "divisor", "ier", "fifo_on", "trigger", "lcr", "mcr", "scr", "overrun", "modem", "modem_delta", "thre_event",
@@ -98,12 +98,12 @@ class Uart16550(Device):
         self.timed_out = False
 
     def receive(self, data: bytes) -> None:
-        """Send `data` to the guest; it arrives from one character time after now, or after what is still on the way."""
+        """Send ``data`` to the guest; it arrives from one character time after now, or after what is on the way."""
         self.incoming += data
         self._expect()
 
     def offer(self, data: bytes) -> None:
-        """Have `data` ready for the guest: it arrives without delay, but not before the guest looks for input."""
+        """Have ``data`` ready for the guest: it arrives without delay, but not before the guest looks for input."""
         self.offered += data
         self._update()
 
@@ -229,7 +229,7 @@ class Uart16550(Device):
         self.timeout_at = now_ns + TIMEOUT_CHARACTERS * self._character_ns() if waiting else None
 
     def _expect(self, now_ns: int | None = None) -> None:
-        """Let the next incoming character be on its way from `now_ns` (default: now) on, if there is room for it."""
+        """Let the next incoming character be on its way from ``now_ns`` (default: now) on, if there is room for it."""
         open_to_world = not self.mcr & MCR_LOOP and len(self.received) < self._room()
         if self.next_arrival is None and self.incoming and open_to_world:
             self.next_arrival = (self._clock() if now_ns is None else now_ns) + self._character_ns()
@@ -247,7 +247,7 @@ class Uart16550(Device):
         return bits * max(self.divisor, 1) * NS // MAX_HZ
 
     def _update_modem(self) -> None:
-        """Recompute the modem inputs and note in `modem_delta` which of them changed."""
+        """Recompute the modem inputs and note in ``modem_delta`` which of them changed."""
         modem = MSR_CTS | MSR_DSR | MSR_DCD
         if self.mcr & MCR_LOOP:
             modem = sum(bit for control, bit in LOOPED if self.mcr & control)

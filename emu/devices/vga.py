@@ -89,7 +89,7 @@ Rgb = tuple[int, int, int]  # 0 to 255 each
 
 
 class Cell(NamedTuple):
-    """One character. Colours are indices into `Screen.palette`."""
+    """One character. Colours are indices into ``Screen.palette``."""
 
     character: str
     foreground: int
@@ -127,7 +127,7 @@ def ega_colours() -> list[int]:
 
 
 class Vga(Device):
-    """The chip. Text is read from `memory`; `clock` says where the beam is."""
+    """The chip. Text is read from ``memory``; ``clock`` says where the beam is."""
 
     STATE: ClassVar[tuple[str, ...]] = (
         "misc", "feature", "sequencer_index", "sequencer", "crtc_index", "crtc", "graphics_index", "graphics",
@@ -276,7 +276,7 @@ class Vga(Device):
     # ---- the picture ----
 
     def is_graphics(self) -> bool:
-        """Whether the guest has switched to graphics, which `screen` cannot show."""
+        """Whether the guest has switched to graphics, which ``screen`` cannot show."""
         return bool(self.graphics[GFX_MISC] & GFX_MISC_GRAPHICS)
 
     def screen(self) -> Screen:

@@ -51,12 +51,12 @@ class Chain(NamedTuple):
 
 
 def total(pieces: Iterable[Piece]) -> int:
-    """Bytes in `pieces`."""
+    """Bytes in ``pieces``."""
     return sum(size for _, size in pieces)
 
 
 def split(pieces: Iterable[Piece], at: int) -> tuple[list[Piece], list[Piece]]:
-    """The first `at` bytes, or fewer if there are no more, and the rest."""
+    """The first ``at`` bytes, or fewer if there are no more, and the rest."""
     head: list[Piece] = []
     tail: list[Piece] = []
     for gpa, size in pieces:
@@ -76,27 +76,27 @@ class Dma:
         self._memory = memory
 
     def load(self, gpa: int, size: int) -> bytes:
-        """`size` bytes."""
+        """``size`` bytes."""
         try:
             return self._memory.read(gpa, size)
         except IndexError as error:
             raise DriverError(str(error)) from None
 
     def store(self, gpa: int, data: bytes) -> None:
-        """Write `data`."""
+        """Write ``data``."""
         try:
             self._memory.write(gpa, data)
         except IndexError as error:
             raise DriverError(str(error)) from None
 
     def gather(self, pieces: list[Piece]) -> bytes:
-        """The contents of `pieces`."""
+        """The contents of ``pieces``."""
         if len(pieces) == 1:
             return self.load(*pieces[0])
         return b"".join(self.load(gpa, size) for gpa, size in pieces)
 
     def scatter(self, pieces: Iterable[Piece], data: bytes) -> int:
-        """Write as much of `data` as fits into `pieces`; how much that was."""
+        """Write as much of ``data`` as fits into ``pieces``; how much that was."""
         done = 0
         for gpa, size in pieces:
             if done >= len(data):
@@ -108,7 +108,7 @@ class Dma:
 
 
 class Virtqueue(Device):
-    """One split virtqueue of at most `maximum` entries. Not ready until the driver says so."""
+    """One split virtqueue of at most ``maximum`` entries. Not ready until the driver says so."""
 
     STATE: ClassVar[tuple[str, ...]] = (
         "size", "ready", "descriptors", "driver_area", "device_area", "next_available", "next_used",
@@ -148,7 +148,7 @@ class Virtqueue(Device):
         return self._chain(head)
 
     def push(self, head: int, written: int) -> None:
-        """Give a chain back, the first `written` bytes of whose writable part the device has set."""
+        """Give a chain back, the first ``written`` bytes of whose writable part the device has set."""
         entry = self.device_area + 4 + USED.size * (self.next_used % self.size)
         self._memory.store(entry, USED.pack(head, written))
         self.next_used = self.next_used + 1 & INDEX_MASK
@@ -195,7 +195,7 @@ class VirtioDevice:
     """Base of all virtio devices: status, features, queues. A transport gives it registers.
 
     A subclass sets DEVICE_ID, FEATURES (beyond COMMON_FEATURES), QUEUES (their maximum sizes) and STATE, and gives
-    `handle`, or `process` where chains are not used as they come.
+    ``handle``, or ``process`` where chains are not used as they come.
 
     Attributes:
         on_signal: set by the transport; gets QUEUE_INTERRUPT or CONFIG_INTERRUPT.
@@ -271,7 +271,7 @@ class VirtioDevice:
             yield chain
 
     def handle(self, index: int, chain: Chain) -> int:
-        """Carry out a chain of queue `index`; how many bytes of its writable part were set."""
+        """Carry out a chain of queue ``index``; how many bytes of its writable part were set."""
         raise NotImplementedError
 
     def config(self) -> bytes:
@@ -295,7 +295,7 @@ class VirtioDevice:
         }
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned. Raises BadInput when the fields are not those of this device."""
+        """Take over what ``state`` returned. Raises BadInput when the fields are not those of this device."""
         check_fields(type(self).__name__, state, ("status", "driver_features", "queues", "own"))
         check_fields(type(self).__name__, state["own"], self.STATE)
         self.status = state["status"]

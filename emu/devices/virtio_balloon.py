@@ -63,10 +63,10 @@ class VirtioBalloon(VirtioDevice):
         self.held: int | None = None  # the chain of the statistics buffer
         self.tags: list[int] = []
         self.values: list[int] = []
-        self._asked = False  # only within `ask_for_statistics`
+        self._asked = False  # only within ``ask_for_statistics``
 
     def set_target(self, pages: int) -> None:
-        """Ask the guest to have `pages` pages in the balloon."""
+        """Ask the guest to have ``pages`` pages in the balloon."""
         self.target = pages
         if self.live:
             self.on_signal(CONFIG_INTERRUPT)

@@ -28,7 +28,7 @@ ID_SIZE = 20  # bytes of an ID, zero-padded
 
 
 class VirtioBlock(VirtioDevice):
-    """A disk; `serial` is what GET_ID tells, at most 20 characters of ASCII."""
+    """A disk; ``serial`` is what GET_ID tells, at most 20 characters of ASCII."""
 
     DEVICE_ID: ClassVar[int] = 2
     FEATURES: ClassVar[int] = F_SEG_MAX | F_GEOMETRY | F_BLK_SIZE | F_FLUSH
@@ -58,7 +58,7 @@ class VirtioBlock(VirtioDevice):
         return written + 1
 
     def _carry_out(self, kind: int, sector: int, outgoing: list[Piece], incoming: list[Piece]) -> tuple[int, int]:
-        """The status of a request, and how many bytes of `incoming` were set."""
+        """The status of a request, and how many bytes of ``incoming`` were set."""
         if kind == FLUSH:
             self._disk.flush()
             return OK, 0

@@ -15,7 +15,7 @@ CONFIG_SIZE = 12  # bytes: columns, rows, ports, emergency write; all zero witho
 
 
 class VirtioConsole(VirtioDevice):
-    """A console. What the guest prints goes to `sink`; `offer` is the keyboard."""
+    """A console. What the guest prints goes to ``sink``; ``offer`` is the keyboard."""
 
     DEVICE_ID: ClassVar[int] = 3
     QUEUES: ClassVar[tuple[int, ...]] = (128, 128)

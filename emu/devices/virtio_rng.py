@@ -15,7 +15,7 @@ LONGEST = 0x10000  # bytes for one request; the device may give fewer than asked
 
 
 class VirtioRng(VirtioDevice):
-    """One queue of buffers to fill. The same `seed` gives the same bytes in every run."""
+    """One queue of buffers to fill. The same ``seed`` gives the same bytes in every run."""
 
     DEVICE_ID: ClassVar[int] = 4
     QUEUES: ClassVar[tuple[int, ...]] = (8,)

@@ -48,7 +48,7 @@ def _style(cell: Cell, reverse: bool, palette: tuple[Rgb, ...]) -> str:
 
 
 def _colour(index: int, base: int, palette: tuple[Rgb, ...]) -> tuple[int, ...]:
-    """Codes of a colour, `base` 30 for the foreground, 40 for the background: one of the terminal's own 16, which its
+    """Codes of a colour, ``base`` 30 for the foreground, 40 for the background: one of the terminal's own 16, which its
     user may have chosen, unless the guest has made another colour of it."""
     if palette[index] == STANDARD_PALETTE[index]:
         return (base + TERMINAL_COLOURS[index & 7] + 60 * (index >> 3),)
@@ -176,8 +176,8 @@ BAND, HOLLOW, SINGLE = range(3)  # stages
 
 
 def _strokes(low: int, high: int, side: int, other_side: int, length: int) -> list[tuple[int, int, int, int]]:
-    """What the two arms of one direction are drawn of, in a cell of `length` dots along it: stage, half the width,
-    first and last dot. `side` and `other_side` are the arms across."""
+    """What the two arms of one direction are drawn of, in a cell of ``length`` dots along it: stage, half the width,
+    first and last dot. ``side`` and ``other_side`` are the arms across."""
     across = max(side, other_side)
     strokes = []
     for weight, opposite, at_end in ((low, high, False), (high, low, True)):
