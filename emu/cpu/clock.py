@@ -30,7 +30,6 @@ from emu.engine.debugregs import STEPPING
 from emu.engine.engine import flush_tlb, leave_engine, stop
 from emu.engine.native import callback, inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record, show_time, vm_of
-from emu.units import NEVER as NEVER
 
 DEVICE_ACCESS_NS = 500  # an access to a register of a device, by port or in memory: what it takes on an ISA bus
 BLOCK_ACCESS_NS = 120  # an access to the data register of a disk within a block: PIO mode 4

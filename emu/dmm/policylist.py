@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emu.cpu.clock import NEVER
 from emu.dmm.policy import Policy
+from emu.units import NEVER
 
 
 class PolicyList(list[Policy]):

@@ -12,7 +12,7 @@ import numpy as np
 from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.audit.audit import audit
 from emu.boot.guest import Guest
-from emu.cpu import clock, runloop, stepping
+from emu.cpu import runloop, stepping
 from emu.cpu.runloop import RUNNING, Reason
 from emu.devices import layout
 from emu.devices.disk import Disk
@@ -36,6 +36,7 @@ from emu.machine.processor import Processor
 from emu.machine.schedule import Schedule
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.mmu.shadowtables import ENTRIES
+from emu.units import NEVER
 
 # Longest stay in the native plane, in virtual time, so that signals and threads of the host are served: it is a second
 # where the engine takes a microsecond for a byte of code.
@@ -152,7 +153,7 @@ class VirtualMachine:
         native.m2p_at = address_of(self.machine.m2p.gfn)
         native.p2m_at = address_of(self.p2m.entries)
         native.p2m_size = len(self.p2m)
-        native.deadline = native.pause_at = clock.NEVER
+        native.deadline = native.pause_at = NEVER
         native.a20_mask = -1
         native.step_count = stepping.UNLIMITED
 
@@ -230,7 +231,7 @@ class VirtualMachine:
     @property
     def waits_for_input(self) -> bool:
         """Whether the last run left the guest halted with no device that wakes it by itself, as a timer does."""
-        return self._asleep and self.platform.deadline() == clock.NEVER
+        return self._asleep and self.platform.deadline() == NEVER
 
     def request_stop(self) -> None:
         """Make :meth:`run` return before the guest's next block of code.  May be called from listeners and devices."""
@@ -283,7 +284,7 @@ class VirtualMachine:
     ) -> Stop:
         if self.dmm.space.is_closed:
             raise ValueError(f"{self.name} has been removed from its machine")
-        limit = clock.NEVER if until is None else until
+        limit = NEVER if until is None else until
         native = self.native
         self._asleep = False
         within_block = stepping.is_within_block(self._running.native)
@@ -362,7 +363,7 @@ class VirtualMachine:
         if not any(processor.can_be_woken for processor in self.processors):
             return False
         while self._ended is None and not any(processor.has_work for processor in self.processors):
-            if min(self.platform.deadline(), limit) == clock.NEVER:
+            if min(self.platform.deadline(), limit) == NEVER:
                 return False  # a policy's epoch wakes nobody
             wake = min(self.platform.deadline(), self.dmm.policies.next_epoch)
             native.round_start = native.clock = max(self._reached(), min(wake, limit))

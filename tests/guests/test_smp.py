@@ -20,7 +20,6 @@ from tests.oracles.qemu_guest import QEMU, QemuRun, have_qemu, run_on_qemu
 on_qemu = pytest.mark.skipif(not have_qemu(), reason=f"{QEMU} is not installed")
 
 CPUS = (1, 2, 4, 8)
-EMU_CPUS = (1,)  # how many emu can run
 MMUS = ("shadow", "nested")
 MASK = 0xFFFFFFFF
 ITEMS = 64  # of its queue
@@ -95,20 +94,20 @@ def test_processors_that_run_at_the_same_time_on_qemu() -> None:
 
 
 @pytest.mark.parametrize("mmu", MMUS)
-@pytest.mark.parametrize("cpus", EMU_CPUS)
+@pytest.mark.parametrize("cpus", CPUS)
 def test_all_parts(cpus: int, mmu: str) -> None:
     console, status, _ = emu_run(cpus, mmu, "forget=1")
     assert_all_is_well(console, expected(cpus))
     assert status == OK
 
 
-@pytest.mark.parametrize("cpus", EMU_CPUS)
+@pytest.mark.parametrize("cpus", CPUS)
 def test_the_paging_architecture_cannot_be_seen(cpus: int) -> None:
     assert emu_run(cpus, "shadow", "forget=1") == emu_run(cpus, "nested", "forget=1")
 
 
 @pytest.mark.parametrize("mmu", MMUS)
-@pytest.mark.parametrize("cpus", EMU_CPUS)
+@pytest.mark.parametrize("cpus", CPUS)
 def test_two_runs_are_the_same(cpus: int, mmu: str) -> None:
     logs = []
     for _ in range(2):
@@ -120,7 +119,7 @@ def test_two_runs_are_the_same(cpus: int, mmu: str) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("mmu", MMUS)
-@pytest.mark.parametrize("cpus", EMU_CPUS)
+@pytest.mark.parametrize("cpus", CPUS)
 def test_a_part_alone(cpus: int, mmu: str, part: int) -> None:
     console, status, _ = emu_run(cpus, mmu, f"part={part} rounds=7 forget=1")
     start = f"smp: start:|smp: {cpus} processors|smp: {PARTS[part]}:"
@@ -129,7 +128,7 @@ def test_a_part_alone(cpus: int, mmu: str, part: int) -> None:
 
 
 @pytest.mark.parametrize("mmu", MMUS)
-@pytest.mark.parametrize("cpus", EMU_CPUS)
+@pytest.mark.parametrize("cpus", CPUS)
 def test_with_less_memory_than_it_uses(cpus: int, mmu: str) -> None:
     """A page that moves away takes its translations along, so that there may be no stale ones: forget=2."""
     alone = boot_emu(cpus, mmu, "forget=2")
