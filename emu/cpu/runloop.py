@@ -227,8 +227,10 @@ def run(vm_at: int) -> int:
                 return _HALT
             if index == _LATER:
                 return _STOP
-            vm.current = index
-            cpu = cpu_number(vm, index)
+            if index != vm.current:
+                vm.log_time = max(vm.log_time, cpu.vtime)
+                vm.current = index
+                cpu = cpu_number(vm, index)
         cpu.deadline = vm.round_end
         reason = _run_processor(cpu)
         if cpu.yielded:
@@ -236,6 +238,7 @@ def run(vm_at: int) -> int:
             cpu.vtime = max(cpu.vtime, vm.round_end)
         if reason == _HALT:
             cpu.activity = HALTED
+            cpu.block_size = 0
             if vm.started > 1:
                 halted_alone(cpu)
         elif reason != _STOP or cpu.step_over:

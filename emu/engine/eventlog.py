@@ -1,5 +1,9 @@
 """The event stream of a VM: one ring, one small record an event.
 
+Its time never falls: what happens within a block of code has the time of the block's beginning, because nobody knows
+yet how much of the block will be executed, and when another processor has its turn the time goes on from the end of
+the turn before.
+
 Native code and Python record into the same ring through :func:`record`, so the order is the order in which things
 happened.  A listener gets each event as an instance of one of the classes in :mod:`emu.engine.events`.  Listening
 never changes what a guest sees or when.
@@ -15,7 +19,7 @@ from emu.engine.eventkind import Event
 from emu.engine.events import EVENT_TYPES
 from emu.engine.native import address_of, compiled, inlined, load64, store64
 from emu.engine.ram import sparse_zeros
-from emu.engine.state import Cpu, Vm, cpu_number, show_time, vm_of, vm_record
+from emu.engine.state import Cpu, Vm, cpu_number, vm_of, vm_record
 
 WORDS = 8  # int64 per ring entry: sequence number, virtual time, kind and processor, five fields
 _CPU_SHIFT = 8  # of the processor's number beside the kind
@@ -33,7 +37,6 @@ def record(cpu: Cpu, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
     vm = vm_of(cpu)
     at = vm.event_counts_at + 8 * kind
     store64(at, load64(at) + 1)
-    time = show_time(cpu)  # whether anybody listens or not: that changes nothing
     if vm.event_stop_mask >> kind & 1:
         vm.step_hit = 1
         vm.stop = 1
@@ -42,7 +45,7 @@ def record(cpu: Cpu, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
         return
     at = vm.event_ring_at + (vm.event_head % vm.event_capacity) * (8 * WORDS)
     store64(at, vm.event_head)
-    store64(at + 8, time)
+    store64(at + 8, max(vm.log_time, cpu.vtime - cpu.block_size))
     store64(at + 16, kind | cpu.index << _CPU_SHIFT)
     store64(at + 24, a)
     store64(at + 32, b)

@@ -149,7 +149,8 @@ class Vm(Protocol):
     stop: int  # leave the native plane
     deadline: int  # ns; no round goes beyond: something is to happen when every processor has come so far
     pause_at: int  # ns; the native plane is left at the end of the first round behind it
-    clock: int  # ns; the latest time that any processor has shown to anybody
+    clock: int  # ns; the latest time that the guest has seen, on any processor and from any device
+    log_time: int  # ns; events that happen from now on are not earlier
     round_start: int  # ns; every processor with something to do has come so far
     round_end: int  # ns
     round_place: int  # how many turns of the round are over
@@ -244,10 +245,10 @@ def cpu_number(vm: Vm, index: int) -> Cpu:
 
 @inlined
 def show_time(cpu: Cpu) -> int:
-    """The VM's time in ns as anybody may see it: never less than what any of its processors has shown before.
+    """The VM's time in ns as the guest may see it: never less than what it has seen before, on whatever processor.
 
     Within a round one processor runs after the other over the same stretch of virtual time, so the later one begins at
-    a time that has been shown already.
+    a time that has been seen already.
     """
     vm = vm_of(cpu)
     if cpu.vtime > vm.clock:

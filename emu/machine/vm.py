@@ -366,7 +366,7 @@ class VirtualMachine:
             if min(self.platform.deadline(), limit) == NEVER:
                 return False  # a policy's epoch wakes nobody
             wake = min(self.platform.deadline(), self.dmm.policies.next_epoch)
-            native.round_start = native.clock = max(self._reached(), min(wake, limit))
+            native.round_start = native.clock = native.log_time = max(self._reached(), min(wake, limit))
             if wake > limit:
                 self._asleep = True
                 return True

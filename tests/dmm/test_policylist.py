@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from emu.cpu.clock import NEVER
 from emu.dmm.p2m import Intent
 from emu.dmm.policy import Policy
 from emu.dmm.policylist import PolicyList
+from emu.units import NEVER
 
 
 class Timer(Policy):
