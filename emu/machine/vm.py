@@ -13,7 +13,7 @@ from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.audit.audit import audit
 from emu.boot.guest import Guest
 from emu.cpu import runloop, stepping
-from emu.cpu.runloop import RUNNING, Reason
+from emu.cpu.runloop import RUNNING, WAITING, Reason
 from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.devices.platform import Platform
@@ -394,8 +394,9 @@ class VirtualMachine:
             self._wake(cpu)
 
     def _raise_nmi(self, cpu: int) -> None:
-        self.processors[cpu].native.nmi_pending = 1
-        self._wake(cpu)
+        if self.processors[cpu].native.activity != WAITING:
+            self.processors[cpu].native.nmi_pending = 1
+            self._wake(cpu)
 
     def _wake(self, cpu: int) -> None:
         """Something has come that a processor should look at."""
