@@ -48,11 +48,12 @@ class Run:
     Attributes:
         console, virtual_ns: what the guest did, and when.
         log: digest of the whole event log.
+        used, counts: frames of the pool in use at the end; events by kind.
         guest: digest of the events that do not belong to the paging architecture, without their numbers.
     """
 
     def __init__(self, kernel: Path, initrd: str, mmu: str, pool: int | None = None, schedule: str | None = None):
-        self.vm = boot_vm(
+        vm = boot_vm(
             kernel, ram=RAM, mmu=mmu, initrd=initrd, append="console=ttyS0", cpus=CPUS, schedule=schedule,
             pool=pool and pool * PAGE_SIZE, policies=TIMED if pool else (),
             machine=Machine((1 + shadow_tables_for(RAM) + pool) * PAGE_SIZE) if pool else None,
@@ -68,12 +69,13 @@ class Run:
             if not isinstance(event, PAGING):
                 guest.update(line.partition(",")[2].encode())
 
-        self.vm.events.listen(listen, EVENT_TYPES)
-        outcome = run_vm(self.vm, max_time=LIMIT)
-        self.vm.audit()
+        vm.events.listen(listen, EVENT_TYPES)
+        outcome = run_vm(vm, max_time=LIMIT)
+        vm.audit()
         assert outcome.ending is Ending.POWER_OFF, outcome.sentence
-        self.console = bytes(self.vm.platform.console).decode().replace("\r", "")
-        self.virtual_ns = self.vm.now
+        self.console = bytes(vm.platform.console).decode().replace("\r", "")
+        self.virtual_ns = vm.now
+        self.used, self.counts = vm.pool.used, vm.events.counts()
         self.log, self.guest = log.hexdigest(), guest.hexdigest()
 
     @property
@@ -130,7 +132,7 @@ def test_another_schedule_is_another_run_with_the_same_results(kernel: Path, ini
 
 @pytest.mark.parametrize("mmu", ["nested", "shadow"])
 def test_in_a_quarter_of_its_memory(kernel: Path, initrd: str, nested: Run, wanted: list[str], mmu: str) -> None:
-    pressed = Run(kernel, initrd, mmu, pool=nested.vm.pool.used // 4)
+    pressed = Run(kernel, initrd, mmu, pool=nested.used // 4)
     assert pressed.said == wanted
-    counts = pressed.vm.events.counts()
-    assert counts["evict"] > nested.vm.pool.used and counts["share"] > 100 and counts["unshare"] > 10
+    counts = pressed.counts
+    assert counts["evict"] > nested.used and counts["share"] > 100 and counts["unshare"] > 10
