@@ -23,7 +23,7 @@ from emu.engine import cpustate
 from emu.engine.alone import REFUSED, forget_instruction, run_refused_alone, within_block
 from emu.engine.cpustate import EFLAGS, FLAG_IF
 from emu.engine.debugregs import WATCHED
-from emu.engine.engine import ERR_OK, read_eflags, start, use_clock
+from emu.engine.engine import ERR_OK, flush_tlb, read_eflags, start, use_clock
 from emu.engine.native import compiled, inlined, load64
 from emu.engine.state import Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
 from emu.engine.vectors import EXCEPTION
@@ -240,6 +240,34 @@ def run(vm_at: int) -> int:
                 halted_alone(cpu)
         elif reason != _STOP or cpu.step_over:
             return reason
+
+
+@compiled
+def reached(vm_at: int) -> int:
+    """The virtual time in ns that every processor with something to do has come to; without any, the latest one."""
+    vm = vm_record(vm_at)
+    earliest = latest = vm.round_start
+    working = False
+    for index in range(vm.cpu_count):
+        cpu = cpu_number(vm, index)
+        latest = max(latest, cpu.vtime)
+        if _has_work(cpu):
+            time = _time_of(vm, cpu)
+            earliest = min(earliest, time) if working else time
+            working = True
+    return earliest if working else latest
+
+
+@compiled
+def has_work(cpu_at: int) -> bool:
+    """Whether a processor runs, or something wakes it from HLT."""
+    return _has_work(cpu_record(cpu_at))
+
+
+@compiled
+def forget_translations(cpu_at: int) -> None:
+    """Drop every TLB entry of one processor."""
+    flush_tlb(cpu_record(cpu_at))
 
 
 @compiled

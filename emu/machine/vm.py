@@ -130,7 +130,9 @@ class VirtualMachine:
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
-        self._devices = DeviceAccess(native, lambda: self._running.native, self.platform, self.memory)
+        self._devices = DeviceAccess(
+            native, lambda: self._running.native, self.platform, self.memory, lambda: self.dmm.policies.next_epoch
+        )
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
@@ -306,7 +308,7 @@ class VirtualMachine:
                 self._devices.deadline = self.platform.deadline()
             native.deadline = min(self._devices.deadline, self.dmm.policies.next_epoch)
             native.pause_at = min(limit, reached + SLICE_NS)
-            native.stop = int(self._ended is not None or self._stop_requested)
+            native.stop = int(self._ended is not None or self._stop_requested or bool(self._inits))
             reason = _REASONS[runloop.run(self.native_at)]
             self.exits.count(reason)
             self.events.drain()
@@ -322,6 +324,7 @@ class VirtualMachine:
             elif reason == Reason.HALT:
                 if self._ended is None and not self._sleep(limit):
                     self._running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
+                    self._running.native.vtime = max(self._running.native.vtime, native.round_start)
                     return Stop.HALTED
             elif reason == Reason.SHUTDOWN:
                 return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
@@ -335,11 +338,8 @@ class VirtualMachine:
                     self._tick()
 
     def _reached(self) -> int:
-        """The virtual time in ns that every processor has come to."""
-        running = [processor.native.vtime for processor in self.processors if processor.is_running]
-        if running:
-            return min(running)
-        return max(self.native.round_start, *(processor.native.vtime for processor in self.processors))
+        """The virtual time in ns that every processor with something to do has come to."""
+        return int(runloop.reached(self.native_at))
 
     def _inject(self, vector: int) -> None:
         """Deliver an interrupt to the processor that runs."""
@@ -366,7 +366,8 @@ class VirtualMachine:
             if min(self.platform.deadline(), limit) == NEVER:
                 return False  # a policy's epoch wakes nobody
             wake = min(self.platform.deadline(), self.dmm.policies.next_epoch)
-            native.round_start = native.clock = max(self._reached(), min(wake, limit))
+            native.round_start = max(self._reached(), min(wake, limit))
+            native.clock = max(native.clock, native.round_start)
             if wake > limit:
                 self._asleep = True
                 return True
@@ -405,7 +406,8 @@ class VirtualMachine:
         if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
             running = self._running.native
             self.native.round_shared = 1
-            self.native.round_end = min(self.native.round_end, running.vtime + self.native.quantum)
+            # not what is left of the round, whose end follows from where the native plane is left
+            self.native.round_end = min(self.native.deadline, running.vtime + self.native.quantum)
             running.deadline = self.native.round_end
             running.limit = 0
 
