@@ -25,16 +25,13 @@ from emu.engine.cpustate import EFLAGS, FLAG_IF
 from emu.engine.debugregs import WATCHED
 from emu.engine.engine import ERR_OK, flush_tlb, read_eflags, start, use_clock
 from emu.engine.native import compiled, inlined, load64
-from emu.engine.state import Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
+from emu.engine.state import HALTED, RUNNING, Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
 from emu.engine.vectors import EXCEPTION
 from emu.mmu.fill import CODE_IN_USE
 from emu.mmu.walk import NEED, OK
 
 FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
 _GENERAL_PROTECTION = 13
-
-# activity of a processor (SDM vol. 3A, 8.4.2; HLT)
-RUNNING, HALTED, WAITING = 0, 1, 2  # WAITING: for a start-up message (SIPI)
 
 # results of _next beside the number of a processor
 _NOBODY, _LATER = -1, -2  # nobody has anything to do; nobody before something else is due

@@ -10,13 +10,12 @@ import numpy as np
 
 from emu.boot.entry import CODE_16, enter_real_mode
 from emu.cpu import breakpoints, clock, delivery, mmio, msr, portio, runloop
-from emu.cpu.runloop import HALTED, RUNNING, WAITING
 from emu.engine import engine
 from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
-from emu.engine.state import Cpu, CpuStructure, cpu_offset
+from emu.engine.state import HALTED, RUNNING, WAITING, Cpu, CpuStructure, cpu_offset
 from emu.mmu import fill
 from emu.units import NEVER
 

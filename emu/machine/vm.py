@@ -13,7 +13,7 @@ from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.audit.audit import audit
 from emu.boot.guest import Guest
 from emu.cpu import runloop, stepping
-from emu.cpu.runloop import RUNNING, Reason
+from emu.cpu.runloop import Reason
 from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.devices.platform import Platform
@@ -29,7 +29,7 @@ from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.eventlog import EventLog
 from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of, signed
-from emu.engine.state import Vm, VmStructure
+from emu.engine.state import RUNNING, Vm, VmStructure
 from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.machine.processor import Processor
@@ -222,7 +222,7 @@ class VirtualMachine:
 
     @property
     def now(self) -> int:
-        """Virtual time in ns: the latest that any processor has come to."""
+        """Virtual time in ns: of the processor that runs, but no less than any has shown to a device or in an event."""
         return max(self.native.clock, self._running.native.vtime)
 
     @property
@@ -268,7 +268,12 @@ class VirtualMachine:
 
         Returns:
             STEP when they have been executed; else as :meth:`run`.
+
+        Raises:
+            ValueError: there is no such processor; else as :meth:`run`.
         """
+        if cpu is not None and not 0 <= cpu < len(self.processors):
+            raise ValueError(f"{self.name} has no processor {cpu}")
         return self._run(until, instructions, (), cpu)
 
     def run_to_event(self, kinds: Iterable[type[Event]] = EVENT_TYPES, until: int | None = None) -> Stop:
