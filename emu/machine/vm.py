@@ -222,7 +222,7 @@ class VirtualMachine:
 
     @property
     def now(self) -> int:
-        """Virtual time in ns: of the processor that runs, but no less than any has shown to a device or in an event."""
+        """Virtual time in ns: of the processor that runs, but no less than was shown to anybody.  It never goes back."""
         return max(self.native.clock, self._running.native.vtime)
 
     @property
@@ -302,6 +302,7 @@ class VirtualMachine:
                 return Stop.STEP
             reached = self._reached()
             if not within_block:
+                native.clock = max(native.clock, reached)  # nobody who has something to do is behind it
                 if self._ended is not None:
                     return self._ended
                 if self._stop_requested:
@@ -365,6 +366,7 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """No processor has anything to do: jump to the next deadline.  False when nothing can wake any of them."""
         native = self.native
+        native.clock = max(native.clock, self._reached())
         if not any(processor.can_be_woken for processor in self.processors):
             return False
         while self._ended is None and not any(processor.has_work for processor in self.processors):
@@ -383,6 +385,7 @@ class VirtualMachine:
 
     def _tick(self) -> None:
         now = self._reached()
+        self.native.clock = max(self.native.clock, now)
         self.platform.tick(now)
         self.dmm.policies.run_epochs(now)
         self._devices.deadline = self.platform.deadline()

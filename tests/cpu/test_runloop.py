@@ -275,3 +275,15 @@ def test_a_guest_that_slept_for_good_can_be_run_on_behind_its_hlt() -> None:
     slept = guest.now
     assert guest.vm.run(until=slept + 100_000_000) == Stop.EXIT
     assert guest.now > slept + 1_000_000
+
+
+def test_time_goes_on_in_pieces_of_any_length() -> None:
+    vm = boot("smp", cpus=3, append="rounds=5", mmu="nested").vm
+    whole = boot("smp", cpus=3, append="rounds=5", mmu="nested").vm
+    whole.run()
+    stop, times = Stop.DEADLINE, [0]
+    while stop == Stop.DEADLINE:
+        stop = vm.run(until=times[-1] + 1000)
+        assert vm.now >= times[-1] + 1000 or stop == Stop.EXIT
+        times.append(vm.now)
+    assert (stop, vm.now) == (Stop.EXIT, whole.now)
