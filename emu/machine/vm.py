@@ -222,7 +222,7 @@ class VirtualMachine:
 
     @property
     def now(self) -> int:
-        """Virtual time in ns: of the processor that runs, but no less than was shown to anybody.  It never goes back."""
+        """Virtual time in ns: of the processor that runs, but no less than was shown to anybody."""
         return max(self.native.clock, self._running.native.vtime)
 
     @property
