@@ -27,6 +27,7 @@ class DeviceAccess:
         running: gives the record of the processor that runs.
         platform: the devices.
         memory: of the VM; told where there are registers in it.
+        next_epoch: gives the virtual time in ns at which policies are due.
 
     Attributes:
         closed: what the guest writes is lost: it has ended, though its block of code has not.
@@ -34,12 +35,14 @@ class DeviceAccess:
     """
 
     def __init__(
-        self, native: Vm, running: Callable[[], Cpu], platform: Platform, memory: PhysicalMemory
-    ) -> None:
+        self, native: Vm, running: Callable[[], Cpu], platform: Platform, memory: PhysicalMemory,
+        next_epoch: Callable[[], int],
+    ) -> None:  # fmt: skip
         self._native = native
         self._running = running
         self._platform = platform
         self._memory = memory
+        self._next_epoch = next_epoch
         self.closed = False
         self.deadline = platform.deadline()
         self._apic_mapped = True
@@ -70,14 +73,14 @@ class DeviceAccess:
         def call(*arguments: int) -> int:
             try:
                 value = function(*arguments)
-                deadline = self.deadline = self._platform.deadline()  # the access may have moved it
-                if deadline < self._native.deadline:
-                    self._native.deadline = deadline
-                    if deadline < self._native.round_end:
-                        self._native.round_end = deadline
-                        running = self._running()
-                        running.deadline = deadline
-                        running.limit = 0
+                self.deadline = self._platform.deadline()  # the access may have moved it
+                # later ones, too: where the next rounds end must not follow from when Python looks again
+                deadline = self._native.deadline = min(self.deadline, self._next_epoch())
+                if deadline < self._native.round_end:
+                    self._native.round_end = deadline
+                    running = self._running()
+                    running.deadline = deadline
+                    running.limit = 0
                 return value
             except BaseException as error:  # raised again by reraise
                 if self._raised is None:

@@ -13,7 +13,7 @@ from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.audit.audit import audit
 from emu.boot.guest import Guest
 from emu.cpu import runloop, stepping
-from emu.cpu.runloop import RUNNING, WAITING, Reason
+from emu.cpu.runloop import Reason
 from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.devices.platform import Platform
@@ -29,7 +29,7 @@ from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.eventlog import EventLog
 from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of, signed
-from emu.engine.state import Vm, VmStructure
+from emu.engine.state import RUNNING, WAITING, Vm, VmStructure
 from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.machine.processor import Processor
@@ -130,7 +130,9 @@ class VirtualMachine:
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
-        self._devices = DeviceAccess(native, lambda: self._running.native, self.platform, self.memory)
+        self._devices = DeviceAccess(
+            native, lambda: self._running.native, self.platform, self.memory, lambda: self.dmm.policies.next_epoch
+        )
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
@@ -220,7 +222,7 @@ class VirtualMachine:
 
     @property
     def now(self) -> int:
-        """Virtual time in ns: the latest that any processor has come to."""
+        """Virtual time in ns: of the processor that runs, but no less than was shown to anybody."""
         return max(self.native.clock, self._running.native.vtime)
 
     @property
@@ -266,7 +268,12 @@ class VirtualMachine:
 
         Returns:
             STEP when they have been executed; else as :meth:`run`.
+
+        Raises:
+            ValueError: there is no such processor; else as :meth:`run`.
         """
+        if cpu is not None and not 0 <= cpu < len(self.processors):
+            raise ValueError(f"{self.name} has no processor {cpu}")
         return self._run(until, instructions, (), cpu)
 
     def run_to_event(self, kinds: Iterable[type[Event]] = EVENT_TYPES, until: int | None = None) -> Stop:
@@ -295,6 +302,7 @@ class VirtualMachine:
                 return Stop.STEP
             reached = self._reached()
             if not within_block:
+                native.clock = max(native.clock, reached)  # nobody who has something to do is behind it
                 if self._ended is not None:
                     return self._ended
                 if self._stop_requested:
@@ -306,7 +314,7 @@ class VirtualMachine:
                 self._devices.deadline = self.platform.deadline()
             native.deadline = min(self._devices.deadline, self.dmm.policies.next_epoch)
             native.pause_at = min(limit, reached + SLICE_NS)
-            native.stop = int(self._ended is not None or self._stop_requested)
+            native.stop = int(self._ended is not None or self._stop_requested or bool(self._inits))
             reason = _REASONS[runloop.run(self.native_at)]
             self.exits.count(reason)
             self.events.drain()
@@ -322,6 +330,7 @@ class VirtualMachine:
             elif reason == Reason.HALT:
                 if self._ended is None and not self._sleep(limit):
                     self._running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
+                    self._running.native.vtime = max(self._running.native.vtime, native.round_start)
                     return Stop.HALTED
             elif reason == Reason.SHUTDOWN:
                 return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
@@ -335,11 +344,8 @@ class VirtualMachine:
                     self._tick()
 
     def _reached(self) -> int:
-        """The virtual time in ns that every processor has come to."""
-        running = [processor.native.vtime for processor in self.processors if processor.is_running]
-        if running:
-            return min(running)
-        return max(self.native.round_start, *(processor.native.vtime for processor in self.processors))
+        """The virtual time in ns that every processor with something to do has come to."""
+        return int(runloop.reached(self.native_at))
 
     def _inject(self, vector: int) -> None:
         """Deliver an interrupt to the processor that runs."""
@@ -360,13 +366,16 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """No processor has anything to do: jump to the next deadline.  False when nothing can wake any of them."""
         native = self.native
+        native.clock = max(native.clock, self._reached())
         if not any(processor.can_be_woken for processor in self.processors):
             return False
         while self._ended is None and not any(processor.has_work for processor in self.processors):
             if min(self.platform.deadline(), limit) == NEVER:
                 return False  # a policy's epoch wakes nobody
             wake = min(self.platform.deadline(), self.dmm.policies.next_epoch)
-            native.round_start = native.clock = native.log_time = max(self._reached(), min(wake, limit))
+            native.round_start = max(self._reached(), min(wake, limit))
+            native.clock = max(native.clock, native.round_start)
+            native.log_time = max(native.log_time, native.round_start)
             if wake > limit:
                 self._asleep = True
                 return True
@@ -377,6 +386,7 @@ class VirtualMachine:
 
     def _tick(self) -> None:
         now = self._reached()
+        self.native.clock = max(self.native.clock, now)
         self.platform.tick(now)
         self.dmm.policies.run_epochs(now)
         self._devices.deadline = self.platform.deadline()
@@ -406,7 +416,8 @@ class VirtualMachine:
         if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
             running = self._running.native
             self.native.round_shared = 1
-            self.native.round_end = min(self.native.round_end, running.vtime + self.native.quantum)
+            # not what is left of the round, whose end follows from where the native plane is left
+            self.native.round_end = min(self.native.deadline, running.vtime + self.native.quantum)
             running.deadline = self.native.round_end
             running.limit = 0
 
