@@ -15,6 +15,7 @@ from emu.devices.platform import Platform
 from emu.dmm.physical import PhysicalMemory
 from emu.engine.native import host_function, signed
 from emu.engine.state import Cpu, Vm
+from emu.units import NEVER
 
 _TSC_DEADLINE = 0x6E0  # IA32_TSC_DEADLINE
 
@@ -31,6 +32,7 @@ class DeviceAccess:
     Attributes:
         closed: what the guest writes is lost: it has ended, though its block of code has not.
         deadline: of the devices, after the last access: virtual time in ns.
+        epoch: when a policy wants to be asked, whatever the devices do: virtual time in ns.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DeviceAccess:
         self._memory = memory
         self.closed = False
         self.deadline = platform.deadline()
+        self.epoch = NEVER
         self._apic_mapped = True
         self._raised: BaseException | None = None
         self._thunks: list[Any] = []  # keeps what native code calls alive
@@ -58,6 +61,11 @@ class DeviceAccess:
         for gfns in platform.mmio.gfns():
             memory.set_mmio(gfns)
 
+    def plan(self) -> None:
+        """Tell native code when something is due.  It must know at all times: rounds of turns end there."""
+        self.deadline = self._platform.deadline()
+        self._native.deadline = min(self.deadline, self.epoch)
+
     def reraise(self) -> None:
         """Raise what a device raised while the engine ran."""
         if self._raised is not None:
@@ -70,14 +78,11 @@ class DeviceAccess:
         def call(*arguments: int) -> int:
             try:
                 value = function(*arguments)
-                deadline = self.deadline = self._platform.deadline()  # the access may have moved it
-                if deadline < self._native.deadline:
-                    self._native.deadline = deadline
-                    if deadline < self._native.round_end:
-                        self._native.round_end = deadline
-                        running = self._running()
-                        running.deadline = deadline
-                        running.limit = 0
+                self.plan()  # the access may have moved a deadline
+                if self._native.deadline < self._native.round_end:
+                    running = self._running()
+                    running.deadline = self._native.round_end = self._native.deadline
+                    running.limit = 0
                 return value
             except BaseException as error:  # raised again by reraise
                 if self._raised is None:

@@ -117,6 +117,11 @@ class Processor:
         )
         return self.is_running or (native.activity == HALTED and bool(wakes))
 
+    def goes_on_at(self, round_start: int) -> int:
+        """The virtual time in ns at which it goes on, if it has work, as :func:`emu.cpu.runloop.run` sees it."""
+        native = self.native
+        return native.vtime if self.is_running else max(native.vtime, native.wake_at, round_start)
+
     @property
     def can_be_woken(self) -> bool:
         """Whether an interrupt can wake it from HLT."""

@@ -302,9 +302,8 @@ class VirtualMachine:
                     return Stop.REQUESTED
                 if reached >= limit:
                     return Stop.DEADLINE
-            if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes no device's plans
-                self._devices.deadline = self.platform.deadline()
-            native.deadline = min(self._devices.deadline, self.dmm.policies.next_epoch)
+            if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes nobody's plans
+                self._plan()
             native.pause_at = min(limit, reached + SLICE_NS)
             native.stop = int(self._ended is not None or self._stop_requested)
             reason = _REASONS[runloop.run(self.native_at)]
@@ -336,9 +335,10 @@ class VirtualMachine:
 
     def _reached(self) -> int:
         """The virtual time in ns that every processor has come to."""
-        running = [processor.native.vtime for processor in self.processors if processor.is_running]
-        if running:
-            return min(running)
+        start = self.native.round_start
+        working = [processor.goes_on_at(start) for processor in self.processors if processor.has_work]
+        if working:
+            return min(working)
         return max(self.native.round_start, *(processor.native.vtime for processor in self.processors))
 
     def _inject(self, vector: int) -> None:
@@ -379,7 +379,11 @@ class VirtualMachine:
         now = self._reached()
         self.platform.tick(now)
         self.dmm.policies.run_epochs(now)
-        self._devices.deadline = self.platform.deadline()
+        self._plan()
+
+    def _plan(self) -> None:
+        self._devices.epoch = self.dmm.policies.next_epoch
+        self._devices.plan()
 
     def _attention(self) -> None:
         self.native.stop = 1
@@ -405,7 +409,8 @@ class VirtualMachine:
         if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
             running = self._running.native
             self.native.round_shared = 1
-            self.native.round_end = min(self.native.round_end, running.vtime + self.native.quantum)
+            # that it may end earlier, at pause_at, follows from who watches
+            self.native.round_end = min(self.native.deadline, running.vtime + self.native.quantum)
             running.deadline = self.native.round_end
             running.limit = 0
 
