@@ -92,7 +92,7 @@ def _take_over_registers(cpu: Cpu) -> bool:
 
 
 @inlined
-def _run_alone(cpu: Cpu) -> None:
+def run_alone(cpu: Cpu) -> None:
     """Make the engine end its next block after one instruction."""
     hflags_at = cpu.env + HFLAGS
     store32(hflags_at, load32(hflags_at) | HF_INHIBIT_IRQ)
@@ -102,7 +102,7 @@ def _run_alone(cpu: Cpu) -> None:
 def begin_watched_step(cpu: Cpu) -> None:
     """The instruction at RIP was refused a watched page: run it alone and see what it does."""
     cpu.watch_step = ABOUT_TO_STEP
-    _run_alone(cpu)
+    run_alone(cpu)
 
 
 @inlined
@@ -167,7 +167,7 @@ def _check_instructions(cpu: Cpu, gva: int, size: int) -> bool:
         _raise_debug(cpu, hits)
         return True
     if (alone or resumes) and not load32(env + HFLAGS) & HF_INHIBIT_IRQ:
-        _run_alone(cpu)  # RF is good for one instruction only
+        run_alone(cpu)  # RF is good for one instruction only
         return True
     return False
 

@@ -7,7 +7,7 @@ nanoseconds.  Nothing here reads the host's clock.
 
 from __future__ import annotations
 
-from emu.cpu.breakpoints import at_debugged_block
+from emu.cpu.breakpoints import at_debugged_block, run_alone
 from emu.cpu.stepping import at_block, entered_block
 from emu.engine import cpustate
 from emu.engine.blockclock import INLINE
@@ -32,6 +32,7 @@ from emu.engine.native import callback, inlined, load32, load64, outlined, store
 from emu.engine.state import Cpu, cpu_record, show_time, vm_of
 
 DEVICE_ACCESS_NS = 500  # an access to a register of a device, by port or in memory: what it takes on an ISA bus
+_CUT_NS = 4096  # before the end of a drawn turn, from where on a block that would go beyond the end is cut
 BLOCK_ACCESS_NS = 120  # an access to the data register of a disk within a block: PIO mode 4
 
 
@@ -54,6 +55,22 @@ def attention(cpu: Cpu) -> None:
     cpu.limit = 0
 
 
+@inlined
+def _turn_is_drawn(cpu: Cpu) -> bool:
+    """Whether the processor's turn ends where the schedule's seed says: behind any instruction, not only a block.
+
+    Where turns ended with blocks, no seed could show the race of a load and a store in the same block.
+    """
+    vm = vm_of(cpu)
+    return vm.seeded != 0 and vm.round_shared != 0
+
+
+@inlined
+def next_limit(cpu: Cpu) -> int:
+    """When the engine has to look again, if nothing but the end of the turn wants attention."""
+    return cpu.deadline - _CUT_NS if _turn_is_drawn(cpu) else cpu.deadline
+
+
 @outlined("vqqi")
 def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
     """A block begins, and something wants attention or the deadline has come."""
@@ -64,11 +81,15 @@ def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
     if cpu.stepping and at_block(cpu_at, gva, size):
         return
     must_stop = vm_of(cpu).stop or cpu.pending or cpu.vtime >= cpu.deadline or cpu.yielded or accepts_nmi(cpu)
+    if not must_stop and cpu.vtime + size > cpu.deadline and _turn_is_drawn(cpu):
+        if not load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:  # else the block holds one instruction
+            run_alone(cpu)
+            must_stop = True
     if cpu.debugging and (not must_stop or cpu.watch_step == STEPPING) and at_debugged_block(cpu_at, gva, size):
         must_stop = True
     if not must_stop:
         if not cpu.intr_line:
-            cpu.limit = 0 if cpu.stepping or cpu.debugging or cpu.nmi_pending else cpu.deadline
+            cpu.limit = 0 if cpu.stepping or cpu.debugging or cpu.nmi_pending else next_limit(cpu)
         elif interrupts_enabled(cpu):
             must_stop = True
     if must_stop:

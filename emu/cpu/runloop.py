@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from emu.cpu.breakpoints import again_watched_step, begin_watched_step
-from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block
+from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.cpu.portio import DENIED
 from emu.cpu.stepping import halted_alone
@@ -93,6 +93,25 @@ def _shuffle(vm: Vm) -> None:
         here.turn, there.turn = there.turn, here.turn
 
 
+@inlined
+def _longest_turn(vm: Vm) -> int:
+    """The length in ns of the turns of the round that begins."""
+    if not vm.seeded:
+        return vm.quantum
+    return vm.shortest_quantum + _draw(vm, vm.quantum - vm.shortest_quantum + 1)
+
+
+@compiled
+def share_round(vm_at: int) -> None:
+    """In a round that one processor had for itself another one has something to do now: it gets its turn soon."""
+    vm = vm_record(vm_at)
+    cpu = cpu_number(vm, vm.current)
+    vm.round_shared = 1
+    vm.round_end = min(vm.deadline, cpu.vtime + _longest_turn(vm))  # pause_at, which was its end, has no part in it
+    cpu.deadline = vm.round_end
+    cpu.limit = 0
+
+
 @compiled
 def _begin_round(vm: Vm) -> int:
     """Begin the next round; returns 0, _NOBODY or _LATER."""
@@ -113,11 +132,9 @@ def _begin_round(vm: Vm) -> int:
     if not vm.round_shared:
         vm.round_end = min(vm.deadline, vm.pause_at)
     else:
-        quantum = vm.quantum
+        vm.round_end = min(vm.round_start + _longest_turn(vm), vm.deadline)
         if vm.seeded:
-            quantum = vm.shortest_quantum + _draw(vm, vm.quantum - vm.shortest_quantum + 1)
             _shuffle(vm)
-        vm.round_end = min(vm.round_start + quantum, vm.deadline)
         for index in range(vm.cpu_count):
             cpu_number(vm, index).pause_rip = -1
     vm.round_place = 0
@@ -167,7 +184,7 @@ def _run_processor(cpu: Cpu) -> int:
             if cpu.intr_line and interrupts_enabled(cpu):
                 return _INTERRUPT
         urgent = cpu.intr_line or cpu.nmi_pending or cpu.stepping or cpu.debugging
-        cpu.limit = 0 if urgent else cpu.deadline
+        cpu.limit = 0 if urgent else next_limit(cpu)
         cpu.stopped = 0
         cpu.miss_kind = OK
         error = start(cpu, cpu.single)

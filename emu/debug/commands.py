@@ -11,7 +11,6 @@ from emu.debug import look, text
 from emu.dmm.p2m import Intent
 from emu.engine.events import BY_NAME, EVENT_TYPES
 from emu.errors import BadInput
-from emu.observe import pagewalk
 
 if TYPE_CHECKING:
     from emu.debug.stepper import Stepper
@@ -59,7 +58,7 @@ class Commands:
             _Command(("e", "event"), "[KIND…]", "run to the next memory event, of one of these kinds", self._event, 99),
             _Command(("i", "instruction"), "[N]", "execute one instruction, or N", self._instruction, 1),
             _Command(("c", "continue"), "", "run until the guest ends (Ctrl-C stops it)", self._continue, 0),
-            _Command(("cpu",), "[N]", "look at and step processor N alone; all again", self._cpu, 1),
+            _Command(("cpu",), "[N]", "look at processor N, and let i step it alone; without N: whichever runs", self._cpu, 1),
             _Command(("r", "registers"), "", "registers; * or colour: changed by the last command", self._registers, 0),
             _Command(("d", "disassemble"), "[GVA]", "instructions around the next, or at GVA", self._disassemble, 1),
             _Command(("w", "walk"), "[GVA]", "page walk of an address, by default the last event's: guest tables, "
@@ -79,7 +78,9 @@ class Commands:
         """What to show before the first command."""
         vm = self._stepper.vm
         guest = vm.guest.name if vm.guest else vm.name
-        head = f"{guest}, {vm.paging.name} paging, before its first instruction. h: help, e: next memory event, q: quit"
+        several = f"{len(vm.processors)} processors, " if len(vm.processors) > 1 else ""
+        state = f"{guest}, {vm.paging.name} paging, {several}before its first instruction"
+        head = f"{state}. h: help, e: next memory event, q: quit"
         return "\n".join([head, *text.code(vm)])
 
     def execute(self, line: str) -> str | None:
@@ -146,11 +147,11 @@ class Commands:
     def _walk(self, arguments: list[str]) -> str:
         vm, last = self._stepper.vm, self._stepper.last
         if arguments:
-            return pagewalk.render(pagewalk.explain(vm, self._gva(arguments[0])))
+            return "\n".join(text.walk(vm, self._gva(arguments[0])))
         if last is None:
             raise BadInput("w", "expected an address: no event has happened yet")
         gva = look.event_gva(vm, last)
-        lines = text.about(vm, last) if gva is None else [pagewalk.render(pagewalk.explain(vm, gva))]
+        lines = text.about(vm, last) if gva is None else text.walk(vm, gva, last.cpu)
         if not lines:
             raise BadInput("w", "expected an address: the last event is about none")
         return "\n".join(lines)

@@ -16,6 +16,7 @@ from emu.observe import pagewalk
 from emu.observe.crash import decode
 
 if TYPE_CHECKING:
+    from emu.machine.processor import Processor
     from emu.machine.vm import VirtualMachine
 
 CONTROL_NAMES = ("cr0", "cr2", "cr3", "cr4", "efer")
@@ -38,17 +39,17 @@ class Instruction:
     text: str
 
 
-def registers(vm: VirtualMachine) -> dict[str, int]:
+def registers(processor: Processor) -> dict[str, int]:
     """General registers, ``rip``, ``eflags``, segment selectors and control registers by name.
 
     Outside 64-bit mode there are eight general registers of 32 bits; they keep their 64-bit names.
     """
-    cpu = vm.cpu
+    cpu = processor.registers
     wide = cpu.bits == 64
     mask = (1 << 64) - 1 if wide else (1 << 32) - 1
     found = {name: getattr(cpu, name) & mask for name in (REGISTER_NAMES if wide else REGISTER_NAMES[:8])}
     found["rip"] = cpu.rip & mask
-    found["eflags"] = vm.eflags
+    found["eflags"] = processor.eflags
     found |= {name: getattr(cpu, name).selector for name in SEGMENT_NAMES}
     return found | {name: getattr(cpu, name) for name in CONTROL_NAMES}
 
@@ -65,7 +66,7 @@ def address_named(vm: VirtualMachine, name: str) -> int | None:
         return cpu.rsp if cpu.bits == 64 else cpu.ss.base + (cpu.rsp & (0xFFFF_FFFF if wide else 0xFFFF)) & 0xFFFF_FFFF
     if name.startswith("e") and "r" + name[1:] in REGISTER_NAMES[:8]:
         name = "r" + name[1:]
-    return registers(vm).get(name)
+    return registers(vm.processor).get(name)
 
 
 def read(vm: VirtualMachine, gva: int, size: int) -> bytes:
@@ -124,14 +125,15 @@ def _decode(vm: VirtualMachine, gva: int, size: int) -> list[Instruction]:
 
 
 def event_gva(vm: VirtualMachine, event: Event) -> int | None:
-    """The gva that an event is about; None when it is about none, or it is not known."""
-    match event:
-        case PageFault() | ShadowFill():
-            return event.gva
-        case ExceptionDelivery() | InterruptDelivery():
-            return vm.cpu.pc  # of the handler
-        case DmmFault():
-            return _missed_gva(vm, event.gfn)
+    """The gva that an event is about, on its processor; None when it is about none, or it is not known."""
+    with vm.looking_at(event.cpu):
+        match event:
+            case PageFault() | ShadowFill():
+                return event.gva
+            case ExceptionDelivery() | InterruptDelivery():
+                return vm.cpu.pc  # of the handler
+            case DmmFault():
+                return _missed_gva(vm, event.gfn)
     return None
 
 

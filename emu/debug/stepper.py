@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 HISTORY = 1000  # events that are remembered
+PATIENCE = 100_000_000  # virtual ns for which a step waits for the selected processor to execute something
 _FINAL = {Ending.EXIT, Ending.POWER_OFF, Ending.RESET, Ending.CRASH, Ending.HALTED}
 
 
@@ -44,7 +45,9 @@ class Pause:
         events: what has happened since the pause before, oldest first; the last HISTORY of it.
         wanted: those of them that the step waited for.
         counts: how many events of each kind there were, by name; kinds without any are left out.
-        changed: the registers (:func:`emu.debug.look.registers`) that are not what they were.
+        changed: the registers (:func:`emu.debug.look.registers`) that are not what they were, of the processor to
+            look at.
+        idle: nothing was executed: the selected processor has been halted or waiting for PATIENCE.
     """
 
     outcome: Outcome | None
@@ -52,6 +55,7 @@ class Pause:
     wanted: tuple[Event, ...]
     counts: dict[str, int]
     changed: frozenset[str]
+    idle: bool = False
 
 
 class Stepper:
@@ -65,7 +69,6 @@ class Stepper:
         history: the last HISTORY events, oldest first.
         last: the event that the guest was stopped for last, or the last one that happened; None before the first.
         ended: how the guest ended; None while it can run on.
-        selected: the processor that :meth:`select` has named.
     """
 
     def __init__(self, vm: VirtualMachine) -> None:
@@ -73,7 +76,6 @@ class Stepper:
         self.history: deque[Event] = deque(maxlen=HISTORY)
         self.last: Event | None = None
         self.ended: Outcome | None = None
-        self.selected: int | None = None
         self._new: deque[Event] = deque(maxlen=HISTORY)
         vm.events.listen(self._note)
 
@@ -94,7 +96,17 @@ class Stepper:
 
     def instructions(self, count: int = 1) -> Pause:
         """Execute ``count`` instructions, of the processor that :meth:`select` has named if it has named one."""
-        return self._advance(lambda: self.vm.step(count, cpu=self.selected), frozenset())
+        return self._advance(lambda: self._step(count), frozenset())
+
+    def _step(self, count: int) -> Stop:
+        """DEADLINE when the selected processor executes nothing for PATIENCE: another one may run for ever."""
+        vm, left = self.vm, count
+        while vm.selected is not None:
+            stop = vm.step(left, vm.now + PATIENCE, vm.selected)
+            if stop != Stop.DEADLINE or vm.native.step_count == left:
+                return stop
+            left = vm.native.step_count
+        return vm.step(count)
 
     def select(self, cpu: int | None) -> None:
         """Look at and step one processor from now on, while the others take their turns; None: whichever runs.
@@ -102,23 +114,26 @@ class Stepper:
         Raises:
             BadInput: there is no such processor.
         """
-        if cpu is not None and not 0 <= cpu < len(self.vm.processors):
-            raise BadInput("cpu", f"{cpu} is not one of 0 to {len(self.vm.processors) - 1}")
-        self.selected = cpu
-        self.vm.select(cpu)
+        last = len(self.vm.processors) - 1
+        if cpu is not None and not 0 <= cpu <= last:
+            raise BadInput("cpu", f"there is no processor {cpu}, " + (f"they are 0 to {last}" if last else "only 0"))
+        self.vm.selected = cpu
 
     def to_end(self) -> Pause:
         """Run until the guest ends or somebody stops the VM."""
         return self._advance(self.vm.run, frozenset())
 
     def _advance(self, run: Callable[[], Stop], kinds: frozenset[type[Event]]) -> Pause:
-        before, counted = look.registers(self.vm), self.vm.events.counts()
+        before = [look.registers(processor) for processor in self.vm.processors]
+        counted = self.vm.events.counts()
         self._new.clear()
         outcome: Outcome | None = self.ended
+        idle = False
         if outcome is None:
             try:
                 stop = run()
-                outcome = None if stop == Stop.STEP else outcome_of(self.vm, stop)
+                idle = stop == Stop.DEADLINE
+                outcome = None if stop == Stop.STEP or idle else outcome_of(self.vm, stop)
             except MEMORY_ERRORS as error:
                 outcome = outcome_of_error(error)
             self.vm.events.drain()
@@ -128,10 +143,10 @@ class Stepper:
         wanted = tuple(event for event in events if type(event) in kinds)
         if events:
             self.last = wanted[-1] if wanted else events[-1]
-        after = look.registers(self.vm)
-        changed = frozenset(name for name, value in after.items() if before.get(name) != value)
+        was, after = before[self.vm.processor.index], look.registers(self.vm.processor)
+        changed = frozenset(name for name, value in after.items() if was.get(name) != value)
         counts = {kind: count - counted[kind] for kind, count in self.vm.events.counts().items()}
-        return Pause(outcome, events, wanted, {kind: count for kind, count in counts.items() if count}, changed)
+        return Pause(outcome, events, wanted, {kind: count for kind, count in counts.items() if count}, changed, idle)
 
     # --- changing the mapping ---
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from emu.debug import look
-from emu.debug.stepper import Pause
+from emu.debug.stepper import PATIENCE, Pause
 from emu.engine.cpustate import REGISTER_NAMES, SEGMENT_NAMES
 from emu.engine.events import DmmFault, Event, PageFault, ShadowFill, TableWrite
 from emu.observe import crash, pagewalk
@@ -43,7 +43,9 @@ def pause(vm: VirtualMachine, found: Pause, mark: Mark = plain_mark) -> str:
             return "\n".join([*sections[0], "", crash.report(vm)])
     if found.outcome is None or found.outcome.ending != Ending.EXIT:
         sections += [about(vm, event) for event in (found.wanted or found.events)[-1:]]
-        sections += [running(vm), code(vm), registers(vm, found.changed, mark)]
+        sections += [running(vm, found.idle)]
+        if vm.processor.activity != "waiting":
+            sections += [code(vm), registers(vm, found.changed, mark)]
     return "\n".join(line for section in sections for line in section)
 
 
@@ -68,9 +70,20 @@ def event_line(vm: VirtualMachine, event: Event) -> str:
     return f"#{event.sequence} at {event.time} ns{where}: {event.sentence()}"
 
 
-def running(vm: VirtualMachine) -> list[str]:
-    """Whose code and registers follow, where there are several processors."""
-    return [f"processor {vm.processor.index}:"] if len(vm.processors) > 1 else []
+def running(vm: VirtualMachine, idle: bool = False) -> list[str]:
+    """Whose code and registers follow, where there are several processors, and what that one does.
+
+    Args:
+        idle: it was to execute something, and has not.
+    """
+    if len(vm.processors) == 1 and not idle:
+        return []
+    processor = vm.processor
+    what = {"running": "", "halted": " is halted", "waiting": " waits for a start-up message"}[processor.activity]
+    lines = [f"processor {processor.index}{what}{'' if processor.activity == 'waiting' else ':'}"]
+    if idle:
+        lines.insert(0, f"processor {processor.index} has executed nothing for {format_time(PATIENCE)}; i waits on")
+    return lines
 
 
 def processors(vm: VirtualMachine) -> list[str]:
@@ -84,7 +97,7 @@ def about(vm: VirtualMachine, event: Event) -> list[str]:
     """The page that an event is about: the walk of its address, or what the P2M says about its gfn."""
     gva = look.event_gva(vm, event)
     if gva is not None and isinstance(event, (PageFault, ShadowFill, DmmFault)):
-        return pagewalk.render(pagewalk.explain(vm, gva)).splitlines()
+        return walk(vm, gva, event.cpu)
     gfn = look.event_gfn(event)
     if gfn is None:
         return []
@@ -92,6 +105,14 @@ def about(vm: VirtualMachine, event: Event) -> list[str]:
     if isinstance(event, TableWrite) and event.size >= 4:
         lines = [f"before: {_entry(event.before)}", f"after:  {_entry(event.after)}", *lines]
     return lines
+
+
+def walk(vm: VirtualMachine, gva: int, cpu: int | None = None) -> list[str]:
+    """The page walk of an address, by default on the processor that is looked at."""
+    elsewhere = cpu is not None and cpu != vm.processor.index
+    with vm.looking_at(vm.selected if cpu is None else cpu):
+        lines = pagewalk.render(pagewalk.explain(vm, gva)).splitlines()
+    return [f"on processor {cpu}:", *lines] if elsewhere else lines
 
 
 def about_gfn(vm: VirtualMachine, gfn: int) -> list[str]:
@@ -121,7 +142,7 @@ def registers(
     vm: VirtualMachine, changed: Collection[str] = (), mark: Mark = plain_mark, full: bool = False
 ) -> list[str]:
     """General registers; with ``full`` also segments and control registers.  Those of ``changed`` are marked."""
-    values = look.registers(vm)
+    values = look.registers(vm.processor)
     wide = "r8" in values
     digits = 16 if wide else 8
 

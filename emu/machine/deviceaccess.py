@@ -61,6 +61,11 @@ class DeviceAccess:
         for gfns in platform.mmio.gfns():
             memory.set_mmio(gfns)
 
+    def plan(self) -> None:
+        """Tell native code when something is due.  It must know at all times: rounds of turns end there."""
+        self.deadline = self._platform.deadline()
+        self._native.deadline = min(self.deadline, self._next_epoch())
+
     def reraise(self) -> None:
         """Raise what a device raised while the engine ran."""
         if self._raised is not None:
@@ -73,13 +78,10 @@ class DeviceAccess:
         def call(*arguments: int) -> int:
             try:
                 value = function(*arguments)
-                self.deadline = self._platform.deadline()  # the access may have moved it
-                # later ones, too: where the next rounds end must not follow from when Python looks again
-                deadline = self._native.deadline = min(self.deadline, self._next_epoch())
-                if deadline < self._native.round_end:
-                    self._native.round_end = deadline
+                self.plan()  # the access may have moved a deadline
+                if self._native.deadline < self._native.round_end:
                     running = self._running()
-                    running.deadline = deadline
+                    running.deadline = self._native.round_end = self._native.deadline
                     running.limit = 0
                 return value
             except BaseException as error:  # raised again by reraise

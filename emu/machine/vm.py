@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum, auto
 from typing import cast
 
@@ -94,6 +95,7 @@ class VirtualMachine:
         platform: its devices.
         exit_value: what the guest wrote to the exit port, None before that.
         exits: how often the native plane was left, by reason.
+        selected: the number of the processor to look at; None for the one that runs, or ran last.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class VirtualMachine:
         self.native = native = cast(Vm, record)
         self.native_at = native.at = ctypes.addressof(record)
         self.processors = tuple(Processor(number, self.native_at, memory) for number in range(cpus))
-        self._selected: int | None = None
+        self.selected: int | None = None
         self._records = np.array([processor.native_at for processor in self.processors])
         memory_gfns = [range(r.start >> PAGE_SHIFT, r.stop >> PAGE_SHIFT) for r in layout.ram_ranges(ram)]
         self.p2m = P2M(max(MMIO_SIZE >> PAGE_SHIFT, memory_gfns[-1].stop), memory_gfns)
@@ -168,17 +170,22 @@ class VirtualMachine:
 
     @property
     def processor(self) -> Processor:
-        """The processor to look at: the one that runs, or ran last, unless :meth:`select` has named another."""
-        return self._running if self._selected is None else self.processors[self._selected]
+        """The processor to look at (:attr:`selected`)."""
+        return self._running if self.selected is None else self.processors[self.selected]
 
     @property
     def cpu(self) -> CpuState:
         """The registers of :attr:`processor`."""
         return self.processor.registers
 
-    def select(self, cpu: int | None) -> None:
-        """Look at processor ``cpu`` from now on; with None again at the one that runs."""
-        self._selected = cpu
+    @contextmanager
+    def looking_at(self, cpu: int | None) -> Iterator[None]:
+        """Have ``cpu`` selected for a while."""
+        before, self.selected = self.selected, cpu
+        try:
+            yield
+        finally:
+            self.selected = before
 
     # --- set-up ---
 
@@ -310,9 +317,8 @@ class VirtualMachine:
                     return Stop.REQUESTED
                 if reached >= limit:
                     return Stop.DEADLINE
-            if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes no device's plans
-                self._devices.deadline = self.platform.deadline()
-            native.deadline = min(self._devices.deadline, self.dmm.policies.next_epoch)
+            if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes nobody's plans
+                self._devices.plan()
             native.pause_at = min(limit, reached + SLICE_NS)
             native.stop = int(self._ended is not None or self._stop_requested or bool(self._inits))
             reason = _REASONS[runloop.run(self.native_at)]
@@ -389,7 +395,7 @@ class VirtualMachine:
         self.native.clock = max(self.native.clock, now)
         self.platform.tick(now)
         self.dmm.policies.run_epochs(now)
-        self._devices.deadline = self.platform.deadline()
+        self._devices.plan()
 
     def _attention(self) -> None:
         self.native.stop = 1
@@ -414,12 +420,7 @@ class VirtualMachine:
         native.limit = 0
         native.wake_at = self.now
         if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
-            running = self._running.native
-            self.native.round_shared = 1
-            # not what is left of the round, whose end follows from where the native plane is left
-            self.native.round_end = min(self.native.deadline, running.vtime + self.native.quantum)
-            running.deadline = self.native.round_end
-            running.limit = 0
+            runloop.share_round(self.native_at)
 
     def _init(self, cpu: int) -> None:
         """INIT: the first processor would enter the BIOS again, which is a reset; the others wait for a start-up."""

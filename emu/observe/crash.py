@@ -34,10 +34,11 @@ _STACK_WORDS = 16
 
 def report(vm: VirtualMachine) -> str:
     """The report on a VM whose run ended with a triple fault; several lines, no line end behind the last one."""
-    sections = [_what_happened(vm), registers(vm), disassembly(vm), stack(vm)]
-    walked = {vm.cpu.cr2: "CR2", vm.cpu.pc: "RIP"} if pagewalk.paging_mode(vm) else {vm.cpu.pc: "RIP"}
-    sections += [f"{name}: {pagewalk.render(pagewalk.explain(vm, gva))}" for gva, name in walked.items()]
-    return "\n\n".join(sections)
+    with vm.looking_at(None):  # the processor that shut down ran last
+        sections = [_what_happened(vm), registers(vm), disassembly(vm), stack(vm)]
+        walked = {vm.cpu.cr2: "CR2", vm.cpu.pc: "RIP"} if pagewalk.paging_mode(vm) else {vm.cpu.pc: "RIP"}
+        sections += [f"{name}: {pagewalk.render(pagewalk.explain(vm, gva))}" for gva, name in walked.items()]
+        return "\n\n".join(sections)
 
 
 def _what_happened(vm: VirtualMachine) -> str:

@@ -103,7 +103,7 @@ def test_registers_by_name(name: str) -> None:
     assert look.address_named(vm, "ebx") == vm.cpu.rbx & 0xFFFF_FFFF
     assert look.address_named(vm, "cr3") == vm.cpu.cr3
     assert look.address_named(vm, "nothing") is None
-    assert ("r8" in look.registers(vm)) == (vm.cpu.bits == 64)
+    assert ("r8" in look.registers(vm.processor)) == (vm.cpu.bits == 64)
 
 
 # --- commands ---
