@@ -17,7 +17,7 @@ from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
 from emu.engine.state import Cpu, CpuStructure, cpu_offset
-from emu.mmu import fill
+from emu.mmu import fill, paging
 from emu.units import NEVER
 
 _FLAGS_AT_RESET = 2
@@ -149,6 +149,7 @@ class Processor:
         native.block_size = native.step_alone = native.step_shadow = 0
         native.step_gva = NOWHERE
         native.cr3 = native.root_mfn = -1
+        paging.flush_tlbs(self.native_at)
         native.activity = WAITING
 
     def start_up(self, vector: int, now: int) -> bool:
