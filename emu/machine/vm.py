@@ -125,7 +125,7 @@ class VirtualMachine:
         self.dmm = DMM(Space(machine, name, index, self.pool, self.p2m, self.paging, self.events))
         self.memory = PhysicalMemory(self.dmm)
         self.platform = Platform(
-            ram, self.memory, lambda: self.now, disks, virtio_disk,
+            ram, self.memory, lambda: self._seen, disks, virtio_disk,
             cpus=cpus, running=lambda: self.native.current,
             set_intr=self._set_intr, raise_nmi=self._raise_nmi, on_init=self._init, on_startup=self._start_up,
             set_a20=self._set_a20,
@@ -227,7 +227,12 @@ class VirtualMachine:
 
     @property
     def now(self) -> int:
-        """Virtual time in ns: the latest that any processor has come to."""
+        """Virtual time in ns: what the guest has seen of it, and what every processor has come to."""
+        return max(self._seen, self._reached())
+
+    @property
+    def _seen(self) -> int:
+        """Virtual time in ns as the processor that runs and its devices see it."""
         return max(self.native.clock, self._running.native.vtime)
 
     @property
@@ -412,7 +417,7 @@ class VirtualMachine:
         """Something has come that a processor should look at."""
         native = self.processors[cpu].native
         native.limit = 0
-        native.wake_at = self.now
+        native.wake_at = self._seen
         if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
             runloop.share_round(self.native_at)
 
@@ -433,7 +438,7 @@ class VirtualMachine:
     def _start_up(self, cpu: int, vector: int) -> None:
         processor = self.processors[cpu]
         first = not processor.has_started
-        if processor.start_up(vector, self.now):
+        if processor.start_up(vector, self._seen):
             if first:
                 self.native.started += 1
                 self.paging.processor_started()
