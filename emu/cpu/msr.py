@@ -17,6 +17,7 @@ from emu.engine.engine import (
     original_rdrand,
     original_wrmsr,
     running_cpu,
+    stop,
 )
 from emu.engine.library import replace_helper
 from emu.engine.native import call_host, callback, inlined, load32, load64, outlined, signed, store64
@@ -137,6 +138,10 @@ def on_pause(env: int, length: int) -> None:
             if rip == cpu.pause_rip:
                 cpu.yielded = 1
                 cpu.limit = 0
+                if not cpu.stepping:  # PAUSE ends its block, so the engine need not come back to find that out
+                    cpu.block_size = 0
+                    cpu.stopped = 1
+                    stop(cpu)
             cpu.pause_rip = rip
     original_pause(env, length)
 

@@ -23,18 +23,15 @@ from emu.engine import cpustate
 from emu.engine.alone import REFUSED, forget_instruction, run_refused_alone, within_block
 from emu.engine.cpustate import EFLAGS, FLAG_IF
 from emu.engine.debugregs import WATCHED
-from emu.engine.engine import ERR_OK, read_eflags, start, use_clock
+from emu.engine.engine import ERR_OK, flush_tlb, read_eflags, start, use_clock
 from emu.engine.native import compiled, inlined, load64
-from emu.engine.state import Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
+from emu.engine.state import HALTED, RUNNING, Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
 from emu.engine.vectors import EXCEPTION
 from emu.mmu.fill import CODE_IN_USE
 from emu.mmu.walk import NEED, OK
 
 FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
 _GENERAL_PROTECTION = 13
-
-# activity of a processor (SDM vol. 3A, 8.4.2; HLT)
-RUNNING, HALTED, WAITING = 0, 1, 2  # WAITING: for a start-up message (SIPI)
 
 # results of _next beside the number of a processor
 _NOBODY, _LATER = -1, -2  # nobody has anything to do; nobody before something else is due
@@ -260,6 +257,34 @@ def run(vm_at: int) -> int:
                 halted_alone(cpu)
         elif reason != _STOP or cpu.step_over:
             return reason
+
+
+@compiled
+def reached(vm_at: int) -> int:
+    """The virtual time in ns that every processor with something to do has come to; without any, the latest one."""
+    vm = vm_record(vm_at)
+    earliest = latest = vm.round_start
+    working = False
+    for index in range(vm.cpu_count):
+        cpu = cpu_number(vm, index)
+        latest = max(latest, cpu.vtime)
+        if _has_work(cpu):
+            time = _time_of(vm, cpu)
+            earliest = min(earliest, time) if working else time
+            working = True
+    return earliest if working else latest
+
+
+@compiled
+def has_work(cpu_at: int) -> bool:
+    """Whether a processor runs, or something wakes it from HLT."""
+    return _has_work(cpu_record(cpu_at))
+
+
+@compiled
+def forget_translations(cpu_at: int) -> None:
+    """Drop every TLB entry of one processor."""
+    flush_tlb(cpu_record(cpu_at))
 
 
 @compiled

@@ -35,7 +35,7 @@ from emu.devices.virtio_blk import VirtioBlock
 from emu.devices.virtio_console import VirtioConsole
 from emu.devices.virtio_mmio import EmptySlot, VirtioMmio
 from emu.devices.virtio_rng import VirtioRng
-from emu.devices.wires import NoWire, SwitchedWire, Wires
+from emu.devices.wires import SwitchedWire, Wires
 from emu.errors import BadInput
 from emu.units import NEVER
 
@@ -207,11 +207,12 @@ class Platform:
         self.fw_cfg.add_file("etc/sercon-port", struct.pack("<Q", layout.COM1_PORT))
 
     def wire(self, irq: int) -> IrqLine:
-        """The wire of interrupt 0 to 23: to the 8259s below 16, and to the I/O APIC, where ISA's 0 is input 2."""
-        if irq == 2:
-            return NoWire()  # the 8259s are connected by it, and the PIT has its I/O APIC input
+        """The wire of interrupt 0 to 23: to the 8259s below 16, and to the I/O APIC, where ISA's 0 is input 2.
+
+        The 8259s are connected by 2: it goes to the I/O APIC alone, where the HPET shares the input with the PIT.
+        """
         apic = self._ioapic.line(2 if irq == 0 else irq)
-        return Wires(self._pic.line(irq), apic) if irq < 16 else apic
+        return Wires(self._pic.line(irq), apic) if irq < 16 and irq != 2 else apic
 
     def leave_as_bios(self) -> None:
         """Program interrupt controllers and timer as QEMU's BIOS does before it starts a kernel."""

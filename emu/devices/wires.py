@@ -37,13 +37,6 @@ class SwitchedWire:
         self._to.set(self._level and connected)
 
 
-class NoWire:
-    """An output that leads nowhere."""
-
-    def set(self, level: bool) -> None:
-        pass
-
-
 class NumberedWire:
     """The wire to one of several inputs of a chip. `drive` gets the input's number and its level."""
 

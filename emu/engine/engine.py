@@ -69,7 +69,7 @@ from emu.engine.cpustate import load_u64
 from emu.engine.layout import DESCRIPTOR_SIZE, PROBE_NS, TLB_MODES, Layout, find_layout, new_uc
 from emu.engine.library import LIBRARY, helper_address, replace_functions, replace_import
 from emu.engine.native import address_of, callback, compiled, external, global_cell, inlined, load32, load64, store64
-from emu.engine.state import Cpu, Vm, cpu_number
+from emu.engine.state import WAITING, Cpu, Vm, cpu_number
 from emu.errors import EngineMismatch
 
 ACCESS_READ, ACCESS_WRITE, ACCESS_FETCH = 16, 17, 18  # UC_MEM_READ, _WRITE, _FETCH as a TLB fill gets them
@@ -162,7 +162,9 @@ def flush_all_tlbs(vm: Vm) -> None:
     """Drop every TLB entry of all processors of the VM."""
     vm.flush_epoch += 1
     for index in range(vm.cpu_count):
-        flush_tlb(cpu_number(vm, index))
+        cpu = cpu_number(vm, index)
+        if cpu.activity != WAITING:
+            flush_tlb(cpu)
 
 
 @compiled

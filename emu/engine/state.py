@@ -16,6 +16,9 @@ import numpy as np
 
 from emu.engine.native import inlined, load64, record_at
 
+# activity of a processor (SDM vol. 3A, 8.4.2; HLT)
+RUNNING, HALTED, WAITING = 0, 1, 2  # WAITING: for a start-up message (SIPI); it has no translations
+
 
 class Cpu(Protocol):
     """One processor."""
@@ -77,7 +80,6 @@ class Cpu(Protocol):
     walk_level: int
     marked_code: int
     miss_kind: int
-    miss_gva: int
     miss_error: int
     need_gfn: int
     need_intent: int
@@ -145,7 +147,7 @@ class Vm(Protocol):
     cpus_at: int  # of an array with the host addresses of the processors' records
     cpu_count: int
     current: int  # the processor that runs, or ran last
-    started: int  # processors that are not waiting for a start-up message
+    started: int  # processors that have ever run: with one, nothing is done for the others
     stop: int  # leave the native plane
     deadline: int  # ns; no round goes beyond: something is to happen when every processor has come so far
     pause_at: int  # ns; the native plane is left at the end of the first round behind it

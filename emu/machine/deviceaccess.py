@@ -15,7 +15,6 @@ from emu.devices.platform import Platform
 from emu.dmm.physical import PhysicalMemory
 from emu.engine.native import host_function, signed
 from emu.engine.state import Cpu, Vm
-from emu.units import NEVER
 
 _TSC_DEADLINE = 0x6E0  # IA32_TSC_DEADLINE
 
@@ -28,23 +27,24 @@ class DeviceAccess:
         running: gives the record of the processor that runs.
         platform: the devices.
         memory: of the VM; told where there are registers in it.
+        next_epoch: gives the virtual time in ns at which policies are due.
 
     Attributes:
         closed: what the guest writes is lost: it has ended, though its block of code has not.
         deadline: of the devices, after the last access: virtual time in ns.
-        epoch: when a policy wants to be asked, whatever the devices do: virtual time in ns.
     """
 
     def __init__(
-        self, native: Vm, running: Callable[[], Cpu], platform: Platform, memory: PhysicalMemory
-    ) -> None:
+        self, native: Vm, running: Callable[[], Cpu], platform: Platform, memory: PhysicalMemory,
+        next_epoch: Callable[[], int],
+    ) -> None:  # fmt: skip
         self._native = native
         self._running = running
         self._platform = platform
         self._memory = memory
+        self._next_epoch = next_epoch
         self.closed = False
         self.deadline = platform.deadline()
-        self.epoch = NEVER
         self._apic_mapped = True
         self._raised: BaseException | None = None
         self._thunks: list[Any] = []  # keeps what native code calls alive
@@ -64,7 +64,7 @@ class DeviceAccess:
     def plan(self) -> None:
         """Tell native code when something is due.  It must know at all times: rounds of turns end there."""
         self.deadline = self._platform.deadline()
-        self._native.deadline = min(self.deadline, self.epoch)
+        self._native.deadline = min(self.deadline, self._next_epoch())
 
     def reraise(self) -> None:
         """Raise what a device raised while the engine ran."""

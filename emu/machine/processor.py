@@ -10,13 +10,12 @@ import numpy as np
 
 from emu.boot.entry import CODE_16, enter_real_mode
 from emu.cpu import breakpoints, clock, delivery, mmio, msr, portio, runloop
-from emu.cpu.runloop import HALTED, RUNNING, WAITING
 from emu.engine import engine
 from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
-from emu.engine.state import Cpu, CpuStructure, cpu_offset
+from emu.engine.state import HALTED, RUNNING, WAITING, Cpu, CpuStructure, cpu_offset
 from emu.mmu import fill
 from emu.units import NEVER
 
@@ -110,17 +109,8 @@ class Processor:
 
     @property
     def has_work(self) -> bool:
-        """Whether it runs, or something wakes it from HLT; as :func:`emu.cpu.runloop.run` sees it."""
-        native = self.native
-        wakes = (native.intr_line and self.registers.interrupts_enabled) or (
-            native.nmi_pending and not self.registers.nmi_blocked
-        )
-        return self.is_running or (native.activity == HALTED and bool(wakes))
-
-    def goes_on_at(self, round_start: int) -> int:
-        """The virtual time in ns at which it goes on, if it has work, as :func:`emu.cpu.runloop.run` sees it."""
-        native = self.native
-        return native.vtime if self.is_running else max(native.vtime, native.wake_at, round_start)
+        """Whether it runs, or something wakes it from HLT."""
+        return bool(runloop.has_work(self.native_at))
 
     @property
     def can_be_woken(self) -> bool:
@@ -151,10 +141,11 @@ class Processor:
         registers.forget_modes()
         set_hflags_mode(self.engine.env)
         native.pending = native.pending_prior = native.nmi_pending = native.single = 0
-        native.block_size = native.step_alone = native.step_shadow = 0
+        native.block_size = native.entered_size = native.step_alone = native.step_shadow = 0
         native.step_gva = NOWHERE
         native.cr3 = native.root_mfn = -1
         native.activity = WAITING
+        runloop.forget_translations(self.native_at)
 
     def start_up(self, vector: int, now: int) -> bool:
         """A start-up message (SIPI): begin in real mode at ``vector`` << 12.  False when it does not wait for one.

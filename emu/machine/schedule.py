@@ -8,7 +8,7 @@ from emu.errors import BadInput
 
 MAX_CPUS = 16  # processors of a VM
 DEFAULT_QUANTUM = 50_000  # virtual ns; docs/design.md says how it was chosen
-LEAST_QUANTUM = 1_000  # virtual ns
+LEAST_QUANTUM, MOST_QUANTUM = 1_000, 1_000_000_000  # virtual ns
 _SHORTEST = 16  # with a seed, the shortest slice is the longest one divided by this
 
 
@@ -28,6 +28,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.quantum < LEAST_QUANTUM:
             raise BadInput("--quantum", f"{self.quantum} ns is too short, {LEAST_QUANTUM} ns is the least")
+        if self.quantum > MOST_QUANTUM:
+            raise BadInput("--quantum", f"{self.quantum} ns is too long, {MOST_QUANTUM} ns is the most")
 
     @property
     def shortest_quantum(self) -> int:

@@ -14,7 +14,7 @@ from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.audit.audit import audit
 from emu.boot.guest import Guest
 from emu.cpu import runloop, stepping
-from emu.cpu.runloop import RUNNING, Reason
+from emu.cpu.runloop import Reason
 from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.devices.platform import Platform
@@ -30,7 +30,7 @@ from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.eventlog import EventLog
 from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of, signed
-from emu.engine.state import Vm, VmStructure
+from emu.engine.state import RUNNING, WAITING, Vm, VmStructure
 from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.machine.processor import Processor
@@ -125,14 +125,16 @@ class VirtualMachine:
         self.dmm = DMM(Space(machine, name, index, self.pool, self.p2m, self.paging, self.events))
         self.memory = PhysicalMemory(self.dmm)
         self.platform = Platform(
-            ram, self.memory, lambda: self._seen, disks, virtio_disk,
+            ram, self.memory, lambda: self.now, disks, virtio_disk,
             cpus=cpus, running=lambda: self.native.current,
             set_intr=self._set_intr, raise_nmi=self._raise_nmi, on_init=self._init, on_startup=self._start_up,
             set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
-        self._devices = DeviceAccess(native, lambda: self._running.native, self.platform, self.memory)
+        self._devices = DeviceAccess(
+            native, lambda: self._running.native, self.platform, self.memory, lambda: self.dmm.policies.next_epoch
+        )
         self.guest: Guest | None = None
         self.exit_value: int | None = None
         self._ended: Stop | None = None
@@ -227,12 +229,7 @@ class VirtualMachine:
 
     @property
     def now(self) -> int:
-        """Virtual time in ns: what the guest has seen of it, and what every processor has come to."""
-        return max(self._seen, self._reached())
-
-    @property
-    def _seen(self) -> int:
-        """Virtual time in ns as the processor that runs and its devices see it."""
+        """Virtual time in ns: of the processor that runs, but no less than was shown to anybody."""
         return max(self.native.clock, self._running.native.vtime)
 
     @property
@@ -278,7 +275,12 @@ class VirtualMachine:
 
         Returns:
             STEP when they have been executed; else as :meth:`run`.
+
+        Raises:
+            ValueError: there is no such processor; else as :meth:`run`.
         """
+        if cpu is not None and not 0 <= cpu < len(self.processors):
+            raise ValueError(f"{self.name} has no processor {cpu}")
         return self._run(until, instructions, (), cpu)
 
     def run_to_event(self, kinds: Iterable[type[Event]] = EVENT_TYPES, until: int | None = None) -> Stop:
@@ -307,6 +309,7 @@ class VirtualMachine:
                 return Stop.STEP
             reached = self._reached()
             if not within_block:
+                native.clock = max(native.clock, reached)  # nobody who has something to do is behind it
                 if self._ended is not None:
                     return self._ended
                 if self._stop_requested:
@@ -315,9 +318,9 @@ class VirtualMachine:
                 if reached >= limit:
                     return Stop.DEADLINE
             if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes nobody's plans
-                self._plan()
+                self._devices.plan()
             native.pause_at = min(limit, reached + SLICE_NS)
-            native.stop = int(self._ended is not None or self._stop_requested)
+            native.stop = int(self._ended is not None or self._stop_requested or bool(self._inits))
             reason = _REASONS[runloop.run(self.native_at)]
             self.exits.count(reason)
             self.events.drain()
@@ -333,6 +336,7 @@ class VirtualMachine:
             elif reason == Reason.HALT:
                 if self._ended is None and not self._sleep(limit):
                     self._running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
+                    self._running.native.vtime = max(self._running.native.vtime, native.round_start)
                     return Stop.HALTED
             elif reason == Reason.SHUTDOWN:
                 return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
@@ -346,12 +350,8 @@ class VirtualMachine:
                     self._tick()
 
     def _reached(self) -> int:
-        """The virtual time in ns that every processor has come to."""
-        start = self.native.round_start
-        working = [processor.goes_on_at(start) for processor in self.processors if processor.has_work]
-        if working:
-            return min(working)
-        return max(self.native.round_start, *(processor.native.vtime for processor in self.processors))
+        """The virtual time in ns that every processor with something to do has come to."""
+        return int(runloop.reached(self.native_at))
 
     def _inject(self, vector: int) -> None:
         """Deliver an interrupt to the processor that runs."""
@@ -372,13 +372,16 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """No processor has anything to do: jump to the next deadline.  False when nothing can wake any of them."""
         native = self.native
+        native.clock = max(native.clock, self._reached())
         if not any(processor.can_be_woken for processor in self.processors):
             return False
         while self._ended is None and not any(processor.has_work for processor in self.processors):
             if min(self.platform.deadline(), limit) == NEVER:
                 return False  # a policy's epoch wakes nobody
             wake = min(self.platform.deadline(), self.dmm.policies.next_epoch)
-            native.round_start = native.clock = native.log_time = max(self._reached(), min(wake, limit))
+            native.round_start = max(self._reached(), min(wake, limit))
+            native.clock = max(native.clock, native.round_start)
+            native.log_time = max(native.log_time, native.round_start)
             if wake > limit:
                 self._asleep = True
                 return True
@@ -389,12 +392,9 @@ class VirtualMachine:
 
     def _tick(self) -> None:
         now = self._reached()
+        self.native.clock = max(self.native.clock, now)
         self.platform.tick(now)
         self.dmm.policies.run_epochs(now)
-        self._plan()
-
-    def _plan(self) -> None:
-        self._devices.epoch = self.dmm.policies.next_epoch
         self._devices.plan()
 
     def _attention(self) -> None:
@@ -410,14 +410,15 @@ class VirtualMachine:
             self._wake(cpu)
 
     def _raise_nmi(self, cpu: int) -> None:
-        self.processors[cpu].native.nmi_pending = 1
-        self._wake(cpu)
+        if self.processors[cpu].native.activity != WAITING:
+            self.processors[cpu].native.nmi_pending = 1
+            self._wake(cpu)
 
     def _wake(self, cpu: int) -> None:
         """Something has come that a processor should look at."""
         native = self.processors[cpu].native
         native.limit = 0
-        native.wake_at = self._seen
+        native.wake_at = self.now
         if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
             runloop.share_round(self.native_at)
 
@@ -438,7 +439,7 @@ class VirtualMachine:
     def _start_up(self, cpu: int, vector: int) -> None:
         processor = self.processors[cpu]
         first = not processor.has_started
-        if processor.start_up(vector, self._seen):
+        if processor.start_up(vector, self.now):
             if first:
                 self.native.started += 1
                 self.paging.processor_started()

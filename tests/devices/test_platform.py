@@ -104,6 +104,21 @@ def test_hpet_legacy_replacement_disconnects_pit_and_rtc() -> None:
         assert request(vm) & 0x101 == requested, legacy
 
 
+def test_the_hpet_reaches_input_2_of_the_io_apic() -> None:
+    vm = new_vm()
+    mmio, apic = vm.platform.mmio, vm.platform.lapics[0]
+    apic.write(0xF0, 4, 0x1FF)
+    for register, value in ((0x10 + 2 * 2, 0x8055), (0x11 + 2 * 2, 0)):  # level-triggered, vector 55, APIC ID 0
+        mmio.write(layout.IO_APIC, 4, register)
+        mmio.write(layout.IO_APIC + 0x10, 4, value)
+    for offset, value in ((0x100, 2 << 9 | 0b110), (0x108, 100), (0x10, 1)):  # timer 0: level, enabled, route 2
+        mmio.write(layout.HPET + offset, 8, value)
+    vm.processor.native.vtime += 10_000
+    vm.platform.tick(vm.now)
+    assert apic.acknowledge() == 0x55
+    assert request(vm) & 1 << 2 == 0, "the 8259s have no such input"
+
+
 def test_virtio_slots_can_be_read() -> None:
     vm = new_vm()
     kinds = []

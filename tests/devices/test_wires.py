@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emu.devices.wires import NoWire, NumberedWire, SwitchedWire, Wires
+from emu.devices.wires import NumberedWire, SwitchedWire, Wires
 
 
 class Pin:
@@ -43,12 +43,6 @@ def test_a_switched_wire_has_its_level_again_when_connected() -> None:
     wire.set(False)
     wire.connect(True)
     assert pin.levels[-1] is False
-
-
-def test_no_wire_takes_any_level() -> None:
-    wires = Wires(NoWire(), pin := Pin())
-    wires.set(True)
-    assert pin.levels == [True]
 
 
 def test_a_numbered_wire_names_the_input() -> None:

@@ -1,7 +1,7 @@
 """Every guest on QEMU: they must be right before our emulator is blamed.
 
 QEMU 7.2's software MMU leaves P out of the error code of reserved-bit faults, against the manual; RSVD_WITHOUT_P tells
-the guests. Everything else is the same image as ours.
+the guests. Everything else is the same image as ours. Cases of `apic` that QEMU fails are listed in test_apic.py.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ LAST_LINES = {
     "v86": "v86: the task halted; instructions emulated 67, interrupts reflected 3",
     "gates": "gates: double fault in a task of its own",
     "smp": "smp: 1 processors, all ok",
+    "apic": "apic: 1 processors, 4 cases wrong",
     "crash": "crash: the stack overflows now, and no handler is installed",
 }
+EXIT_VALUES = {"apic": 4}  # where it is not that of a run on emu
 MASK = 0xFFFFFFFF
 
 
@@ -86,7 +88,7 @@ def test_a_guest_passes(name: str) -> None:
     result = run(name)
     computed = {"tasks": tasks_last_line, "memory": memory_last_line}
     assert result.console.splitlines()[-1] == (computed[name]() if name in computed else LAST_LINES[name])
-    expected = GUESTS[name].exit_value
+    expected = EXIT_VALUES.get(name, GUESTS[name].exit_value)
     # QEMU itself ends with 0 when a triple fault resets the machine and -no-reboot is given.
     assert result.status == (0 if expected is None else expected << 1 | 1)
 

@@ -63,6 +63,7 @@ def run_on_qemu(
     timeout: float = 60.0,
     cpus: int = 1,
     thread: str = "multi",
+    options: Sequence[str] = (),
 ) -> QemuRun:
     """Boot an image on QEMU's TCG and wait for its end.
 
@@ -72,6 +73,7 @@ def run_on_qemu(
         timeout: seconds of wall time before the run is stopped.
         cpus: number of processors.
         thread: "multi" for a host thread a processor, "single" for one in which they take turns.
+        options: more of QEMU's.
     """
     with tempfile.TemporaryDirectory() as directory:
         disk, console = Path(directory, "disk"), Path(directory, "console")
@@ -81,6 +83,7 @@ def run_on_qemu(
             QEMU, "-accel", f"tcg,thread={thread}", "-cpu", cpu, "-smp", str(cpus), "-m", f"{ram_mib}M", "-nodefaults",
             "-display", "none", "-no-reboot", "-drive", f"file={disk},format=raw,if=ide",
             "-debugcon", f"file:{console}", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+            *options,
         ]  # fmt: skip
         try:
             status = subprocess.run(command, timeout=timeout, stdin=subprocess.DEVNULL, check=False).returncode
