@@ -3,7 +3,7 @@
 It is there wherever emu is installed.  ::
 
     def test_my_kernel(vm):
-        guest = vm("kernel.elf", ram="32M", mmu="nested", events=True)
+        guest = vm("kernel.elf", ram="32M", mmu="nested", events=True)  # cpus=2: with two processors
         guest.wait_for("login: ", max_time="2s")
         guest.send(b"root\\n")
         assert guest.run(max_time="10s") == 1

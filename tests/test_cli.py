@@ -231,6 +231,22 @@ def test_the_memory_guest_says_what_is_wrong(capsys: Capture, append: str, messa
     assert capsys.readouterr().out.startswith(f"memory: {message}")
 
 
+def test_several_processors(capsys: Capture, tmp_path: Path) -> None:
+    """The same turns, the same log, which says which processor; other turns, another log."""
+    def run(name: str, *turns: str) -> bytes:
+        log, summary = tmp_path / f"{name}.log", tmp_path / f"{name}.json"
+        files = ["--events", str(log), "--summary", str(summary)]
+        assert main(["run", "smp", "--cpus", "3", "--append", "part=2", *turns, *files]) == 1
+        assert "smp: 3 processors, all ok" in capsys.readouterr().out
+        assert json.loads(summary.read_text())["cpus"] == 3
+        return log.read_bytes()
+
+    first = run("a", "--quantum", "20us", "--schedule", "seed=5")
+    assert {json.loads(line)["cpu"] for line in first.splitlines()} == {0, 1, 2}
+    assert run("b", "--quantum", "20us", "--schedule", "seed=5") == first
+    assert len({first, run("c", "--quantum", "20us", "--schedule", "seed=6"), run("d", "--quantum", "20us")}) == 3
+
+
 # --- bad usage --------------------------------------------------------------------------------------------------
 
 NO_SIZES = ["", "x", "1.5M", "-1", "64 M", "M", "1MM", "0x100000", "٣M"]
@@ -261,7 +277,7 @@ NO_SIZES = ["", "x", "1.5M", "-1", "64 M", "M", "1MM", "0x100000", "٣M"]
         ["run", "hello", "--ram", "1M", "--pool", "2M"],
         ["run", "hello", "--pool", "16K", "--policy", "static"],
         *(["run", "hello", "--cpus", number] for number in ("0", "17", "-1", "x", "1.5", "\u0664")),
-        *(["run", "hello", "--quantum", time] for time in ("0us", "100", "x")),
+        *(["run", "hello", "--quantum", time] for time in ("0us", "100", "x", "999ns")),
         *(["run", "hello", "--schedule", text] for text in ("7", "seed=", "seed=x", f"seed={1 << 64}")),
         ["run", "hello", "--policy", "nosuch"],
         ["run", "hello", "--policy", ""],

@@ -75,6 +75,13 @@ def test_events_that_are_not_collected_are_not_none(vm) -> None:
         exceptions.events_of()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_several_processors(vm, seed: int) -> None:
+    guest = vm("smp", cpus=2, append="part=2", schedule=f"seed={seed}", events=["interrupt"])
+    guest.expect_status(1, max_time="1s")
+    assert {event.cpu for event in guest.events} == {0, 1}
+
+
 def test_several_guests(vm) -> None:
     first, second = vm("hello"), vm("hello", mmu="nested")
     first.run()

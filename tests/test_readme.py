@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +39,19 @@ def test_the_kernel_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     source.write_text(block("# kernel.s"))
     assert main(["run", str(source)]) == 1
     assert capsys.readouterr().out == "Hello from my own kernel.\n"
+
+
+def test_the_loop_finds_the_race_and_its_seed_shows_it_again(tmp_path: Path) -> None:
+    (tmp_path / "race.s").write_text(block("# race.s"))
+    again = re.search(r"`emu (run race.s --cpus 2 --schedule seed=(\d+) --events log)`", README)
+    assert again is not None
+    script = f'emu() {{ {sys.executable} -m emu "$@"; }}\n{block("for seed in")}emu {again[1]}; echo "status $?"\n'
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert result.stdout == f"the race shows with seed {again[2]}\nstatus 3\n", result.stderr
+    assert '"cpu":1,' in (tmp_path / "log").read_text()
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class Commands:
             _Command(("e", "event"), "[KIND…]", "run to the next memory event, of one of these kinds", self._event, 99),
             _Command(("i", "instruction"), "[N]", "execute one instruction, or N", self._instruction, 1),
             _Command(("c", "continue"), "", "run until the guest ends (Ctrl-C stops it)", self._continue, 0),
-            _Command(("cpu",), "[N]", "look at processor N and step it alone; without N whichever runs", self._cpu, 1),
+            _Command(("cpu",), "[N]", "look at processor N, step it alone; without N: whichever runs", self._cpu, 1),
             _Command(("r", "registers"), "", "registers; * or colour: changed by the last command", self._registers, 0),
             _Command(("d", "disassemble"), "[GVA]", "instructions around the next, or at GVA", self._disassemble, 1),
             _Command(("w", "walk"), "[GVA]", "page walk of an address, by default the last event's: guest tables, "

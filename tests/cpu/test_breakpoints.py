@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from emu.engine.events import ExceptionDelivery
+from emu.testing import boot
 from tests.cpu import delivery_bench as b
 from tests.cpu.delivery_bench import Bench
+from tests.guests.several import several
 
 DATA = 0x20000
 EXECUTE, WRITE, ACCESS = 0, 1, 3
@@ -171,3 +173,34 @@ def test_io_breakpoints() -> None:
     access = "mov al, 0x21; out 0xe9, al; nop; out 0x80, al"
     bench.run("mov eax, 8; mov cr4, eax;" + arm(0, 0xE9, dr7(0, 2)) + access, 32)
     assert bench.cpu.rbx == 1
+
+
+WATCHES = """
+    mov word ptr [4], offset comes\\@
+    mov eax, offset shared
+    mov dr0, eax
+    mov eax, 0x00010402     # G0, one byte, writes
+    mov dr7, eax
+"""
+WRITES = """
+    mov cx, {times}
+write\\@:
+    mov byte ptr [shared], cl
+    loop write\\@
+    lock inc byte ptr [done]
+"""
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "nested"])
+@pytest.mark.parametrize("schedule", [None, "seed=1", "seed=2"])
+@pytest.mark.parametrize("watcher", [0, 1])
+def test_a_data_breakpoint_is_of_one_processor(watcher: int, mmu: str, schedule: str | None) -> None:
+    """Both write to the byte, and one of them watches it."""
+    watches = WATCHES.replace("\\@", "")
+    first, others = (WRITES.replace("\\@", f"_{number}").format(times=times) for number, times in enumerate((300, 200)))
+    first, others = (watches + first, others) if watcher == 0 else (first, watches + others)
+    finish = "finish:\n    pause\n    cmp byte ptr [done], 2\n    jne finish\n    mov al, 0\n    out 0xF4, al\n"
+    data = "comes:\n    inc word ptr [hits]\n    iret\n.space 4096\nshared: .byte 0\ndone: .byte 0\nhits: .word 0\n"
+    guest = boot(several(first + finish, others, data), cpus=2, mmu=mmu, schedule=schedule, events=["exception"])
+    guest.expect_status(1, max_time="1s")
+    assert [(event.cpu, event.vector) for event in guest.events] == [(watcher, 1)] * (300, 200)[watcher]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emu.fleet.file import load_fleet
 from emu.fleet.fleet import Fleet, FleetPlan, FleetStop, Member, VmPlan
 from emu.fleet.steps import Step
 from emu.fleet.summary import status_of, summarise_fleet
@@ -343,3 +344,29 @@ def test_frames_go_out_of_service() -> None:
     assert refused[1] is not None and "frames in use" in refused[1]
     assert refused[2] == "the VM had ended"
     assert retired(fleet) == 5 and fleet.well == 1
+
+
+def test_vms_with_two_processors_each(tmp_path: Path) -> None:
+    """They run in turns of the fleet as they run alone."""
+    text = """
+        [machine]
+        memory = "32M"
+        quantum = "300us"
+        [[vm]]
+        name = "two"
+        count = 2
+        guest = "smp"
+        cpus = 2
+        append = "rounds=5 forget=2"
+    """
+    (tmp_path / "fleet.toml").write_text(text)
+    plan = load_fleet(tmp_path / "fleet.toml")
+    fleet = Fleet(plan)
+    assert fleet.run() == FleetStop.ENDED
+    alone = boot_vm("smp", cpus=2, append="rounds=5 forget=2")
+    assert run_vm(alone).status == 1
+    assert [member.plan.name for member in fleet.members] == ["two-1", "two-2"]
+    for member in fleet.members:
+        assert member.report is not None and member.report["cpus"] == 2
+        assert member.console == bytes(alone.platform.console)
+        assert member.report["virtual_ns"] == alone.now
