@@ -38,7 +38,8 @@ from emu.engine.native import callback, inlined, load8, load16, load32, load64, 
 from emu.engine.ram import FRAME_CODE
 from emu.engine.state import Cpu, cpu_offset, cpu_record, vm_of
 from emu.engine.vectors import VECTOR_DB
-from emu.mmu.fill import drop_frame_code, store_to_frame
+from emu.mmu.code import drop_frame_code
+from emu.mmu.fill import store_to_frame
 
 _SEEN_OFFSET = cpu_offset("seen_dr0")
 _NOTICE = 3  # blocks: one that writes a debug register, and the next one, and one to spare

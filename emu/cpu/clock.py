@@ -49,13 +49,6 @@ def accepts_nmi(cpu: Cpu) -> bool:
 
 
 @inlined
-def attention(cpu: Cpu) -> None:
-    """Have the engine look at ``stop``, ``pending``, ``yielded``, ``intr_line`` and ``flush_at_block`` before the next
-    block."""
-    cpu.limit = 0
-
-
-@inlined
 def _turn_is_drawn(cpu: Cpu) -> bool:
     """Whether the processor's turn ends where the schedule's seed says: behind any instruction, not only a block.
 
@@ -68,20 +61,22 @@ def _turn_is_drawn(cpu: Cpu) -> bool:
 @inlined
 def next_limit(cpu: Cpu) -> int:
     """When the engine has to look again, if nothing but the end of the turn wants attention."""
-    return cpu.deadline - _CUT_NS if _turn_is_drawn(cpu) else cpu.deadline
+    end = vm_of(cpu).round_end
+    return end - _CUT_NS if _turn_is_drawn(cpu) else end
 
 
 @outlined("vqqi")
 def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
     """A block begins, and something wants attention or the deadline has come."""
     cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
     if cpu.flush_at_block:
         cpu.flush_at_block = 0
         flush_tlb(cpu)
     if cpu.stepping and at_block(cpu_at, gva, size):
         return
-    must_stop = vm_of(cpu).stop or cpu.pending or cpu.vtime >= cpu.deadline or cpu.yielded or accepts_nmi(cpu)
-    if not must_stop and cpu.vtime + size > cpu.deadline and _turn_is_drawn(cpu):
+    must_stop = vm.stop or cpu.pending or cpu.vtime >= vm.round_end or cpu.yielded or accepts_nmi(cpu)
+    if not must_stop and cpu.vtime + size > vm.round_end and _turn_is_drawn(cpu):
         if not load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:  # else the block holds one instruction
             run_alone(cpu)
             must_stop = True

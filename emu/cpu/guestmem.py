@@ -17,7 +17,8 @@ from emu.engine import cpustate
 from emu.engine.native import inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record, vm_of
 from emu.engine.vectors import VECTOR_GP, VECTOR_PF
-from emu.mmu.fill import load_bytes, store_to_frame
+from emu.mmu.code import drop_marked_code, load_bytes
+from emu.mmu.fill import store_to_frame
 from emu.mmu.walk import (
     FAULT,
     MODE_4LEVEL,
@@ -62,6 +63,8 @@ def _translate_system(cpu_at: int, gva: int, access: int) -> int:
     eflags = load64(eflags_at)
     store64(eflags_at, eflags & ~cpustate.FLAG_AC)
     status = walk(cpu, gva, access, False)
+    if cpu.marked_code:
+        drop_marked_code(cpu_at)
     store64(eflags_at, eflags)
     if status == FAULT:
         cpu.fault_vector = VECTOR_PF

@@ -18,7 +18,7 @@ from emu.cpu.breakpoints import again_watched_step, begin_watched_step
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.cpu.portio import DENIED
-from emu.cpu.stepping import halted_alone
+from emu.cpu.stepping import note_halt
 from emu.engine import cpustate
 from emu.engine.alone import REFUSED, forget_instruction, run_refused_alone, within_block
 from emu.engine.cpustate import EFLAGS, FLAG_IF
@@ -27,7 +27,7 @@ from emu.engine.engine import ERR_OK, flush_tlb, read_eflags, start, use_clock
 from emu.engine.native import compiled, inlined, load64
 from emu.engine.state import HALTED, RUNNING, Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
 from emu.engine.vectors import EXCEPTION
-from emu.mmu.fill import CODE_IN_USE
+from emu.mmu.code import CODE_IN_USE
 from emu.mmu.walk import NEED, OK
 
 FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
@@ -108,7 +108,6 @@ def share_round(vm_at: int) -> None:
     cpu = cpu_number(vm, vm.current)
     vm.round_shared = 1
     vm.round_end = min(vm.deadline, cpu.vtime + _longest_turn(vm))  # pause_at, which was its end, has no part in it
-    cpu.deadline = vm.round_end
     cpu.limit = 0
 
 
@@ -177,7 +176,7 @@ def _run_processor(cpu: Cpu) -> int:
                 return _NEED
             continue
         if not within_block(cpu):
-            if vm.stop or cpu.vtime >= cpu.deadline or cpu.yielded:
+            if vm.stop or cpu.vtime >= vm.round_end or cpu.yielded:
                 return _STOP
             if accepts_nmi(cpu):
                 return _NMI
@@ -245,7 +244,6 @@ def run(vm_at: int) -> int:
                 vm.log_time = max(vm.log_time, cpu.vtime)
                 vm.current = index
                 cpu = cpu_number(vm, index)
-        cpu.deadline = vm.round_end
         reason = _run_processor(cpu)
         if cpu.yielded:
             cpu.yielded = 0
@@ -254,7 +252,7 @@ def run(vm_at: int) -> int:
             cpu.activity = HALTED
             cpu.block_size = 0
             if vm.started > 1:
-                halted_alone(cpu)
+                note_halt(cpu)
         elif reason != _STOP or cpu.step_over:
             return reason
 

@@ -22,11 +22,11 @@ from collections.abc import Iterable
 from emu.cpu.guestmem import load_linear_code_byte
 from emu.engine.alone import (
     ASKED,
+    EXECUTING,
     FETCHING,
     LAST,
     NOT_ALONE,
     NOWHERE,
-    RUNNING,
     ask,
     clear_shadow,
     set_shadow,
@@ -71,7 +71,7 @@ def _code_sum(cpu_at: int) -> int:
 @inlined
 def _leave_alone(cpu: Cpu) -> None:
     """The instruction that ran alone has been executed."""
-    if cpu.step_alone == RUNNING:
+    if cpu.step_alone == EXECUTING:
         if cpu.counting:
             vm_of(cpu).step_count -= 1
         if within_block(cpu) and _code_sum(cpu.at) != cpu.step_sum:
@@ -83,9 +83,9 @@ def _leave_alone(cpu: Cpu) -> None:
 
 
 @inlined
-def halted_alone(cpu: Cpu) -> None:
+def note_halt(cpu: Cpu) -> None:
     """A processor has executed HLT while others go on: no block of its own follows that would note it."""
-    if cpu.stepping and cpu.step_alone == RUNNING:
+    if cpu.stepping and cpu.step_alone == EXECUTING:
         _leave_alone(cpu)
         if _is_over(cpu):
             vm_of(cpu).stop = 1
@@ -100,7 +100,7 @@ def at_block(cpu_at: int, gva: int, size: int) -> int:
     """
     cpu = cpu_record(cpu_at)
     vm = vm_of(cpu)
-    if cpu.step_alone == RUNNING or cpu.step_alone == FETCHING:
+    if cpu.step_alone == EXECUTING or cpu.step_alone == FETCHING:
         _leave_alone(cpu)
     if not within_block(cpu) or gva != cpu.step_gva:
         cpu.step_gva = NOWHERE
@@ -114,7 +114,7 @@ def at_block(cpu_at: int, gva: int, size: int) -> int:
             clear_shadow(cpu)
             _restart(cpu)
         else:
-            cpu.step_alone = RUNNING
+            cpu.step_alone = EXECUTING
             cpu.step_gva = gva + size
             cpu.step_size = size
             cpu.step_sum = _code_sum(cpu_at)
@@ -123,7 +123,7 @@ def at_block(cpu_at: int, gva: int, size: int) -> int:
             set_shadow(cpu)
             _restart(cpu)
         else:
-            cpu.step_alone = RUNNING
+            cpu.step_alone = EXECUTING
             cpu.step_gva = NOWHERE
     elif _is_over(cpu):
         cpu.step_over = 1
@@ -140,7 +140,7 @@ def at_block(cpu_at: int, gva: int, size: int) -> int:
 def entered_block(cpu: Cpu, gva: int) -> None:
     """A block has begun while stepping is on."""
     if cpu.single or load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:
-        cpu.step_alone = RUNNING  # it holds one instruction anyway
+        cpu.step_alone = EXECUTING  # it holds one instruction anyway
     elif cpu.counting:
         ask(cpu, gva)
         _restart(cpu)

@@ -40,7 +40,6 @@ class Cpu(Protocol):
 
     # virtual time and blocks of code (emu.cpu.clock, emu.engine.blockclock)
     vtime: int  # ns
-    deadline: int  # ns; the run loop is left then
     limit: int  # ns; the block clock looks at what wants attention then
     flush_at_block: int
     stopped: int

@@ -80,9 +80,8 @@ class DeviceAccess:
                 value = function(*arguments)
                 self.plan()  # the access may have moved a deadline
                 if self._native.deadline < self._native.round_end:
-                    running = self._running()
-                    running.deadline = self._native.round_end = self._native.deadline
-                    running.limit = 0
+                    self._native.round_end = self._native.deadline
+                    self._running().limit = 0
                 return value
             except BaseException as error:  # raised again by reraise
                 if self._raised is None:

@@ -17,7 +17,6 @@ from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
 from emu.engine.state import HALTED, RUNNING, WAITING, Cpu, CpuStructure, cpu_offset
 from emu.mmu import fill
-from emu.units import NEVER
 
 _FLAGS_AT_RESET = 2
 
@@ -66,7 +65,6 @@ class Processor:
         native.vtime_at = self.native_at + cpu_offset("vtime")
         native.scratch_at = address_of(self._scratch)
         native.walk_at = address_of(self._scratch) + 32
-        native.deadline = NEVER
         native.window_mfn = native.root_mfn = native.cr3 = native.pause_rip = -1
         native.step_gva = NOWHERE
         native.apic_enabled = 1

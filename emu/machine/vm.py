@@ -30,9 +30,10 @@ from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.eventlog import EventLog
 from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of, signed
-from emu.engine.state import RUNNING, WAITING, Vm, VmStructure
+from emu.engine.state import RUNNING, Vm, VmStructure
 from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
+from emu.machine.inputs import ProcessorInputs
 from emu.machine.processor import Processor
 from emu.machine.schedule import Schedule
 from emu.mmu.paging import Paging, ShadowPaging
@@ -124,11 +125,15 @@ class VirtualMachine:
         self.pool = Pool(memory, pool, index)
         self.dmm = DMM(Space(machine, name, index, self.pool, self.p2m, self.paging, self.events))
         self.memory = PhysicalMemory(self.dmm)
+        self._inputs = ProcessorInputs(
+            native, self.processors, self.paging,
+            now=lambda: self.now, reset=lambda: self._guest_ends(Stop.RESET), stop=self._attention,
+        )  # fmt: skip
         self.platform = Platform(
             ram, self.memory, lambda: self.now, disks, virtio_disk,
             cpus=cpus, running=lambda: self.native.current,
-            set_intr=self._set_intr, raise_nmi=self._raise_nmi, on_init=self._init, on_startup=self._start_up,
-            set_a20=self._set_a20,
+            set_intr=self._inputs.set_intr, raise_nmi=self._inputs.raise_nmi,
+            on_init=self._inputs.init, on_startup=self._inputs.start_up, set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
@@ -140,7 +145,6 @@ class VirtualMachine:
         self._ended: Stop | None = None
         self.exits = Exits()
         self._stop_requested = False
-        self._inits: list[int] = []  # processors that have sent themselves an INIT
         self._asleep = False
         self._waits = 0  # for the DMM, one after the other at the virtual time _waited_at
         self._waited_at = -1
@@ -320,7 +324,7 @@ class VirtualMachine:
             if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes nobody's plans
                 self._devices.plan()
             native.pause_at = min(limit, reached + SLICE_NS)
-            native.stop = int(self._ended is not None or self._stop_requested or bool(self._inits))
+            native.stop = int(self._ended is not None or self._stop_requested or self._inputs.has_inits)
             reason = _REASONS[runloop.run(self.native_at)]
             self.exits.count(reason)
             self.events.drain()
@@ -345,7 +349,7 @@ class VirtualMachine:
                 raise EngineFault(f"{self.name}: {error} at pc {self._running.registers.pc:#x}")
             within_block = stepping.is_within_block(self._running.native)
             if not within_block:
-                self._take_inits()
+                self._inputs.take_inits()
                 if self._reached() >= min(self._devices.deadline, self.dmm.policies.next_epoch):
                     self._tick()
 
@@ -402,48 +406,6 @@ class VirtualMachine:
         self._running.native.limit = 0
 
     # --- called by devices ---
-
-    def _set_intr(self, cpu: int, level: bool) -> None:
-        native = self.processors[cpu].native
-        native.intr_line = int(level)
-        if level:
-            self._wake(cpu)
-
-    def _raise_nmi(self, cpu: int) -> None:
-        if self.processors[cpu].native.activity != WAITING:
-            self.processors[cpu].native.nmi_pending = 1
-            self._wake(cpu)
-
-    def _wake(self, cpu: int) -> None:
-        """Something has come that a processor should look at."""
-        native = self.processors[cpu].native
-        native.limit = 0
-        native.wake_at = self.now
-        if cpu != self.native.current and not self.native.round_shared and self.processors[cpu].has_work:
-            runloop.share_round(self.native_at)
-
-    def _init(self, cpu: int) -> None:
-        """INIT: the first processor would enter the BIOS again, which is a reset; the others wait for a start-up."""
-        if cpu == 0:
-            self._guest_ends(Stop.RESET)
-        elif cpu != self.native.current:
-            self.processors[cpu].init()
-        else:  # it has sent that itself, and its engine runs
-            self._inits.append(cpu)
-            self._attention()
-
-    def _take_inits(self) -> None:
-        while self._inits:
-            self.processors[self._inits.pop()].init()
-
-    def _start_up(self, cpu: int, vector: int) -> None:
-        processor = self.processors[cpu]
-        first = not processor.has_started
-        if processor.start_up(vector, self.now):
-            if first:
-                self.native.started += 1
-                self.paging.processor_started()
-            self._wake(cpu)
 
     def _guest_exits(self, value: int) -> None:
         if self._ended is None:

@@ -3,12 +3,7 @@
 A miss ends in one of three ways: a TLB entry; a refusal, which stops the engine at the instruction with
 ``cpu.miss_kind`` telling why (a guest page fault, a non-canonical address, or a question for the DMM); nothing else.
 
-Code pages.  An engine entry that allows execution also makes stores slow, because they must look for translated code;
-one that does not makes the engine miss writes into code.  So data entries are given without execution, until code is
-fetched from the frame (``FRAME_CODE``).  From then on entries through which the guest may execute carry execution, and
-stores through them are exact even within the running block.  A store through a mapping without execution rights drops
-the frame's code first and makes it a data frame again; when the running block itself lies in the frame, the storing
-instruction is refused and executed on its own (``CODE_IN_USE``), so that what follows it is translated anew.
+Which entries may execute or store, where frames hold code, follows from :mod:`emu.mmu.code`.
 """
 
 from __future__ import annotations
@@ -23,10 +18,6 @@ from emu.engine.engine import (
     PROT_READ,
     PROT_WRITE,
     abandon_instruction,
-    drop_code,
-    drop_code_at,
-    flush_all_tlbs,
-    flush_tlb,
     note_large_page,
 )
 from emu.engine.events import Cr3Switch, TableWrite
@@ -34,18 +25,27 @@ from emu.engine.native import (
     callback,
     inlined,
     load8,
-    load16,
     load32,
     load64,
     outlined,
-    store8,
-    store16,
     store32,
     store64,
 )
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE
-from emu.engine.state import Cpu, Vm, cpu_number, cpu_record, vm_of
+from emu.engine.state import Cpu, cpu_record, vm_of
 from emu.mmu import pte, shadow, shadowtables
+from emu.mmu.code import (
+    CODE_IN_USE,
+    drop_changed_code,
+    drop_frame_code,
+    load_bytes,
+    note_direct_entry,
+    note_translator,
+    store_beside_code,
+    store_bytes,
+    stores_into_block,
+    translators_of,
+)
 from emu.mmu.implicit import is_implicit_supervisor_access
 from emu.mmu.walk import (
     DIRTY,
@@ -65,8 +65,6 @@ from emu.mmu.walk import (
 )
 
 _CR3_SWITCH, _TABLE_WRITE = Cr3Switch.KIND, TableWrite.KIND
-
-CODE_IN_USE = 6  # in ``cpu.miss_kind``: the instruction stores into the frame of its own block
 
 _CR0_BITS = cpustate.CR0_PG | cpustate.CR0_PE
 _CR4_BITS = cpustate.CR4_PSE | cpustate.CR4_PAE
@@ -114,67 +112,6 @@ def refresh_if_changed(cpu: Cpu) -> None:
 
 
 @inlined
-def _translators(vm: Vm, mfn: int) -> int:
-    """The processors that translated code from frame ``mfn``, one bit each."""
-    return load16(vm.code_cpus_at + 2 * mfn)
-
-
-@outlined("vqq")
-def drop_frame_code(cpu_at: int, mfn: int) -> None:
-    """Drop the code that any processor translated from ``mfn``; from now on it is a data frame."""
-    vm = vm_of(cpu_record(cpu_at))
-    translators = _translators(vm, mfn)
-    for index in range(vm.cpu_count):
-        if translators >> index & 1:
-            cpu = cpu_number(vm, index)
-            flush_tlb(cpu)
-            cpu.window_mfn = mfn
-            drop_code(cpu, WINDOW_GVA, 4096)
-            cpu.window_mfn = NO_FRAME
-            flush_tlb(cpu)
-    store16(vm.code_cpus_at + 2 * mfn, 0)
-    flags_at = vm.frame_flags_at + mfn
-    store8(flags_at, load8(flags_at) & ~FRAME_CODE)
-
-
-@outlined("qqqq")
-def _runs_from(cpu_at: int, mfn: int, user: int) -> int:
-    """1 when the running block lies in frame ``mfn``, at least in part; changes the results of the last walk."""
-    cpu = cpu_record(cpu_at)
-    for gva in (cpu.block_gva, cpu.block_gva + cpu.block_size - 1):
-        if walk(cpu, gva, FETCH, user != 0) == OK and p2m_entry(cpu, cpu.walk_gpa >> 12) >> 12 == mfn:
-            return 1
-    return 0
-
-
-@outlined("qqqq")
-def drop_changed_code(cpu_at: int, mfn: int, user: int) -> int:
-    """Drop the code of a frame that the running instruction changes; 1 when that instruction must run on its own."""
-    cpu = cpu_record(cpu_at)
-    in_use = 0
-    if not cpu.single and cpu.block_size:
-        in_use = _runs_from(cpu_at, mfn, user)
-    drop_frame_code(cpu_at, mfn)
-    return in_use
-
-
-@inlined
-def _note_translator(cpu: Cpu, mfn: int) -> None:
-    """The processor is about to translate code from a frame: no store to it may go unseen any more."""
-    vm = vm_of(cpu)
-    translators = _translators(vm, mfn)
-    if translators >> cpu.index & 1:
-        return
-    store16(vm.code_cpus_at + 2 * mfn, translators | 1 << cpu.index)
-    flags_at = vm.frame_flags_at + mfn
-    store8(flags_at, load8(flags_at) | FRAME_CODE)
-    if vm.started > 1 and load32(vm.written_at + 4 * mfn) == vm.flush_epoch:
-        flush_all_tlbs(vm)
-    else:
-        flush_tlb(cpu)  # there may be data entries that do not look for code
-
-
-@inlined
 def grant(
     cpu: Cpu, entry_at: int, access: int, mfn: int, readable: bool, writable: bool, trapped: bool, executable: bool,
     user: bool,
@@ -194,12 +131,11 @@ def grant(
     flags = load8(flags_at)
     base = 0
     permissions = PROT_READ if readable else 0
-    shared = False  # there is code of other processors, which only the trap drops
-    if vm.started > 1 and (flags & FRAME_CODE or access == FETCH):
-        shared = _translators(vm, mfn) & ~(1 << cpu.index) != 0
+    translators = translators_of(vm, mfn) if vm.started > 1 and flags & FRAME_CODE else 0
+    shared = translators & ~(1 << cpu.index) != 0  # there is code of other processors, which only the trap drops
     if access == FETCH:
         if not flags & FRAME_CODE or shared:
-            _note_translator(cpu, mfn)
+            note_translator(cpu, mfn)
         permissions |= PROT_EXEC
         if writable and not trapped and not shared:
             permissions |= PROT_WRITE
@@ -207,6 +143,8 @@ def grant(
         if access == WRITE:
             base = TRAP_BASE
             permissions |= PROT_WRITE
+        elif executable and translators >> cpu.index & 1:
+            permissions |= PROT_EXEC
     elif trapped:
         if access == WRITE:
             if flags & FRAME_CODE and drop_changed_code(cpu.at, mfn, 1 if user else 0):
@@ -225,7 +163,7 @@ def grant(
     elif writable:
         permissions |= PROT_WRITE
     if vm.started > 1 and permissions & PROT_WRITE and base == 0:
-        store32(vm.written_at + 4 * mfn, vm.flush_epoch)
+        note_direct_entry(vm, mfn)
     store64(entry_at, base + (mfn << 12))
     store32(entry_at + 8, permissions)
     return OK
@@ -338,29 +276,6 @@ def on_tlb_fill(uc: int, gva: int, access: int, entry_at: int, cpu_at: int) -> b
     return False
 
 
-@inlined
-def store_bytes(host: int, size: int, value: int) -> None:
-    if size == 8:
-        store64(host, value)
-    elif size == 4:
-        store32(host, value)
-    elif size == 2:
-        store16(host, value)
-    else:
-        store8(host, value)
-
-
-@inlined
-def load_bytes(host: int, size: int) -> int:
-    if size == 8:
-        return load64(host)
-    if size == 4:
-        return load32(host)
-    if size == 2:
-        return load16(host)
-    return load8(host)
-
-
 @outlined("vqqqqq")
 def _store_to_frame(cpu_at: int, mfn: int, offset: int, size: int, value: int) -> None:
     cpu = cpu_record(cpu_at)
@@ -388,34 +303,6 @@ def store_to_frame(cpu: Cpu, mfn: int, offset: int, size: int, value: int) -> No
     _store_to_frame(cpu.at, mfn, offset, size, value)
 
 
-@outlined("qqqqqq")
-def _stores_into_block(cpu_at: int, mfn: int, offset: int, size: int, user: int) -> int:
-    """1 when a store to frame ``mfn`` changes bytes of the running block; may change the results of the last walk."""
-    cpu = cpu_record(cpu_at)
-    if cpu.single or not cpu.block_size:
-        return 0
-    begins = cpu.block_gva & PAGE_MASK
-    if (offset - begins) & PAGE_MASK >= cpu.block_size and (begins - offset) & PAGE_MASK >= size:
-        return 0
-    return _runs_from(cpu_at, mfn, user)
-
-
-@outlined("vqqqqq")
-def _store_beside_code(cpu_at: int, mfn: int, offset: int, size: int, value: int) -> None:
-    """A store that was trapped for the sake of other processors, which translated code from the frame.
-
-    Only code that overlaps it is dropped, on every processor, so data may lie beside code.
-    """
-    vm = vm_of(cpu_record(cpu_at))
-    translators = _translators(vm, mfn)
-    last = min(size, PAGE_MASK + 1 - offset)
-    for index in range(vm.cpu_count):
-        if translators >> index & 1:
-            drop_code_at(cpu_number(vm, index), (mfn << 12) + offset, last)
-    if offset & (size - 1) == 0:  # the engine repeats an unaligned store byte by byte
-        store_bytes(vm.ram_at + (mfn << 12) + offset, size, value)
-
-
 @callback("bqiqiqq")
 def on_trapped_store(uc: int, kind: int, address: int, size: int, value: int, cpu_at: int) -> bool:
     """Unicorn's UC_HOOK_MEM_WRITE_PROT over the trapped alias; the engine discards the store afterwards."""
@@ -428,8 +315,8 @@ def on_trapped_store(uc: int, kind: int, address: int, size: int, value: int, cp
     flags = load8(vm.frame_flags_at + mfn)
     if flags & FRAME_CODE and mfn != vm.void_mfn:
         user = load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
-        if not flags & FRAME_TABLE and not _stores_into_block(cpu_at, mfn, address & PAGE_MASK, size, 1 if user else 0):
-            _store_beside_code(cpu_at, mfn, address & PAGE_MASK, size, value)
+        if not flags & FRAME_TABLE and not stores_into_block(cpu_at, mfn, address & PAGE_MASK, size, 1 if user else 0):
+            store_beside_code(cpu_at, mfn, address & PAGE_MASK, size, value)
             return True
         if drop_changed_code(cpu_at, mfn, 1 if user else 0):
             cpu.miss_kind = CODE_IN_USE

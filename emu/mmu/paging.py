@@ -13,7 +13,7 @@ from emu.engine.native import address_of, compiled, load64, store8, store64
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
 from emu.engine.state import Cpu, CpuStructure, Vm, cpu_record, vm_of
 from emu.mmu import shadow, shadowtables
-from emu.mmu.fill import drop_frame_code
+from emu.mmu.code import drop_frame_code
 from emu.mmu.rmap import Rmap
 from emu.mmu.walk import ACCESSED, YOUNG
 
