@@ -17,6 +17,7 @@ from emu.dmm.policy import Policy
 from emu.dmm.space import SharedMachine
 from emu.engine.ram import Purpose
 from emu.machine.vm import VirtualMachine
+from emu.mmu.paging import flush_tlbs
 from tests.dmm.stub import ALIASES, CODE, MODES, Stub
 
 GFNS = 24  # pages of RAM of each VM
@@ -30,22 +31,30 @@ class Side:
     Args:
         index: its number in the machine, which no other VM has had.
         tables: its shadow tables, if it has any.
+        second: how its second processor pages (:class:`tests.dmm.stub.Stub`); with None there is none.
 
     Attributes:
         contents: gfn to the bytes that the guest would find there.
-        mapped: alias page to gfn.
+        mapped: alias page to gfn, for each processor.
         pins: gfn to the number of its pins.
     """
 
-    def __init__(self, machine: SharedMachine, index: int, mmu: str, mode: str, tables: int, pool: int) -> None:
-        self.vm = VirtualMachine(machine, f"vm{index}-{mmu}-{mode}", index, GFNS * PAGE_SIZE, pool, mmu, tables)
+    def __init__(
+        self, machine: SharedMachine, index: int, mmu: str, mode: str, tables: int, pool: int, second: str | None = None
+    ) -> None:  # fmt: skip
+        name = f"vm{index}-{mmu}-{mode}"
+        cpus = 1 if second is None else 2
+        self.vm = VirtualMachine(machine, name, index, GFNS * PAGE_SIZE, pool, mmu, tables, cpus=cpus)
         self.dmm, self.p2m, self.pool = self.vm.dmm, self.vm.p2m, self.vm.pool
-        self.stub = Stub(self.vm, mode)
+        self.stub = Stub(self.vm, mode, second)
         self.policies: dict[str, Policy] = {}
         self.dmm.attach(DemandPaging(self.stub.image))
         self.vm.audit_every_change()
         self.contents = {gfn: bytearray(self.stub.image.page(gfn)) for gfn in range(GFNS)}
-        self.mapped = {page: page - ALIASES if self.stub.tables else page for page in range(ALIASES, ALIASES + GFNS)}
+        self.mapped = [
+            {page: page - ALIASES if view.tables else page for page in range(ALIASES, ALIASES + GFNS)}
+            for view in self.stub.views
+        ]
         self.pins: dict[int, int] = {}
 
     def attach(self, name: str, **options: object) -> None:
@@ -61,8 +70,29 @@ class Side:
         return policy
 
     def gfn(self, page: int) -> int:
-        """The gfn behind a gva page."""
-        return self.mapped.get(page, page)
+        """The gfn behind a gva page of the stub's processor."""
+        return self.mapped[self.stub.cpu].get(page, page)
+
+    def on(self, cpu: int) -> Side:
+        """The same with processor ``cpu``, or the only one, making the accesses from now on."""
+        self.stub.on(cpu % len(self.stub.views))
+        return self
+
+    def change_alias(self, page: int, gfn: int) -> None:
+        """Map an alias page elsewhere, and tell every processor that uses the same tables."""
+        stub, here = self.stub, self.stub.cpu
+        stub.map(page, gfn)
+        self.write(*divmod(stub.entry_gpa(page), PAGE_SIZE), stub.leaf(gfn).to_bytes(4, "little"))
+        for cpu, view in enumerate(stub.views):
+            if view is stub.views[here]:
+                self.mapped[cpu][page] = gfn
+        for cpu, view in enumerate(stub.views):
+            if cpu != here and view is stub.views[here]:
+                try:
+                    stub.on(cpu).flush(page)
+                except (NoProgress, OutOfFrames):
+                    flush_tlbs(self.vm.processor.native_at)
+                    raise
 
     def any_resident(self, n: int, shared: bool = False) -> int | None:
         """A resident gfn, or one that is shared, chosen by ``n``; None when there is none."""
@@ -71,7 +101,7 @@ class Side:
 
     def is_free_to_change(self, gfn: int) -> bool:
         """Whether the guest goes on whatever the page holds."""
-        return gfn != CODE and gfn not in self.stub.tables
+        return gfn != CODE and not self.stub.entry_size(gfn)
 
     def holds(self, gfn: int) -> bytes:
         """What a page holds, looked up without touching it."""
@@ -154,7 +184,7 @@ class Side:
             found = self.holds(gfn)
             if self.dmm.is_resident(gfn) and not self.p2m.dirty(gfn):
                 assert found == self._source(gfn, self.p2m.origin(gfn)), f"{self.vm.name}: gfn {gfn:#x} is not clean"
-            size = self.stub.mode.entry if gfn in self.stub.tables else 0
+            size = self.stub.entry_size(gfn)
             assert _modelled(found, size) == _modelled(wanted, size), f"{self.vm.name}: gfn {gfn:#x} lost its contents"
         for gfn in self.pins:
             assert self.dmm.is_resident(gfn)

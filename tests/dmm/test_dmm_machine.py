@@ -1,9 +1,10 @@
 """Up to three VMs on one machine, driven at random against a model that knows contents only.
 
-Guests load, store, execute and change their own mapping; at the same time the DMM moves, protects, evicts, discards,
-pins and shares every page, tables and code included, pools grow and shrink, frames go out of service, policies come
-and go, and so do whole VMs.  After every step each VM's audit passes, and every page of every VM holds what the model
-says, wherever it is kept.
+A VM has one processor or two, which page in the same mode or not, with the same tables or not.  Guests load, store,
+execute and change their own mapping; at the same time the DMM moves, protects, evicts, discards, pins and shares every
+page, tables and code included, pools grow and shrink, frames go out of service, policies come and go, and so do whole
+VMs.  After every step each VM's audit passes, and every page of every VM holds what the model says, wherever it is
+kept.
 
 It is short by default, and always the same.  ``EMU_LONG=1000 pytest tests/dmm/test_dmm_machine.py`` tries 1000 random
 sequences of 100 steps.
@@ -28,9 +29,10 @@ from emu.dmm.space import SharedMachine
 from emu.engine.ram import OutOfMachineFrames, Purpose
 from emu.mmu.shadowtables import MIN_TABLES
 from tests.dmm.model import ENOUGH, GFNS, KINDS, POOL, Side, fill_unused_with_junk, frame_counts
-from tests.dmm.stub import ALIASES, CODE, DATA, HLT
+from tests.dmm.stub import ALIASES, CODE, DATA, HLT, MODES, SAME
 
 SPARE = 8  # frames of the machine that no pool has at first
+NOP = 0x90
 SAFE = 2304  # offset from which on nothing in a code or table page is used
 HOLE = GFNS + 5  # a gfn without memory
 VMS = 3
@@ -43,6 +45,8 @@ offsets = st.integers(SAFE, PAGE_SIZE - 1)
 pages = st.one_of(gfns, st.integers(ALIASES, ALIASES + 3))
 rights = st.integers(0, 7).map(Intent)
 which = st.integers(0, VMS - 1)
+cpus = st.integers(0, 1)  # the processor that makes an access, where there are two
+seconds = st.sampled_from([None, SAME, *MODES])  # how a second processor pages, or that there is none
 nth = st.integers(0, 255)  # of the pages that there is a choice of
 patterns = st.sampled_from([bytes(PAGE_SIZE), b"\x55" * PAGE_SIZE, bytes(range(256)) * 16])
 kinds = st.sampled_from(KINDS)
@@ -62,28 +66,29 @@ class DmmMachine(RuleBasedStateMachine):
 
     @initialize(
         chosen=st.lists(kinds, min_size=VMS, max_size=VMS),
+        others=st.lists(seconds, min_size=VMS, max_size=VMS),
         tables=table_counts,
         swaps=st.lists(st.none() | swap_options, min_size=VMS, max_size=VMS),
         fill=st.lists(st.tuples(which, st.integers(DATA, GFNS - 1), patterns), max_size=20),
     )
     def start(
-        self, chosen: list[tuple[str, str]], tables: int, swaps: list[dict[str, str] | None],
+        self, chosen: list[tuple[str, str]], others: list[str | None], tables: int, swaps: list[dict[str, str] | None],
         fill: list[tuple[int, int, bytes]],
     ) -> None:  # fmt: skip
         shadow = sum(tables for mmu, _ in chosen if mmu == "shadow")
         self.machine = SharedMachine(1 + shadow + VMS * POOL + SPARE)
         self.sides = []
         self.created = 0
-        for mmu, mode in chosen:
-            self.create(mmu, mode, tables, POOL)
+        for (mmu, mode), second in zip(chosen, others, strict=True):
+            self.create(mmu, mode, tables, POOL, second)
         for at, options in enumerate(swaps):
             if options is not None:
                 self.attach_swap(at, options)
         for at, gfn, pattern in fill:
             self.fill_from_outside(at, gfn, pattern)
 
-    def create(self, mmu: str, mode: str, tables: int, pool: int) -> None:
-        self.sides.append(Side(self.machine, self.created, mmu, mode, tables, pool))
+    def create(self, mmu: str, mode: str, tables: int, pool: int, second: str | None) -> None:
+        self.sides.append(Side(self.machine, self.created, mmu, mode, tables, pool, second))
         self.created += 1
 
     def side(self, at: int) -> Side:
@@ -99,54 +104,84 @@ class DmmMachine(RuleBasedStateMachine):
 
     # --- the guest ---
 
-    @rule(at=which, page=pages, offset=offsets)
-    def load(self, at: int, page: int, offset: int) -> None:
-        side = self.side(at)
+    @rule(at=which, cpu=cpus, page=pages, offset=offsets)
+    def load(self, at: int, cpu: int, page: int, offset: int) -> None:
+        side = self.side(at).on(cpu)
         with side.access((page, Intent.READ), (CODE, Intent.EXECUTE)):
             found = side.stub.load(page * PAGE_SIZE + offset)
             assert found == (side.contents[side.gfn(page)][offset] if side.gfn(page) < GFNS else 0xFF)
 
-    @rule(at=which, page=pages, offset=offsets, value=st.integers(0, 255))
-    def store(self, at: int, page: int, offset: int, value: int) -> None:
-        side = self.side(at)
+    @rule(at=which, cpu=cpus, page=pages, offset=offsets, value=st.integers(0, 255))
+    def store(self, at: int, cpu: int, page: int, offset: int, value: int) -> None:
+        side = self.side(at).on(cpu)
         with side.access((page, Intent.WRITE)):
             side.stub.store(page * PAGE_SIZE + offset, value)
             side.write(side.gfn(page), offset, bytes([value]))
 
-    @rule(at=which, page=st.integers(DATA, GFNS - 2), before=st.integers(1, 3), value=st.integers(0, 2**32 - 1))
-    def store_across(self, at: int, page: int, before: int, value: int) -> None:
-        side = self.side(at)
+    @rule(
+        at=which, cpu=cpus, page=st.integers(DATA, GFNS - 2), before=st.integers(1, 3), value=st.integers(0, 2**32 - 1)
+    )  # fmt: skip
+    def store_across(self, at: int, cpu: int, page: int, before: int, value: int) -> None:
+        side = self.side(at).on(cpu)
+        if not side.is_free_to_change(page + 1):
+            return
         data = value.to_bytes(4, "little")
         with side.access((page, Intent.WRITE), (page + 1, Intent.WRITE)):
             side.stub.store4((page + 1) * PAGE_SIZE - before, value)
             side.write(page, PAGE_SIZE - before, data[:before])
             side.write(page + 1, 0, data[before:])
 
-    @rule(at=which, page=pages, offset=offsets)
-    def write_code_and_execute(self, at: int, page: int, offset: int) -> None:
-        side = self.side(at)
+    @rule(at=which, cpu=cpus, by=cpus, page=pages, offset=offsets)
+    def write_code_and_execute(self, at: int, cpu: int, by: int, page: int, offset: int) -> None:
+        side = self.side(at).on(cpu)
         if side.gfn(page) >= GFNS:
             return
+        stored = False
         with side.access((page, Intent.WRITE)):
             side.stub.store(page * PAGE_SIZE + offset, HLT)
             side.write(side.gfn(page), offset, bytes([HLT]))
-            with side.access((page, Intent.EXECUTE)):
+            stored = True
+        if stored and side.on(by).gfn(page) == side.on(cpu).gfn(page):
+            with side.on(by).access((page, Intent.EXECUTE)):
                 side.stub.execute(page * PAGE_SIZE + offset)
 
-    @rule(at=which, page=st.integers(ALIASES, ALIASES + 3), gfn=st.one_of(gfns, st.just(HOLE)))
-    def change_alias(self, at: int, page: int, gfn: int) -> None:
-        side = self.side(at)
+    @rule(at=which, cpu=cpus, by=cpus, page=pages, offset=offsets, ahead=st.integers(0, 8))
+    def store_code_and_execute(self, at: int, cpu: int, by: int, page: int, offset: int, ahead: int) -> None:
+        """The other has translated what is written over: NOPs, and a HLT that moves."""
+        side = self.side(at).on(cpu)
+        offset = min(offset, PAGE_SIZE - 16)
+        if side.gfn(page) >= GFNS or side.on(by).gfn(page) != side.on(cpu).gfn(page):
+            return
+        gfn, gva = side.gfn(page), page * PAGE_SIZE + offset
+        with side.out_of_frames_is_fine():
+            code = bytes([NOP] * 9 + [HLT])
+            side.vm.memory.write(gfn * PAGE_SIZE + offset, code)
+            side.write(gfn, offset, code)
+            side.on(by).stub.execute(gva)
+            assert side.vm.cpu.rip == gva + 10
+            side.on(cpu).stub.store(gva + ahead, HLT)
+            side.write(gfn, offset + ahead, bytes([HLT]))
+            side.on(by).stub.execute(gva)
+            assert side.vm.cpu.rip == gva + ahead + 1
+
+    @rule(at=which, cpu=cpus, page=st.integers(ALIASES, ALIASES + 3), gfn=st.one_of(gfns, st.just(HOLE)))
+    def change_alias(self, at: int, cpu: int, page: int, gfn: int) -> None:
+        side = self.side(at).on(cpu)
         if side.stub.tables:
             with side.access((side.stub.tables[-1], Intent.WRITE)):
-                side.stub.map(page, gfn)
-                side.mapped[page] = gfn
-                side.write(*divmod(side.stub.entry_gpa(page), PAGE_SIZE), side.stub.leaf(gfn).to_bytes(4, "little"))
+                side.change_alias(page, gfn)
 
-    @rule(at=which)
-    def reload_cr3(self, at: int) -> None:
-        side = self.side(at)
+    @rule(at=which, cpu=cpus)
+    def reload_cr3(self, at: int, cpu: int) -> None:
+        side = self.side(at).on(cpu)
         with side.access():
             side.stub.reload()
+
+    @rule(at=which)
+    def start_processor_again(self, at: int) -> None:
+        stub = self.side(at).stub
+        if len(stub.views) > 1:
+            stub.start_again(1)
 
     # --- devices and tools ---
 
@@ -155,7 +190,8 @@ class DmmMachine(RuleBasedStateMachine):
         side = self.side(at)
         with side.out_of_frames_is_fine():
             found = side.vm.memory.read(gpa, size)
-            everything = b"".join(side.contents.values()) + b"\xff" * (2 * PAGE_SIZE)
+            tables = {gfn: side.holds(gfn) for gfn in range(GFNS) if side.stub.entry_size(gfn)}
+            everything = b"".join((side.contents | tables).values()) + b"\xff" * (2 * PAGE_SIZE)
             assert found == everything[gpa : gpa + size]
 
     @rule(at=which)
@@ -432,12 +468,12 @@ class DmmMachine(RuleBasedStateMachine):
             self.sides.remove(side)
             side.vm.close()
 
-    @rule(kind=kinds, tables=table_counts)
-    def create_vm(self, kind: tuple[str, str], tables: int) -> None:
+    @rule(kind=kinds, second=seconds, tables=table_counts)
+    def create_vm(self, kind: tuple[str, str], second: str | None, tables: int) -> None:
         pool = min(POOL, self.machine.memory.free - (tables if kind[0] == "shadow" else 0))
         if len(self.sides) < VMS and pool >= LEAST:
             try:
-                self.create(*kind, tables, pool)
+                self.create(*kind, tables, pool, second)
             except OutOfMachineFrames:
                 assert kind[0] == "shadow"  # there is no such run of free frames
 

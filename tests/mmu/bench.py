@@ -16,6 +16,7 @@ from keystone import KS_ARCH_X86, KS_MODE_32, KS_MODE_64, Ks
 from emu.engine.cpustate import CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE
 from emu.machine.vm import Stop
 from tests.mmu.harness import new_vm, set_privilege
+from tests.mmu.processors import only
 from tests.oracles.paging_model import CR0_PE, CR0_PG, CR0_WP, PAGE, Control
 
 RAM = 1 << 20  # bytes
@@ -42,15 +43,25 @@ def assemble(text: str, gva: int, bits: int = 64) -> bytes:
 
 
 class Bench:
-    """See the module. `vm` is the VM, `keeper` its policy that keeps evicted pages."""
+    """See the module. `vm` is the VM, `keeper` its policy that keeps evicted pages.
 
-    def __init__(self, mmu: str) -> None:
-        self.vm, self.keeper = new_vm(RAM, mmu)
-        self.vm.cpu.idtr.set(0, 0, 0, 0)
+    Args:
+        cpus: processors, all of them started; the first one runs until `on` says else.
+    """
+
+    def __init__(self, mmu: str, cpus: int = 1) -> None:
+        self.vm, self.keeper = new_vm(RAM, mmu, cpus)
+        for processor in self.vm.processors:
+            processor.registers.idtr.set(0, 0, 0, 0)
         for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT)):
             self.write(table, (below | P | W | U).to_bytes(8, "little"))
         for gva in range(0, RAM, PAGE):
             self.map(gva, gva, RWX)
+
+    def on(self, cpu: int) -> Bench:
+        """The same with processor `cpu` running, and the others standing still."""
+        only(self.vm, cpu)
+        return self
 
     def map(self, gva: int, gpa: int, flags: int) -> None:
         """Make the page table map a page, from outside the guest."""
@@ -68,13 +79,18 @@ class Bench:
         self.write(gpa, code)
         return len(code)
 
-    def start(self, gva: int, cpl: int = 0, bits: int = 64, **registers: int) -> Stop:
-        """Run from gva, in 64-bit or 32-bit code, on a fresh stack, until the guest halts or faults."""
+    def enter(self, gva: int, cpl: int = 0, bits: int = 64, stack: int = STACK) -> None:
+        """Set the registers that :meth:`start` begins with."""
         control = Control(CR0_PE | CR0_PG | CR0_WP, PML4, CR4_PAE, EFER_LME | EFER_LMA | EFER_NXE, cpl)
         cpu: Any = self.vm.cpu
         cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer, cpu.cr2 = control.cr0, control.cr3, control.cr4, control.efer, 0
         set_privilege(self.vm, control, bits)
-        cpu.rip, cpu.rsp = gva, STACK
+        cpu.rip, cpu.rsp = gva, stack
+
+    def start(self, gva: int, cpl: int = 0, bits: int = 64, **registers: int) -> Stop:
+        """Run from gva, in 64-bit or 32-bit code, on a fresh stack, until the guest halts or faults."""
+        self.enter(gva, cpl, bits)
+        cpu: Any = self.vm.cpu
         for name, value in registers.items():
             setattr(cpu, name, value)
         self.vm.processor.native.shutdown = 0

@@ -27,6 +27,8 @@ from emu.engine import cpustate
 from emu.engine.cpustate import HFLAGS, set_hflags_mode
 from emu.machine.machine import Machine
 from emu.mmu import shadow, walk
+from emu.mmu.paging import flush_tlbs
+from tests.mmu.processors import only, start_all
 from tests.oracles.paging_model import CR0_PG, CR4_SMAP, PAGE, Access, Control, Kind, Memory, Outcome
 from tests.oracles.unicorn_mmu import IMPLICIT_STUB, PROTECTION, STUBS
 
@@ -106,11 +108,15 @@ class NoImage:
         return bytes(PAGE)
 
 
-def new_vm(memory_size: int, mmu: str) -> tuple[Any, Keeper]:
-    """A VM with every page populated, some spare frames in its pool, and a policy that keeps evicted pages."""
+def new_vm(memory_size: int, mmu: str, cpus: int = 1) -> tuple[Any, Keeper]:
+    """A VM with every page populated, some spare frames in its pool, and a policy that keeps evicted pages.
+
+    All its processors are started, see :mod:`tests.mmu.processors`.
+    """
     spare = 16 * PAGE
     machine = Machine(Machine.size_for(memory_size, memory_size, mmu) + spare)
-    vm = machine.create_vm("test", memory_size, mmu=mmu)
+    vm = machine.create_vm("test", memory_size, mmu=mmu, cpus=cpus)
+    start_all(vm)
     vm.dmm.grow(spare // PAGE)
     keeper = Keeper()
     vm.attach(StaticMapping(NoImage()))  # type: ignore[arg-type]
@@ -136,22 +142,35 @@ class GuestMemory:
 
 
 class EmuMmu:
-    """A VM with guest memory from 0 to `memory_size`, to be filled with `load` and asked by `perform`."""
+    """A VM with guest memory from 0 to `memory_size`, to be filled with `load` and asked by `perform`.
 
-    def __init__(self, memory_size: int, mmu: str) -> None:
+    Args:
+        cpus: processors; the first makes all accesses until `on` says else.
+    """
+
+    def __init__(self, memory_size: int, mmu: str, cpus: int = 1) -> None:
         self.memory_size = memory_size
-        self.vm, self.keeper = new_vm(memory_size, mmu)
+        self.vm, self.keeper = new_vm(memory_size, mmu, cpus)
         self.guest = GuestMemory(self.vm, self.keeper)
         self.resolved = 0  # how often an access had to ask the DMM
         self._shadow = mmu == "shadow"
         self._all_gfns = np.arange(memory_size // PAGE)
         self._watched = self._all_gfns
         self._seen = self.guest.words(self._watched)
-        self._handle = self.vm.processor.engine._uc._uch
-        cpu = self.vm.cpu
-        self.vm.processor.native.single = 1  # no block of code is running that a store could be part of
-        cpu.idtr.set(0, 0, 0, 0)
-        cpu.ldtr.set(0, 0, 0, 0x8200)
+        for processor in self.vm.processors:
+            processor.native.single = 1  # no block of code is running that a store could be part of
+            processor.registers.idtr.set(0, 0, 0, 0)
+            processor.registers.ldtr.set(0, 0, 0, 0x8200)
+
+    @property
+    def _handle(self) -> Any:
+        return self.vm.processor.engine._uc._uch
+
+    def on(self, cpu: int) -> EmuMmu:
+        """The same with processor `cpu` making the accesses from now on."""
+        only(self.vm, cpu)
+        self.vm.native.current = cpu  # the run loop, which would say so, is not used here
+        return self
 
     def load(self, image: bytes, frames: Mapping[int, bytes]) -> None:
         """Replace guest memory: `image`, with `frames` over it, and forget every translation."""
@@ -165,7 +184,7 @@ class EmuMmu:
             dmm.resolve(gfn, EVERYTHING)
         if self._shadow:
             shadow.forget_everything(self.vm.processor.native_at)
-        self._flush_tlb()
+        flush_tlbs(self.vm.processor.native_at)
         self.watch(frames)
 
     def watch(self, gfns: Iterable[int]) -> None:

@@ -7,7 +7,7 @@ the memory as it should be, so that later operations can be chosen with the tabl
 
 Programs keep the architecture's rules: whenever a translation that a TLB may hold no longer is what the tables say, or
 grants more, or claims an accessed or dirty flag that is clear now, the next operation gets rid of it. So what a TLB
-holds at any moment must not matter.
+holds at any moment must not matter. With two processors that is so for the TLB of each: a shootdown.
 """
 
 from __future__ import annotations
@@ -53,15 +53,38 @@ class Cached:
 
 
 @dataclass
-class Maker:
-    """A program in the making."""
+class Running:
+    """What a processor of a program is like at the moment."""
 
-    draw: st.DrawFn
     mode: Mode
     control: Control
-    memory: WatchedMemory
-    steps: list[Step] = field(default_factory=list)
     cached: dict[int, Cached] = field(default_factory=dict)  # by the page's gva
+
+
+@dataclass
+class Maker:
+    """A program in the making; `cpu` is the processor whose operation is being made."""
+
+    draw: st.DrawFn
+    processors: list[Running]
+    memory: WatchedMemory
+    cpu: int = 0
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def mode(self) -> Mode:
+        return self.processors[self.cpu].mode
+
+    @property
+    def control(self) -> Control:
+        return self.processors[self.cpu].control
+
+    @property
+    def cached(self) -> dict[int, Cached]:
+        return self.processors[self.cpu].cached
+
+    def add(self, step: Step) -> None:
+        self.steps.append(replace(step, cpu=self.cpu))
 
     def pick(self, *options):  # type: ignore[no-untyped-def]
         return _pick(self.draw, options)
@@ -170,7 +193,7 @@ class Maker:
             return  # the oracles would not agree
         if any(gpa // PAGE in OUT_OF_BOUNDS or gpa in ROOTS for gpa, _ in outcome.changed):
             return
-        self.steps.append(Step(name, control, self.control, access, outcome))
+        self.add(Step(name, control, self.control, access, outcome))
         self.note_cached(access, outcome)
         self.memory = memory
         self.keep_the_rules()
@@ -186,11 +209,11 @@ class Maker:
             bit = {"pse": x86.CR4_PSE, "pge": CR4_PGE, "smep": x86.CR4_SMEP, "smap": x86.CR4_SMAP}[name]
             self.move("cr4", replace(control, cr4=control.cr4 ^ bit))
             if self.mode in (BITS32, PSE):
-                self.mode = PSE if self.control.cr4 & x86.CR4_PSE else BITS32
+                self.processors[self.cpu].mode = PSE if self.control.cr4 & x86.CR4_PSE else BITS32
         elif name == "nxe":
             self.move("efer", replace(control, efer=control.efer ^ x86.EFER_NXE))
             self.flush_all()
-        elif control.long_mode:
+        elif control.long_mode or name == "mode" and len(self.processors) > 1:  # all roots are of one mode
             return
         elif name == "pg":
             self.move("cr0", replace(control, cr0=control.cr0 ^ x86.CR0_PG))
@@ -202,13 +225,13 @@ class Maker:
         if self.control.cr0 & x86.CR0_PG:
             self.move("cr0", replace(self.control, cr0=self.control.cr0 & ~x86.CR0_PG))
         cr4 = self.control.cr4 ^ x86.CR4_PAE
-        self.mode = PAE if cr4 & x86.CR4_PAE else PSE if cr4 & x86.CR4_PSE else BITS32
+        self.processors[self.cpu].mode = PAE if cr4 & x86.CR4_PAE else PSE if cr4 & x86.CR4_PSE else BITS32
         value, size = fixed_entry(self.mode)
         for root in ROOTS:
             control = replace(self.control, cpl=0, ac=False)
             access = Access(Kind.WRITE, root, 8, value=value)
             outcome = perform(self.memory, control, "write", access, RULES)
-            self.steps.append(Step("write", control, control, access, outcome))
+            self.add(Step("write", control, control, access, outcome))
         assert size in (4, 8)
         root = self.pick(*ROOTS)
         cr0 = self.control.cr0 | x86.CR0_PG
@@ -217,13 +240,14 @@ class Maker:
     def move(self, name: str, after: Control) -> None:
         """An operation on a control register."""
         before = replace(self.control, cpl=0, ac=False)
-        self.steps.append(Step(name, before, after))
+        self.add(Step(name, before, after))
         changed = before.cr0 ^ after.cr0 | before.cr4 ^ after.cr4
-        self.control = after
+        self.processors[self.cpu].control = after
         if changed & (x86.CR0_PG | x86.CR4_PAE | CR4_PGE):
             self.cached.clear()
         elif name == "cr3":
-            self.cached = {page: cached for page, cached in self.cached.items() if cached.is_global}
+            for page in [page for page, cached in self.cached.items() if not cached.is_global]:
+                del self.cached[page]
         elif name in ("cr0", "cr4"):  # rights are looked up anew, translations need not be
             self.cached.clear()
         self.keep_the_rules()
@@ -231,7 +255,7 @@ class Maker:
     def disturb(self) -> None:
         action = self.pick("evict", "evict", "remap", "remap", "", "r", "rx", "rw", "w", "x")
         gfn = self.pick(*TABLES, *TABLES, *DATA, SUPERVISOR_CODE, USER_CODE) // PAGE
-        self.steps.append(Step("disturb", self.control, self.control, disturbance=(action, gfn)))
+        self.add(Step("disturb", self.control, self.control, disturbance=(action, gfn)))
 
     # What a TLB may hold
 
@@ -263,7 +287,14 @@ class Maker:
                 yield page, cached
 
     def keep_the_rules(self) -> None:
-        """Get rid of what a TLB may hold and must not any more."""
+        """Get rid of what the TLBs may hold and must not any more."""
+        here = self.cpu
+        for cpu in range(len(self.processors)):
+            self.cpu = cpu
+            self.keep_its_rules()
+        self.cpu = here
+
+    def keep_its_rules(self) -> None:
         if not self.control.cr0 & x86.CR0_PG:
             return
         stale = list(self.stale())
@@ -276,7 +307,7 @@ class Maker:
             size = cached.translation.page_size
             gva = (page & -size) + self.pick(0, size - 1, page % size, size // 2)
             before = replace(self.control, cpl=0, ac=False)
-            self.steps.append(Step("invlpg", before, self.control, Access(Kind.READ, gva)))
+            self.add(Step("invlpg", before, self.control, Access(Kind.READ, gva)))
             del self.cached[page]
 
     def flush_all(self) -> None:
@@ -285,8 +316,8 @@ class Maker:
 
 
 @st.composite
-def programs(draw: st.DrawFn, length: int = 40) -> Program:
-    """A random program of about `length` operations, without the rules' flushes."""
+def programs(draw: st.DrawFn, length: int = 40, cpus: int = 1) -> Program:
+    """A random program of about `length` operations, without the rules' flushes, for so many processors."""
     mode = _pick(draw, (BITS32, PSE, PAE, PAE, LONG, LONG))
     frames = fixed_frames(mode)
     efer = mode.efer | _pick(draw, (x86.EFER_NXE, x86.EFER_NXE, 0))
@@ -294,11 +325,14 @@ def programs(draw: st.DrawFn, length: int = 40) -> Program:
     control = Control(mode.cr0 | _pick(draw, (0, x86.CR0_WP)), ROOTS[0], cr4, efer, 0)
     for gpa in TABLES:
         frames.setdefault(gpa // PAGE, bytes(PAGE))
-    maker = Maker(draw, mode, control, WatchedMemory(data_image(MEMORY_SIZE), frames))
+    processors = [Running(mode, replace(control, cr3=ROOTS[cpu])) for cpu in range(cpus)]
+    controls = tuple(processor.control for processor in processors)
+    maker = Maker(draw, processors, WatchedMemory(data_image(MEMORY_SIZE), frames))
     maker.initial_entries()
     initial = {gfn: bytes(frame) for gfn, frame in maker.memory.frames.items()}
     for _ in range(length):
         kind = draw(_below(16))
+        maker.cpu = draw(_below(cpus))
         if kind < 8:
             maker.access()
         elif kind < 12:
@@ -307,4 +341,4 @@ def programs(draw: st.DrawFn, length: int = 40) -> Program:
             maker.control_operation()
         else:
             maker.disturb()
-    return Program(mode.name, control, initial, maker.steps, maker.memory)
+    return Program(mode.name, controls, initial, maker.steps, maker.memory)

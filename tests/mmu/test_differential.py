@@ -21,17 +21,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.mmu.harness import ARCHITECTURES, CODE_GFNS, HOLE, EmuMmu, MemoryWithHoles, with_code
 from tests.oracles import paging_model as x86
-from tests.oracles.paging_cases import DATA_GFNS, MEMORY_SIZE, TABLE_GFNS, Case, case_settings, cases
+from tests.oracles.paging_cases import DATA_GFNS, LONG_RUN, MEMORY_SIZE, TABLE_GFNS, Case, case_settings, cases
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Memory, Outcome, Rules, perform
 from tests.oracles.unicorn_mmu import UnicornMmu
 
 RULES = Rules(pdpte_low_reserved=False, giga_accessed_early=False, implicit_obeys_ac=True)
+
+AUDIT_EVERY = 1 if LONG_RUN else 4  # accesses of a pair
 
 Disturbances = list[list[tuple[str, int]]]  # for each access what happens below the guest before it: (action, gfn)
 
@@ -88,6 +91,43 @@ def check(
     return comparable
 
 
+def check_pair(pair: tuple[Case, Case], turns: list[int], disturbances: Disturbances, emulator: EmuMmu) -> None:
+    """Run two cases on one memory, each on a processor of its own, taking turns; the model is the oracle."""
+    image = pair[0].memory().image
+    frames = with_code(image, merged(pair[0].frames(), pair[1].frames()))
+    memory = MemoryWithHoles(image, frames)
+    emulator.load(image, frames)
+    code = {gfn: frames[gfn] for gfn in CODE_GFNS}
+    for number, cpu in enumerate(turns):
+        case = pair[cpu]
+        access = case.accesses[number % len(case.accesses)]
+        if left_out(case.control, access):
+            continue
+        for action, gfn in disturbances[number % len(disturbances)]:
+            emulator.disturb(action, gfn)
+        expected = visible(perform(memory, case.control, access, rules=RULES), access, case.memory_size)
+        emulator.watch(memory.frames)
+        ours = emulator.on(cpu).perform(case.control, access)
+        assert ours == expected, f"{turns}\n{access} on {cpu}\n{disturbances}\n{pair}\nemulator: {ours}\n{expected}"
+        if number % AUDIT_EVERY == 0:
+            emulator.vm.audit()
+        if any(bytes(memory.frames[gfn]) != code[gfn] for gfn in CODE_GFNS):
+            break
+    expected_image = bytearray(image)
+    for gfn, frame in memory.frames.items():
+        expected_image[gfn * PAGE : (gfn + 1) * PAGE] = frame
+    assert emulator.memory() == expected_image, f"memory differs after\n{turns}\n{pair}"
+
+
+def merged(first: dict[int, bytes], second: dict[int, bytes]) -> dict[int, bytes]:
+    """The tables of both; where both have an entry, or parts of one, the first one's."""
+    result = first | second
+    for gfn in first.keys() & second.keys():
+        ours, theirs = (np.frombuffer(frames[gfn], np.uint64) for frames in (first, second))
+        result[gfn] = np.where(ours, ours, theirs).tobytes()
+    return result
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def emulator(request: pytest.FixtureRequest) -> EmuMmu:
     return EmuMmu(MEMORY_SIZE, request.param)
@@ -118,6 +158,24 @@ def test_random_cases_on_moving_ground(
 ) -> None:
     """The same while pages are evicted, moved and protected below the guest: nothing that it can see may change."""
     check(case, emulator, unicorn_mmu, disturbances=disturbances)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def two_processors(request: pytest.FixtureRequest) -> EmuMmu:
+    return EmuMmu(MEMORY_SIZE, request.param, cpus=2)
+
+
+@case_settings(short=250, long=50_000)
+@given(
+    pair=st.tuples(cases(), cases()),
+    turns=st.lists(st.integers(0, 1), min_size=4, max_size=16),
+    disturbances=_disturbances,
+)
+def test_two_processors_with_tables_of_their_own(
+    pair: tuple[Case, Case], turns: list[int], disturbances: Disturbances, two_processors: EmuMmu
+) -> None:
+    """Mostly in different paging modes; the tables lie among each other, and each may write the other's."""
+    check_pair(pair, turns, disturbances, two_processors)
 
 
 def test_unaligned_store_that_changes_its_own_translation(emulator: EmuMmu, unicorn_mmu: UnicornMmu) -> None:

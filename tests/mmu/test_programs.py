@@ -55,19 +55,20 @@ def has_value(step: Step) -> bool:
 class EmuGuest:
     """The emulator running a program."""
 
-    def __init__(self, mmu: str) -> None:
-        self.mmu = EmuMmu(MEMORY_SIZE, mmu)
+    def __init__(self, mmu: str, cpus: int = 1) -> None:
+        self.mmu = EmuMmu(MEMORY_SIZE, mmu, cpus)
 
     def begin(self, program: Program) -> None:
         self.mmu.load(data_image(MEMORY_SIZE), program.frames)
         self.mmu.watch(program.memory.frames)
-        cpu, control = self.mmu.vm.cpu, program.control
-        cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = control.cr0, control.cr3, control.cr4, control.efer
-        for table in (cpu.gdtr, cpu.ldtr, cpu.tr):
-            table.set(0, SUPERVISOR_CODE, 0, 0x8B00)
+        for processor, control in zip(self.mmu.vm.processors, program.controls, strict=True):
+            cpu = processor.registers
+            cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = control.cr0, control.cr3, control.cr4, control.efer
+            for table in (cpu.gdtr, cpu.ldtr, cpu.tr):
+                table.set(0, SUPERVISOR_CODE, 0, 0x8B00)
 
     def step(self, step: Step) -> Outcome:
-        mmu, access = self.mmu, step.access
+        mmu, access = self.mmu.on(step.cpu), step.access
         cpu = mmu.vm.cpu
         for name, value in registers(step).items():
             setattr(cpu, name, value)
@@ -98,7 +99,7 @@ class UnicornGuest(UnicornMmu):
 
     def begin(self, program: Program) -> None:
         self.load(data_image(MEMORY_SIZE), program.frames)
-        self._restore(self._state(program.control, Access(Kind.READ, 0)))
+        self._restore(self._state(program.controls[0], Access(Kind.READ, 0)))
         self._flush_tlb()
 
     def step(self, step: Step) -> Outcome:
@@ -178,6 +179,18 @@ def check(program: Program, guests: dict[str, EmuGuest | UnicornGuest]) -> None:
         assert memory == image, f"{name}: memory differs after\n{program}"
         if isinstance(guest, EmuGuest):
             guest.mmu.vm.audit()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[str, EmuGuest | UnicornGuest]:
+    return {mmu: EmuGuest(mmu, cpus=2) for mmu in ARCHITECTURES}
+
+
+@case_settings(short=120, long=20_000)
+@given(program=programs(length=60, cpus=2))
+def test_random_programs_on_two_processors(program: Program, pairs: dict[str, EmuGuest | UnicornGuest]) -> None:
+    """Each has a TLB and control registers of its own; the model, which has no TLB, is the oracle."""
+    check(program, pairs)
 
 
 @pytest.fixture(scope="module")

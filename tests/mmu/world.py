@@ -46,6 +46,7 @@ class Step:
         after: the control registers after it.
         outcome: of the memory operation.
         disturbance: (action, gfn) of "disturb", see `EmuMmu.disturb`.
+        cpu: the processor that does it.
     """
 
     name: str
@@ -54,18 +55,22 @@ class Step:
     access: Access | None = None
     outcome: Outcome = Outcome()
     disturbance: tuple[str, int] = ("", 0)
+    cpu: int = 0
 
     def __repr__(self) -> str:
         what = self.disturbance if self.name == "disturb" else self.access or self.after
-        return f"{self.name} {what} cpl={self.control.cpl} ac={self.control.ac}"
+        return f"cpu {self.cpu}: {self.name} {what} cpl={self.control.cpl} ac={self.control.ac}"
 
 
 @dataclass(frozen=True)
 class Program:
-    """Memory at the start, as frames over `data_image(MEMORY_SIZE)`, and at the end; the steps between."""
+    """Memory at the start, as frames over `data_image(MEMORY_SIZE)`, and at the end; the steps between.
+
+    `controls` are the registers that each processor begins with.
+    """
 
     mode: str
-    control: Control
+    controls: tuple[Control, ...]
     frames: dict[int, bytes]
     steps: list[Step]
     memory: Memory
@@ -79,7 +84,7 @@ class Program:
             for i in range(0, PAGE, 8)
             if any(frame[i : i + 8])
         }
-        return f"Program({self.mode}, {self.control}, {words})\n{lines}"
+        return f"Program({self.mode}, {self.controls}, {words})\n{lines}"
 
 
 class WatchedMemory(Memory):

@@ -34,8 +34,8 @@ def test_every_kind_there_and_back(kind: type[Event], value: int) -> None:
     line = format_event(event)
     assert line.endswith("}\n") and line.count("\n") == 1
     record = json.loads(line)
-    assert list(record)[:4] == ["seq", "time", "vm", "kind"]
-    assert all(isinstance(record[name], str) == (name in HEX_FIELDS) for name in list(record)[4:])
+    assert list(record)[:5] == ["seq", "time", "vm", "cpu", "kind"]
+    assert all(isinstance(record[name], str) == (name in HEX_FIELDS) for name in list(record)[5:])
     assert parse_event(line) == event
 
 
@@ -51,9 +51,9 @@ def test_names_are_quoted_and_an_error_code_may_be_missing() -> None:
         "nonsense",
         "[]",
         '{"seq":0}',
-        '{"seq":0,"time":0,"vm":"a","kind":"no-such-kind"}',
-        '{"seq":0,"time":0,"vm":"a","kind":"evict","gfn":"0x1"}',
-        '{"seq":0,"time":0,"vm":"a","kind":"evict","gfn":1,"mfn":"0x1"}',
+        '{"seq":0,"time":0,"vm":"a","cpu":0,"kind":"no-such-kind"}',
+        '{"seq":0,"time":0,"vm":"a","cpu":0,"kind":"evict","gfn":"0x1"}',
+        '{"seq":0,"time":0,"vm":"a","cpu":0,"kind":"evict","gfn":1,"mfn":"0x1"}',
     ],
 )
 def test_what_is_no_event(tmp_path: Path, line: str) -> None:

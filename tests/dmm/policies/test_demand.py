@@ -8,6 +8,7 @@ from emu.addr import PAGE_SIZE
 from emu.boot.image import GuestImage
 from emu.dmm.dmm import DMM
 from emu.dmm.p2m import PageType
+from emu.dmm.physical import PhysicalMemory
 from emu.dmm.policies.demand import DemandPaging
 from emu.machine.machine import Machine
 
@@ -51,7 +52,7 @@ def test_pages_behind_a_page_of_the_image_come_with_it(readahead: int, touched: 
     mapping.populate(touched)
     assert resident(mapping) == expected
     for gfn in expected:
-        assert mapping.read(gfn * PAGE_SIZE, PAGE_SIZE) == image().page(gfn)
+        assert PhysicalMemory(mapping).read(gfn * PAGE_SIZE, PAGE_SIZE) == image().page(gfn)
 
 
 def test_reading_ahead_takes_spare_frames_only() -> None:
@@ -64,8 +65,8 @@ def test_reading_ahead_takes_spare_frames_only() -> None:
 
 def test_what_is_resident_or_was_evicted_stays_as_it_is() -> None:
     mapping = dmm(readahead=3)
-    mapping.write(9 * PAGE_SIZE, b"changed")
+    PhysicalMemory(mapping).write(9 * PAGE_SIZE, b"changed")
     assert resident(mapping) == [9, 10, 11]
     mapping.populate(8)
     assert resident(mapping) == [8, 9, 10, 11]
-    assert mapping.read(9 * PAGE_SIZE, 7) == b"changed"
+    assert PhysicalMemory(mapping).read(9 * PAGE_SIZE, 7) == b"changed"
