@@ -365,7 +365,7 @@ def test_vms_with_two_processors_each(tmp_path: Path) -> None:
     assert fleet.run() == FleetStop.ENDED
     alone = boot_vm("smp", cpus=2, append="rounds=5 forget=2")
     assert run_vm(alone).status == 1
-    assert [member.plan.name for member in fleet.members] == ["two-1", "two-2"]
+    assert [member.plan.name for member in fleet.members] == ["two-0", "two-1"]
     for member in fleet.members:
         assert member.report is not None and member.report["cpus"] == 2
         assert member.console == bytes(alone.platform.console)
