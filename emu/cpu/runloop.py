@@ -227,8 +227,19 @@ def _run_processor(cpu: Cpu) -> int:
 
 @compiled
 def run(vm_at: int) -> int:
-    """Run the processors of a VM in turn until Python must decide; returns a :class:`Reason`."""
+    """Run the processors of a VM in turn until Python must decide.
+
+    Returns:
+        A :class:`Reason`; ``vm.reached`` is the result of :func:`reached`.
+    """
     vm = vm_record(vm_at)
+    reason = _run(vm)
+    vm.reached = _reached(vm)
+    return reason
+
+
+@compiled
+def _run(vm: Vm) -> int:
     vm.round_end = min(vm.round_end, vm.deadline)
     while True:
         cpu = cpu_number(vm, vm.current)
@@ -260,7 +271,11 @@ def run(vm_at: int) -> int:
 @compiled
 def reached(vm_at: int) -> int:
     """The virtual time in ns that every processor with something to do has come to; without any, the latest one."""
-    vm = vm_record(vm_at)
+    return _reached(vm_record(vm_at))
+
+
+@compiled
+def _reached(vm: Vm) -> int:
     earliest = latest = vm.round_start
     working = False
     for index in range(vm.cpu_count):

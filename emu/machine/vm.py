@@ -30,7 +30,7 @@ from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.eventlog import EventLog
 from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of, signed
-from emu.engine.state import RUNNING, Vm, VmStructure
+from emu.engine.state import RUNNING, Cpu, Vm, VmStructure
 from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.machine.inputs import ProcessorInputs
@@ -308,10 +308,10 @@ class VirtualMachine:
         within_block = stepping.is_within_block(self._running.native)
         stepping.begin(native, [processor.native for processor in self.processors], instructions, kinds, counted)
         reason = Reason.STOP
+        reached = self._reached()
         while True:
             if stepping.is_over(native):
                 return Stop.STEP
-            reached = self._reached()
             if not within_block:
                 native.clock = max(native.clock, reached)  # nobody who has something to do is behind it
                 if self._ended is not None:
@@ -326,32 +326,38 @@ class VirtualMachine:
             native.pause_at = min(limit, reached + SLICE_NS)
             native.stop = int(self._ended is not None or self._stop_requested or self._inputs.has_inits)
             reason = _REASONS[runloop.run(self.native_at)]
+            reached = native.reached
+            running = self._running
             self.exits.count(reason)
             self.events.drain()
             self._devices.reraise()
             if reason == Reason.NEED:
-                self._resolve()
+                self._resolve(running.native)
             elif reason == Reason.INTERRUPT:
                 self._inject(self.platform.acknowledge(native.current))
             elif reason == Reason.NMI:
-                self._running.native.nmi_pending = 0
-                self._running.registers.block_nmi()
+                running.native.nmi_pending = 0
+                running.registers.block_nmi()
                 self._inject(VECTOR_NMI)
             elif reason == Reason.HALT:
                 if self._ended is None and not self._sleep(limit):
-                    self._running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
-                    self._running.native.vtime = max(self._running.native.vtime, native.round_start)
+                    running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
+                    running.native.vtime = max(running.native.vtime, native.round_start)
                     return Stop.HALTED
+                reached = self._reached()
             elif reason == Reason.SHUTDOWN:
                 return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
             elif reason == Reason.ENGINE_ERROR:
-                error = engine.error_text(self._running.native.engine_error)
-                raise EngineFault(f"{self.name}: {error} at pc {self._running.registers.pc:#x}")
-            within_block = stepping.is_within_block(self._running.native)
+                error = engine.error_text(running.native.engine_error)
+                raise EngineFault(f"{self.name}: {error} at pc {running.registers.pc:#x}")
+            within_block = stepping.is_within_block(running.native)
             if not within_block:
-                self._inputs.take_inits()
-                if self._reached() >= min(self._devices.deadline, self.dmm.policies.next_epoch):
+                if self._inputs.has_inits:
+                    self._inputs.take_inits()
+                    reached = self._reached()
+                if reached >= self._devices.deadline or reached >= self.dmm.policies.next_epoch:
                     self._tick()
+                    reached = self._reached()
 
     def _reached(self) -> int:
         """The virtual time in ns that every processor with something to do has come to."""
@@ -360,11 +366,11 @@ class VirtualMachine:
     def _inject(self, vector: int) -> None:
         """Deliver an interrupt to the processor that runs."""
         if runloop.inject(self._running.native_at, vector) == runloop.NEED_DMM:
-            self._resolve()  # the vector is taken from the controller: it stays pending until the page is there
+            # the vector is taken from the controller: it stays pending until the page is there
+            self._resolve(self._running.native)
 
-    def _resolve(self) -> None:
+    def _resolve(self, native: Cpu) -> None:
         """The guest waits for the DMM."""
-        native = self._running.native
         if native.vtime != self._waited_at:
             self._waited_at = native.vtime
             self._waits = 0
