@@ -186,7 +186,7 @@ def pairs() -> dict[str, EmuGuest | UnicornGuest]:
     return {mmu: EmuGuest(mmu, cpus=2) for mmu in ARCHITECTURES}
 
 
-@case_settings(short=120, long=20_000)
+@case_settings(short=75, long=20_000)
 @given(program=programs(length=60, cpus=2))
 def test_random_programs_on_two_processors(program: Program, pairs: dict[str, EmuGuest | UnicornGuest]) -> None:
     """Each has a TLB and control registers of its own; the model, which has no TLB, is the oracle."""
