@@ -14,7 +14,7 @@ from emu.machine.vm import VirtualMachine
 def start_all(vm: VirtualMachine) -> None:
     """Start the processors that wait for a start-up message; the first one alone runs until :func:`only` says else."""
     for processor in vm.processors[1:]:
-        vm._start_up(processor.index, 0)
+        vm._inputs.start_up(processor.index, 0)
     only(vm, 0)
 
 

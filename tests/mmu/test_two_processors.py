@@ -306,9 +306,9 @@ def test_processor_that_is_started_again_has_no_translations(bench: Bench) -> No
     bench.write(begin, b"\xb8\x02\x00\xf4")  # mov ax, 2; hlt
     vm = bench.vm
     bench.on(0).call(HALT)
-    vm._init(1)
+    vm._inputs.init(1)
     assert vm.processors[1].activity == "waiting"
-    vm._start_up(1, begin >> 12)
+    vm._inputs.start_up(1, begin >> 12)
     bench.on(1)
     assert vm.run(until=vm.now + 1_000_000) is Stop.HALTED
     assert vm.cpu.rax == 2
@@ -324,7 +324,7 @@ def test_root_of_a_processor_after_its_init(bench: Bench, reuse: str) -> None:
         bench.vm.cpu.cr3, bench.vm.cpu.rbx = root, DATA
         assert bench.vm.run(until=bench.vm.now + 1_000_000) is Stop.HALTED
         bench.on(0).call(HALT)
-        bench.vm._init(1)
+        bench.vm._inputs.init(1)
         bench.put(CODE + 0x200, f"mov rdi, {root}; mov ecx, 512; mov rax, rsi; rep stosq; hlt")
         bench.on(0).call(CODE + 0x200, rsi=NEW | P | W if reuse == "table" else 0x1234_5678)
         if reuse == "table":
@@ -335,6 +335,6 @@ def test_root_of_a_processor_after_its_init(bench: Bench, reuse: str) -> None:
             bench.on(0).call(RELOAD)
         assert bench.read(root, 4) == (NEW | P | W | A if reuse == "table" else 0x1234_5678)
         bench.vm.audit()
-        bench.vm._start_up(1, 0)
+        bench.vm._inputs.start_up(1, 0)
         assert load(bench, 1, DATA) == load(bench, 0, DATA)
         bench.vm.audit()
