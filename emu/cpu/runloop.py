@@ -230,11 +230,11 @@ def run(vm_at: int) -> int:
     """Run the processors of a VM in turn until Python must decide.
 
     Returns:
-        A :class:`Reason`; ``vm.reached`` is the result of :func:`reached`.
+        A :class:`Reason`; ``vm.reached`` is the result of :func:`note_reached`.
     """
     vm = vm_record(vm_at)
     reason = _run(vm)
-    vm.reached = _reached(vm)
+    _note_reached(vm)
     return reason
 
 
@@ -269,13 +269,18 @@ def _run(vm: Vm) -> int:
 
 
 @compiled
-def reached(vm_at: int) -> int:
-    """The virtual time in ns that every processor with something to do has come to; without any, the latest one."""
-    return _reached(vm_record(vm_at))
+def note_reached(vm_at: int) -> int:
+    """The virtual time in ns that every processor with something to do has come to; without any, the latest one.
+
+    It is in ``vm.reached``, and the VM's clock is not less from now on, if no block of code is half way.
+    """
+    vm = vm_record(vm_at)
+    _note_reached(vm)
+    return vm.reached
 
 
 @compiled
-def _reached(vm: Vm) -> int:
+def _note_reached(vm: Vm) -> None:
     earliest = latest = vm.round_start
     working = False
     for index in range(vm.cpu_count):
@@ -285,7 +290,9 @@ def _reached(vm: Vm) -> int:
             time = _time_of(vm, cpu)
             earliest = min(earliest, time) if working else time
             working = True
-    return earliest if working else latest
+    vm.reached = earliest if working else latest
+    if not within_block(cpu_number(vm, vm.current)):
+        vm.clock = max(vm.clock, vm.reached)
 
 
 @compiled

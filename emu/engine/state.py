@@ -152,7 +152,7 @@ class Vm(Protocol):
     pause_at: int  # ns; the native plane is left at the end of the first round behind it
     clock: int  # ns; the latest time that the guest has seen, on any processor and from any device
     log_time: int  # ns; events that happen from now on are not earlier
-    reached: int  # ns; what emu.cpu.runloop.reached was when the native plane was left
+    reached: int  # ns; what every processor with something to do had come to when somebody looked last
     round_start: int  # ns; every processor with something to do has come so far
     round_end: int  # ns
     round_place: int  # how many turns of the round are over

@@ -13,6 +13,7 @@ from emu.addr import PAGE_SHIFT
 from emu.devices import layout
 from emu.devices.platform import Platform
 from emu.dmm.physical import PhysicalMemory
+from emu.dmm.policylist import PolicyList
 from emu.engine.native import host_function, signed
 from emu.engine.state import Cpu, Vm
 
@@ -27,7 +28,7 @@ class DeviceAccess:
         running: gives the record of the processor that runs.
         platform: the devices.
         memory: of the VM; told where there are registers in it.
-        next_epoch: gives the virtual time in ns at which policies are due.
+        policies: of the VM; they are due at times of their own.
 
     Attributes:
         closed: what the guest writes is lost: it has ended, though its block of code has not.
@@ -36,13 +37,14 @@ class DeviceAccess:
 
     def __init__(
         self, native: Vm, running: Callable[[], Cpu], platform: Platform, memory: PhysicalMemory,
-        next_epoch: Callable[[], int],
+        policies: PolicyList,
     ) -> None:  # fmt: skip
         self._native = native
         self._running = running
         self._platform = platform
         self._memory = memory
-        self._next_epoch = next_epoch
+        self._policies = policies
+        self._epoch = policies.next_epoch
         self.closed = False
         self.deadline = platform.deadline()
         self._apic_mapped = True
@@ -63,8 +65,11 @@ class DeviceAccess:
 
     def plan(self) -> None:
         """Tell native code when something is due.  It must know at all times: rounds of turns end there."""
-        self.deadline = self._platform.deadline()
-        self._native.deadline = min(self.deadline, self._next_epoch())
+        self._plan_for(self._platform.deadline())
+
+    def _plan_for(self, deadline: int) -> None:
+        self.deadline, self._epoch = deadline, self._policies.next_epoch
+        self._native.deadline = min(self.deadline, self._epoch)
 
     def reraise(self) -> None:
         """Raise what a device raised while the engine ran."""
@@ -78,10 +83,12 @@ class DeviceAccess:
         def call(*arguments: int) -> int:
             try:
                 value = function(*arguments)
-                self.plan()  # the access may have moved a deadline
-                if self._native.deadline < self._native.round_end:
-                    self._native.round_end = self._native.deadline
-                    self._running().limit = 0
+                deadline = self._platform.deadline()  # the access may have moved it
+                if deadline != self.deadline or self._policies.next_epoch != self._epoch:
+                    self._plan_for(deadline)
+                    if self._native.deadline < self._native.round_end:
+                        self._native.round_end = self._native.deadline
+                        self._running().limit = 0
                 return value
             except BaseException as error:  # raised again by reraise
                 if self._raised is None:

@@ -20,6 +20,9 @@ class ProcessorInputs:
         now: gives virtual time in ns.
         reset: called for an INIT to the first processor, which would enter the BIOS again.
         stop: makes the engine that runs stop before its next block.
+
+    Attributes:
+        inits: processors that have sent themselves an INIT, for :meth:`take_inits`.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class ProcessorInputs:
         self._now = now
         self._reset = reset
         self._stop = stop
-        self._inits: list[int] = []  # processors that have sent themselves an INIT
+        self.inits: list[int] = []
 
     def set_intr(self, cpu: int, level: bool) -> None:
         """The level of the interrupt request line."""
@@ -54,7 +57,7 @@ class ProcessorInputs:
         elif cpu != self._native.current:
             self._processors[cpu].init()
         else:  # it has sent that itself, and its engine runs
-            self._inits.append(cpu)
+            self.inits.append(cpu)
             self._stop()
 
     def start_up(self, cpu: int, vector: int) -> None:
@@ -67,15 +70,10 @@ class ProcessorInputs:
                 self._paging.processor_started()
             self._wake(cpu)
 
-    @property
-    def has_inits(self) -> bool:
-        """Whether :meth:`take_inits` has something to do."""
-        return bool(self._inits)
-
     def take_inits(self) -> None:
         """Carry out what processors have sent themselves; none of their engines runs."""
-        while self._inits:
-            self._processors[self._inits.pop()].init()
+        while self.inits:
+            self._processors[self.inits.pop()].init()
 
     def _wake(self, cpu: int) -> None:
         """Something has come that a processor should look at."""

@@ -138,7 +138,7 @@ class VirtualMachine:
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
         self._devices = DeviceAccess(
-            native, lambda: self._running.native, self.platform, self.memory, lambda: self.dmm.policies.next_epoch
+            native, lambda: self._running.native, self.platform, self.memory, self.dmm.policies
         )
         self.guest: Guest | None = None
         self.exit_value: int | None = None
@@ -313,7 +313,6 @@ class VirtualMachine:
             if stepping.is_over(native):
                 return Stop.STEP
             if not within_block:
-                native.clock = max(native.clock, reached)  # nobody who has something to do is behind it
                 if self._ended is not None:
                     return self._ended
                 if self._stop_requested:
@@ -324,10 +323,10 @@ class VirtualMachine:
             if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes nobody's plans
                 self._devices.plan()
             native.pause_at = min(limit, reached + SLICE_NS)
-            native.stop = int(self._ended is not None or self._stop_requested or self._inputs.has_inits)
+            native.stop = int(self._ended is not None or self._stop_requested or bool(self._inputs.inits))
             reason = _REASONS[runloop.run(self.native_at)]
             reached = native.reached
-            running = self._running
+            running = self.processors[native.current]
             self.exits.count(reason)
             self.events.drain()
             self._devices.reraise()
@@ -352,7 +351,7 @@ class VirtualMachine:
                 raise EngineFault(f"{self.name}: {error} at pc {running.registers.pc:#x}")
             within_block = stepping.is_within_block(running.native)
             if not within_block:
-                if self._inputs.has_inits:
+                if self._inputs.inits:
                     self._inputs.take_inits()
                     reached = self._reached()
                 if reached >= self._devices.deadline or reached >= self.dmm.policies.next_epoch:
@@ -360,8 +359,8 @@ class VirtualMachine:
                     reached = self._reached()
 
     def _reached(self) -> int:
-        """The virtual time in ns that every processor with something to do has come to."""
-        return int(runloop.reached(self.native_at))
+        """The virtual time in ns that every processor with something to do has come to; the VM's time is not less."""
+        return int(runloop.note_reached(self.native_at))
 
     def _inject(self, vector: int) -> None:
         """Deliver an interrupt to the processor that runs."""
@@ -382,7 +381,6 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """No processor has anything to do: jump to the next deadline.  False when nothing can wake any of them."""
         native = self.native
-        native.clock = max(native.clock, self._reached())
         if not any(processor.can_be_woken for processor in self.processors):
             return False
         while self._ended is None and not any(processor.has_work for processor in self.processors):
@@ -402,7 +400,6 @@ class VirtualMachine:
 
     def _tick(self) -> None:
         now = self._reached()
-        self.native.clock = max(self.native.clock, now)
         self.platform.tick(now)
         self.dmm.policies.run_epochs(now)
         self._devices.plan()

@@ -24,7 +24,7 @@ def only(vm: VirtualMachine, cpu: int) -> None:
         processor.native.activity = RUNNING if processor.index == cpu else HALTED
     native = vm.processors[cpu].native
     native.vtime = max(native.vtime, vm.now)
-    vm.select(cpu)
+    vm.selected = cpu
 
 
 def start_together(vm: VirtualMachine, begin: list[Callable[[], None]]) -> None:
@@ -34,4 +34,4 @@ def start_together(vm: VirtualMachine, begin: list[Callable[[], None]]) -> None:
         enter()
     for processor in vm.processors:
         processor.native.activity = RUNNING
-    vm.select(None)
+    vm.selected = None
