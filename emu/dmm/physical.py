@@ -60,5 +60,5 @@ class PhysicalMemory:
         space = self._dmm.space
         for gfn in gfns:
             space.p2m.set(gfn, PageType.MMIO if mapped else PageType.HOLE)
-        space.paging.forget_translations()
+        space.paging.forget_holes(gfns)
         space.changed()

@@ -115,10 +115,10 @@ def note_translator(cpu: Cpu, mfn: int) -> None:
     store16(vm.code_cpus_at + 2 * mfn, translators | 1 << cpu.index)
     flags_at = vm.frame_flags_at + mfn
     store8(flags_at, load8(flags_at) | FRAME_CODE)
-    if vm.started > 1 and load32(vm.written_at + 4 * mfn) == vm.flush_epoch:
-        flush_all_tlbs(vm)
-    else:
+    if vm.started == 1:
         flush_tlb(cpu)  # there may be data entries that do not look for code
+    elif load32(vm.written_at + 4 * mfn) == vm.flush_epoch:
+        flush_all_tlbs(vm)
 
 
 @outlined("qqqqqq")

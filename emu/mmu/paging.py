@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -104,6 +105,10 @@ class Paging:
         """What stands behind gfns without frames has changed."""
         flush_tlbs(self._cpu_at)
 
+    def forget_holes(self, gfns: Iterable[int]) -> None:
+        """Device registers have come to ``gfns``, which were holes, or have gone from there."""
+        flush_tlbs(self._cpu_at)
+
     def forget_accesses(self, gfns: Array, accessed: Array, young: bool) -> None:
         """Clear the accessed bits of ``gfns``: the next access to each sets them again.
 
@@ -193,6 +198,11 @@ class ShadowPaging(Paging):
     def forget_translations(self) -> None:
         shadow.forget_everything(self._cpu_at)
         super().forget_translations()
+
+    def forget_holes(self, gfns: Iterable[int]) -> None:
+        for gfn in gfns:
+            shadow.forget_gfn(self._cpu_at, gfn, self._memory.void_mfn)
+        super().forget_holes(gfns)
 
     def retire(self, mfn: int) -> bool:
         if self.tables - len(self.retired) - 1 < shadowtables.MIN_TABLES:
