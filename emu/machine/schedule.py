@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from emu.errors import BadInput
 
 MAX_CPUS = 16  # processors of a VM
-DEFAULT_QUANTUM = 50_000  # virtual ns; docs/design.md says how it was chosen
+DEFAULT_QUANTUM = 50_000  # virtual ns; "Turns of processors" in docs/design.md says how it was chosen
 LEAST_QUANTUM, MOST_QUANTUM = 1_000, 1_000_000_000  # virtual ns
 _SHORTEST = 16  # with a seed, the shortest slice is the longest one divided by this
 
