@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from emu.errors import EmuError
@@ -75,7 +75,8 @@ def _unpacked(package: str) -> Path:
                 raise NoPackage(f"apt-get downloaded no {package}")
             unpacked = Path(work) / "unpacked"
             _run(["dpkg", "-x", str(files[0]), str(unpacked)])
-            shutil.move(unpacked, directory)
+            with suppress(OSError):  # another process was faster
+                unpacked.rename(directory)
     return directory
 
 

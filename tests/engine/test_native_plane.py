@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import FrameType
 from typing import Any
@@ -37,11 +38,14 @@ def python_calls(vm: Any, count: int, user: bool) -> int:
         nonlocal calls
         calls += event in ("call", "c_call")
 
+    gc.collect()
+    gc.disable()  # the end of other tests' VMs calls functions, too
     sys.setprofile(profile)
     try:
         restart(vm, count, user=user)
     finally:
         sys.setprofile(None)
+        gc.enable()
     return calls
 
 
