@@ -21,7 +21,7 @@ from emu.observe.outcome import STATUS_BAD_INPUT, STATUS_FAULT
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-COMMANDS = {  # module in emu.commands: what it does, for `emu --help`
+COMMANDS = {  # module in emu.commands: what it does, for ``emu --help``
     "run": "run a guest",
     "fleet": "run many guests on one machine memory",
     "step": "step through a guest, from memory event to memory event",

@@ -33,7 +33,7 @@ LOCKS, START = 2, 1  # parts of the guest
 SUCCESS = 1  # exit status of a guest that writes 0 to the exit port
 LINUX_ARGUMENTS = "console=ttyS0 nokaslr mitigations=off"
 POWER_DOWN = b"reboot: Power down"
-_RAM_MIB = 4  # of the guest `smp`
+_RAM_MIB = 4  # of the guest ``smp``
 _ROM_BYTES = 64 << 10
 _JUMP = b"\xea\x00\x80\x00\x00"  # to 0000:8000, at the reset vector
 

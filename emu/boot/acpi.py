@@ -5,8 +5,8 @@
                        -> HPET
 
 A kernel finds the RSDP on a 16-byte boundary within 0xE0000 to 0xFFFFF, unless its boot protocol tells. Everything lies
-in one block that begins with it. The guest may write the FACS, the rest is constant. All is as on QEMU's `pc` machine,
-except that the machine is always in ACPI mode: SMI command port 0.
+in one block that begins with it. The guest may write the FACS, the rest is constant. All is as on QEMU's ``pc``
+machine, except that the machine is always in ACPI mode: SMI command port 0.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class Hardware:
 
 
 def tables(gpa: int, hardware: Hardware) -> bytes:
-    """The block of all tables, made to lie at `gpa`; the RSDP is its first 36 bytes.
+    """The block of all tables, made to lie at ``gpa``; the RSDP is its first 36 bytes.
 
-    Raises BadInput when `gpa` is not on a 64-byte boundary or the block would not end below 4 GiB.
+    Raises BadInput when ``gpa`` is not on a 64-byte boundary or the block would not end below 4 GiB.
     """
     if gpa % ALIGNMENT or gpa < 0:
         raise BadInput(f"ACPI tables at {gpa:#x}", f"not on a boundary of {ALIGNMENT} bytes")

@@ -49,7 +49,7 @@ def table(
     ioapic: int = 0xFEC0_0000,
     cpus: int = 1,
 ) -> bytes:
-    """Floating pointer and configuration table, made to lie at `gpa`.
+    """Floating pointer and configuration table, made to lie at ``gpa``.
 
     Args:
         gpa: a multiple of 16.
@@ -58,7 +58,7 @@ def table(
         lapic, ioapic: gpas of the pages with their registers.
         cpus: number of processors, at most 255; they have the APIC IDs from 0 on, and 0 is the one that boots.
 
-    Raises BadInput when `gpa` is none that the pointer can have.
+    Raises BadInput when ``gpa`` is none that the pointer can have.
     """
     if gpa % ALIGNMENT or not 0 <= gpa < 1 << 20:
         raise BadInput(f"MP table at {gpa:#x}", f"not a multiple of {ALIGNMENT} below 1 MiB")
@@ -94,5 +94,5 @@ def table(
 
 
 def _with_checksum(data: bytes, offset: int) -> bytes:
-    """`data` with the byte at `offset`, 0 till now, such that the sum of all is 0."""
+    """``data`` with the byte at ``offset``, 0 till now, such that the sum of all is 0."""
     return data[:offset] + bytes((-sum(data) & 0xFF,)) + data[offset + 1 :]

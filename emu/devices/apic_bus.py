@@ -66,14 +66,14 @@ class ApicBus:
         return self._deliver(self._addressed(wide, logical), vector, mode, level_triggered)
 
     def message_write(self, gpa: int, data: int) -> bool:
-        """An MSI: a device's write of `data` to 0xFEExxxxx (SDM vol. 3A, 11.11). Returns as `message`."""
+        """An MSI: a device's write of ``data`` to 0xFEExxxxx (SDM vol. 3A, 11.11). Returns as ``message``."""
         mode = data >> 8 & 7
         if mode == reg.FIXED and gpa & MSI_REDIRECT:
             mode = reg.LOWEST
         return self.message(gpa >> 12 & 0xFF, bool(gpa & MSI_LOGICAL), data & 0xFF, mode, bool(data & reg.LEVEL))
 
     def send_ipi(self, sender: int, destination: int, command: int) -> None:
-        """An interrupt from processor `sender`.
+        """An interrupt from processor ``sender``.
 
         Args:
             sender: its index.

@@ -3,7 +3,7 @@
 A physical destination is an APIC ID, a logical one a set of logical IDs. In the flat model each of the 8 bits is an
 APIC; in the cluster model the upper 4 bits name a cluster and the lower 4 are its members; in x2APIC mode these are 16
 and 16 bits, and an APIC's logical ID follows from its ID. All ones are everybody. Here a destination has 32 bits; an
-xAPIC, an I/O APIC and an MSI have 8, which `wide_destination` extends.
+xAPIC, an I/O APIC and an MSI have 8, which ``wide_destination`` extends.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ Send = Callable[[int, bool, int, int, bool], bool]  # destination, logical, vect
 
 
 class IoApic(Device):
-    """One chip. `send` delivers a message to the local APICs and returns whether one accepted it."""
+    """One chip. ``send`` delivers a message to the local APICs and returns whether one accepted it."""
 
     max_access: ClassVar[int] = 4
     STATE: ClassVar[tuple[str, ...]] = ("select", "id", "lines", "entries")
@@ -116,7 +116,7 @@ class IoApic(Device):
         return (self.select - REDIRECTION) >> 1, (self.select & 1) * 32
 
     def _write_entry(self, number: int, writable: int, value: int) -> None:
-        """Change the `writable` bits. A level-triggered input that is high may send now; an edge does not come back."""
+        """Change the ``writable`` bits. A level-triggered input that is high may send now; an edge comes not back."""
         entry = self.entries[number] & ~writable | value & writable
         if not _is_level(entry):
             entry &= ~REMOTE_IRR  # how drivers end an interrupt that was lost

@@ -10,7 +10,7 @@ whatever the PPR is, and the 8259 gives the vector. A globally disabled APIC is 
 
 At reset LINT0 of the first processor is open in ExtINT mode, as on QEMU: what a BIOS sets up before a kernel that knows
 only the 8259 runs. After INIT, and at reset of the other processors, it is masked. A pin's level means asserted or not,
-whatever the polarity bit says. SMI does nothing. What the ICR sends, the bus between the APICs delivers (`apic_bus`).
+whatever the polarity bit says. SMI does nothing. What the ICR sends, the bus between the APICs delivers (``apic_bus``).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class LocalApic(Device):
         return None
 
     def write_msr(self, index: int, value: int) -> bool:
-        """Write one of the MSRs of `read_msr`, 64 bits. False means #GP. `mapped` may change with MSR 0x1B."""
+        """Write one of the MSRs of ``read_msr``, 64 bits. False means #GP. ``mapped`` may change with MSR 0x1B."""
         if index in reg.X2APIC_MSRS:
             register = index - reg.X2APIC_MSRS.start
             writable = reg.X2APIC_WRITABLE.get(register)
@@ -195,7 +195,7 @@ class LocalApic(Device):
         return {**super().state(), "timer": {name: getattr(self.timer, name) for name in ApicTimer.STATE}}
 
     def load_state(self, state: State) -> None:
-        """Take over what `state` returned, and tell the processor the level that it asks for now."""
+        """Take over what ``state`` returned, and tell the processor the level that it asks for now."""
         check_fields("LocalApic", state, (*self.STATE, "timer"))
         timer = state["timer"]
         check_fields("ApicTimer", timer, ApicTimer.STATE)

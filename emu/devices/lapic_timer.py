@@ -4,7 +4,7 @@ The count goes down at the bus clock, here 1 GHz, divided by 1 to 128. One-shot:
 again at the initial count. TSC-deadline: there is no count, it ends when the TSC, here virtual ns, reaches a value.
 Writing the initial count starts the timer, 0 stops it. The count goes on when one-shot and periodic are exchanged.
 
-Nothing here counts: `expires` is the virtual time of the end, and the count follows from it.
+Nothing here counts: ``expires`` is the virtual time of the end, and the count follows from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ApicTimer:
         self.expires: int | None = None  # end of the count; None: it stands at 0
 
     def expire(self, now_ns: int) -> bool:
-        """Go on to `now_ns`. True when the timer ended on the way, however often."""
+        """Go on to ``now_ns``. True when the timer ended on the way, however often."""
         expires = self.expires
         if expires is None or expires > now_ns:
             return False
@@ -38,7 +38,7 @@ class ApicTimer:
         return True
 
     def count(self, now_ns: int) -> int:
-        """The current count; `expire` must have been called for `now_ns`."""
+        """The current count; ``expire`` must have been called for ``now_ns``."""
         if self.expires is None or self.mode == TSC_DEADLINE:
             return 0
         return -(now_ns - self.expires >> self.shift)  # rounded up: the last clock belongs to 1, not to 0
@@ -54,7 +54,7 @@ class ApicTimer:
         self.mode = mode
 
     def set_initial(self, count: int, now_ns: int) -> None:
-        """Start with `count`; nothing happens in TSC-deadline mode."""
+        """Start with ``count``; nothing happens in TSC-deadline mode."""
         if self.mode != TSC_DEADLINE:
             self.initial = count
             self.expires = now_ns + (count << self.shift) if count else None
@@ -62,7 +62,7 @@ class ApicTimer:
     def set_divide(self, divide: int, now_ns: int) -> None:
         """The divide configuration register: bits 3, 1, 0 from 000 for 2, 001 for 4 up to 110 for 128, 111 for 1.
 
-        The count goes on from where it is, at the new speed; `expire` must have been called for `now_ns`.
+        The count goes on from where it is, at the new speed; ``expire`` must have been called for ``now_ns``.
         """
         count = self.count(now_ns)
         self.shift = (divide & 3 | divide >> 1 & 4) + 1 & 7

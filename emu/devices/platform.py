@@ -50,7 +50,7 @@ class Platform:
         disks: up to two, of the primary IDE channel; virtio_disk: of the virtio block device.
         cpus: number of processors, 1 to 16; each has an index from 0 on, which is its APIC ID.
         running: the index of the processor that accesses a device right now.
-        set_intr, raise_nmi, on_init, on_startup: the inputs of the processors, as `CpuPins` says.
+        set_intr, raise_nmi, on_init, on_startup: the inputs of the processors, as ``CpuPins`` says.
         set_a20: gets the level of address line 20.
         balloon: gets what the guest tells its balloon devices, and tells them how many pages to ask for.
         on_exit: gets the value written to the exit port.

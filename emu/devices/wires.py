@@ -38,7 +38,7 @@ class SwitchedWire:
 
 
 class NumberedWire:
-    """The wire to one of several inputs of a chip. `drive` gets the input's number and its level."""
+    """The wire to one of several inputs of a chip. ``drive`` gets the input's number and its level."""
 
     def __init__(self, drive: Callable[[int, bool], None], number: int) -> None:
         self._drive = drive

@@ -100,7 +100,7 @@ class P2M:
         self.memory = tuple(memory) if memory is not None else (range(size),)
         for gfns in self.memory:
             self.entries[gfns.start : gfns.stop] = PageType.EMPTY << 4
-        self._elsewhere: set[int] = set()  # gfns outside `memory` that were ever set
+        self._elsewhere: set[int] = set()  # gfns outside ``memory`` that were ever set
         self._known: Array | None = None
 
     def __len__(self) -> int:
