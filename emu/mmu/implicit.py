@@ -30,7 +30,7 @@ def _touches(cpu: Cpu, table: int, page: int) -> bool:
 def _code_byte(cpu_at: int, gva: int) -> int:
     """A byte of the running instruction, -1 when it cannot be read; changes the results of the last walk."""
     cpu = cpu_record(cpu_at)
-    if walk(cpu, gva, READ, False) != OK:
+    if walk(cpu, gva, READ, True) != OK:  # only programs at CPL 3 are asked about, and SMAP refuses others
         return -1
     host = host_address(cpu, cpu.walk_gpa, 1)
     return -1 if host == 0 else load8(host)

@@ -51,6 +51,7 @@ class Bench:
 
     def __init__(self, mmu: str, cpus: int = 1) -> None:
         self.vm, self.keeper = new_vm(RAM, mmu, cpus)
+        self.cr4 = CR4_PAE
         for processor in self.vm.processors:
             processor.registers.idtr.set(0, 0, 0, 0)
         for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT)):
@@ -81,7 +82,7 @@ class Bench:
 
     def enter(self, gva: int, cpl: int = 0, bits: int = 64, stack: int = STACK) -> None:
         """Set the registers that :meth:`start` begins with."""
-        control = Control(CR0_PE | CR0_PG | CR0_WP, PML4, CR4_PAE, EFER_LME | EFER_LMA | EFER_NXE, cpl)
+        control = Control(CR0_PE | CR0_PG | CR0_WP, PML4, self.cr4, EFER_LME | EFER_LMA | EFER_NXE, cpl)
         cpu: Any = self.vm.cpu
         cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer, cpu.cr2 = control.cr0, control.cr3, control.cr4, control.efer, 0
         set_privilege(self.vm, control, bits)

@@ -11,7 +11,7 @@ import pytest
 from emu.machine.vm import Stop
 from tests.mmu.bench import RW, RWX, STACK, Bench, U
 from tests.mmu.harness import ARCHITECTURES
-from tests.oracles.paging_model import PAGE
+from tests.oracles.paging_model import CR4_SMAP, PAGE
 
 GDT, TSS, CODE, DATA = 0x50000, 0x58000, 0x30000, 0x38000
 DATA_SELECTOR, CODE_SELECTOR, CODE_32_SELECTOR = 0x1008 | 3, 0x1010 | 3, 0x1018 | 3  # in the GDT's second page
@@ -78,6 +78,13 @@ def test_descriptor_tables_on_supervisor_pages(bench: Bench, name: str) -> None:
     bench.vm.dmm.evict(GDT + PAGE >> 12, bench.keeper)
     assert run(bench, f"{text}; hlt") == (end, 0)
     bench.vm.audit()
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_the_same_under_smap(bench: Bench, name: str) -> None:
+    """The instruction lies on the program's own page, which a supervisor could not read then."""
+    bench.cr4 |= CR4_SMAP
+    test_descriptor_tables_on_supervisor_pages(bench, name)
 
 
 def test_accessed_flag_of_a_descriptor(bench: Bench) -> None:
