@@ -37,9 +37,14 @@ BLOCK_ACCESS_NS = 120  # an access to the data register of a disk within a block
 
 
 @inlined
+def _in_interrupt_shadow(cpu: Cpu) -> bool:
+    return load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ != 0
+
+
+@inlined
 def interrupts_enabled(cpu: Cpu) -> bool:
     """Whether an external interrupt may be delivered now: IF is set, and no interrupt shadow (STI, MOV SS)."""
-    return load64(cpu.env + EFLAGS) & FLAG_IF != 0 and load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ == 0
+    return load64(cpu.env + EFLAGS) & FLAG_IF != 0 and not _in_interrupt_shadow(cpu)
 
 
 @inlined
@@ -77,16 +82,18 @@ def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
         return
     must_stop = vm.stop or cpu.pending or cpu.vtime >= vm.round_end or cpu.yielded or accepts_nmi(cpu)
     if not must_stop and cpu.vtime + size > vm.round_end and _turn_is_drawn(cpu):
-        if not load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:  # else the block holds one instruction
+        if not _in_interrupt_shadow(cpu):  # else the block holds one instruction
             run_alone(cpu)
             must_stop = True
     if cpu.debugging and (not must_stop or cpu.watch_step == STEPPING) and at_debugged_block(cpu_at, gva, size):
         must_stop = True
     if not must_stop:
-        if not cpu.intr_line:
-            cpu.limit = 0 if cpu.stepping or cpu.debugging or cpu.nmi_pending else next_limit(cpu)
-        elif interrupts_enabled(cpu):
+        if cpu.intr_line and interrupts_enabled(cpu):
             must_stop = True
+        elif cpu.stepping or cpu.debugging or cpu.nmi_pending or _in_interrupt_shadow(cpu):
+            cpu.limit = 0
+        else:  # while IF is 0, an interrupt waits for what may set it: emu.engine.blockclock
+            cpu.limit = next_limit(cpu)
     if must_stop:
         cpu.block_size = 0
         cpu.stopped = 1

@@ -10,20 +10,41 @@ whether somebody called ``uc_emu_stop``.  That is most of the time of a small lo
 Nothing else stops the engine at the beginning of a block: whoever wants that lowers ``cpu.limit``.  Engines that are
 no processor's, and blocks of a single instruction (``cpu.single``), are translated as ever.
 
+An interrupt that waits while IF is 0 leaves the limit as it is.  The instructions that may set IF end their block, and
+their helpers' calls are followed by::
+
+    if cpu.intr_line:  cpu.limit = 0
+
 The operations' numbers are those of QEMU 5.0.1's tcg-opc.h, which do not depend on how Unicorn was built.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from emu.engine.engine import running_cpu
-from emu.engine.library import LIBRARY, replace_import
+from emu.engine.library import LIBRARY, helper_address, replace_import
 from emu.engine.native import callback, external, inlined, load32, load64, store32, store64
-from emu.engine.state import cpu_offset, cpu_record
+from emu.engine.state import Cpu, cpu_offset, cpu_record
 
 INLINE = -1  # size that the block hook gets when the code above calls it
 
-_SET_LABEL, _LD_I64, _ST_I64, _ADD_I64, _EXTU_I32_I64 = 1, 73, 77, 78, 100  # INDEX_op_*
+_SET_LABEL, _LD_I64, _ST_I64, _ADD_I64, _AND_I64, _EXTU_I32_I64 = 1, 73, 77, 78, 87, 100  # INDEX_op_*
 _VTIME, _LIMIT, _GVA, _SIZE = map(cpu_offset, ("vtime", "limit", "block_gva", "block_size"))
+_INTR_LINE = cpu_offset("intr_line")
+
+# Helpers of the instructions that may set IF: POPF, IRET, STI, SYSRET, RSM; far jumps and calls may switch tasks.
+_IF_HELPERS = (
+    "write_eflags",
+    "iret_real",
+    "iret_protected",
+    "sti",
+    "sysret",
+    "rsm",
+    "ljmp_protected",
+    "lcall_protected",
+)
+IF_HELPERS = np.array([helper_address(name) for name in _IF_HELPERS], dtype=np.int64)
 
 # What Unicorn's translator calls.  The context is its TCGContext; temporaries are host addresses of TCGTemps.
 _call = external(LIBRARY, "tcg_gen_callN_x86_64", "vqqqiq")
@@ -55,6 +76,25 @@ def _new_temporary(context: int) -> int:
     return _temp_new(context, _TCG_I64, False)
 
 
+@inlined
+def _may_set_if(cpu: Cpu, function: int) -> bool:
+    for index in range(len(_IF_HELPERS)):
+        if load64(cpu.if_helpers_at + 8 * index) == function:
+            return True
+    return False
+
+
+@inlined
+def _look_for_interrupt(context: int, cpu: Cpu) -> None:
+    """Translate to ``cpu.limit &= cpu.intr_line - 1``, which is without a branch."""
+    base, line, limit = _constant(context, cpu.at), _new_temporary(context), _new_temporary(context)
+    _op3(context, _LD_I64, line, base, _INTR_LINE)
+    _op3(context, _ADD_I64, line, line, _constant(context, -1))
+    _op3(context, _LD_I64, limit, base, _LIMIT)
+    _op3(context, _AND_I64, limit, limit, line)
+    _op3(context, _ST_I64, limit, base, _LIMIT)
+
+
 @callback("vqqqiq")
 def on_generate_call(context: int, function: int, result: int, count: int, arguments: int) -> None:
     """tcg_gen_callN(TCGContext *, void *func, TCGTemp *ret, int nargs, TCGTemp **args)."""
@@ -65,6 +105,8 @@ def on_generate_call(context: int, function: int, result: int, count: int, argum
     cpu = cpu_record(cpu_at)
     if cpu.single or (function != cpu.check_exit_at and function != cpu.on_block_at):
         _call(context, function, result, count, arguments)
+        if _may_set_if(cpu, function):
+            _look_for_interrupt(context, cpu)
         return
     if function == cpu.check_exit_at:
         return

@@ -37,6 +37,7 @@ class Cpu(Protocol):
     scratch_at: int
     check_exit_at: int
     on_block_at: int
+    if_helpers_at: int
 
     # virtual time and blocks of code (emu.cpu.clock, emu.engine.blockclock)
     vtime: int  # ns

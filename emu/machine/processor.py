@@ -10,7 +10,7 @@ import numpy as np
 
 from emu.boot.entry import CODE_16, enter_real_mode
 from emu.cpu import breakpoints, clock, delivery, mmio, msr, portio, runloop
-from emu.engine import engine
+from emu.engine import blockclock, engine
 from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
 from emu.engine.native import address_of
@@ -61,6 +61,7 @@ class Processor:
         native.fault_address_at = self.engine.fault_address_at
         native.check_exit_at = self.engine.check_exit_at
         native.on_block_at = clock.on_block.address_of
+        native.if_helpers_at = address_of(blockclock.IF_HELPERS)
         native.tlb_at = self.engine.tlb_at
         native.vtime_at = self.native_at + cpu_offset("vtime")
         native.scratch_at = address_of(self._scratch)
