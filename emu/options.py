@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from emu.devices.parts import DEVICES
 from emu.errors import BadInput
 from emu.machine.schedule import MAX_CPUS
 from emu.units import parse_duration, parse_size
@@ -63,6 +64,9 @@ class BootOptions:
     """Raw disk images, up to two IDE drives and one virtio block device, as :func:`disk_options` reads them.  A guest
     that is a disk image goes before them."""
 
+    devices: Sequence[str] = ()
+    """More devices: "testdev" (:data:`emu.devices.parts.DEVICES`)."""
+
     bios: str | Path | None = None
     """A ROM image to start in; the guest, which must be a disk image then, is the first disk."""
 
@@ -75,6 +79,9 @@ class BootOptions:
     def __post_init__(self) -> None:
         if type(self.cpus) is not int or not 1 <= self.cpus <= MAX_CPUS:
             raise BadInput("--cpus", f"{self.cpus!r}: expected a number of processors from 1 to {MAX_CPUS}")
+        for device in self.devices:
+            if device not in DEVICES:
+                raise BadInput("--device", f"{device!r} is none of {', '.join(DEVICES)}")
         _ = self.ram_bytes, self.pool_bytes, self.quantum_ns, self.seed  # each raises BadInput
 
     @property

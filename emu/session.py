@@ -23,6 +23,7 @@ from emu.boot.guest import Guest
 from emu.boot.make import make_guest
 from emu.devices import layout
 from emu.devices.disk import Disk
+from emu.devices.parts import Parts
 from emu.dmm import catalog
 from emu.dmm.errors import OutOfFrames, StoreError, StoreFull
 from emu.errors import BadInput
@@ -78,8 +79,9 @@ def boot_vm(
     if machine is None:
         machine = _machine_for(ram, pool, wanted, options)
     ide, virtio = _open_disks(disks)
+    parts = Parts(ide, virtio, options.devices)
     schedule = Schedule(DEFAULT_QUANTUM if options.quantum_ns is None else options.quantum_ns, options.seed)
-    vm = machine.create_vm(name, ram, pool, options.mmu, ide, virtio, options.cpus, schedule)
+    vm = machine.create_vm(name, ram, pool, options.mmu, parts, options.cpus, schedule)
     try:
         vm.boot(guest)
         if options.audit:

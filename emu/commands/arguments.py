@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from emu.commands.files import read_file
+from emu.devices.parts import DEVICES
 from emu.dmm import catalog
 from emu.errors import BadInput
 from emu.machine.schedule import MAX_CPUS
@@ -89,6 +90,10 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[,virtio][,writable]",
         help="a raw disk image, repeatable: an IDE drive, or with ,virtio a virtio block device; the file is never "
         "changed, except with ,writable",
+    )
+    devices = "; ".join(f"{name}: {about}" for name, about in DEVICES.items())
+    parser.add_argument(
+        "--device", dest="devices", action="append", default=[], metavar="NAME", help=f"one more device. {devices}"
     )
     parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it boots")
     parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
-from emu.devices import fw_cfg, layout, rtc
+from emu.devices import fw_cfg, layout, rtc, testdev
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
 from emu.devices.apic_bus import ApicBus
 from emu.devices.apic_page import ApicPage
@@ -21,6 +21,7 @@ from emu.devices.hpet import Hpet
 from emu.devices.i8042 import I8042
 from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
+from emu.devices.parts import NO_PARTS, Parts
 from emu.devices.pci import PM_BASE, PM_ENABLE, POWER_PLACE, i440fx
 from emu.devices.pic import PicPair
 from emu.devices.pit import Pit, SystemControlPort
@@ -47,7 +48,7 @@ class Platform:
         ram: bytes of guest memory, for those who tell the guest.
         memory: guest memory, for devices that transfer by themselves.
         clock: virtual time in ns.
-        disks: up to two, of the primary IDE channel; virtio_disk: of the virtio block device.
+        parts: what is plugged in.
         cpus: number of processors, 1 to 16; each has an index from 0 on, which is its APIC ID.
         running: the index of the processor that accesses a device right now.
         set_intr, raise_nmi, on_init, on_startup: the inputs of the processors, as ``CpuPins`` says.
@@ -72,8 +73,7 @@ class Platform:
         ram: int,
         memory: GuestMemory,
         clock: Callable[[], int],
-        disks: Sequence[Disk],
-        virtio_disk: Disk | None,
+        parts: Parts = NO_PARTS,
         *,
         cpus: int = 1,
         running: Callable[[], int] = lambda: 0,
@@ -103,8 +103,8 @@ class Platform:
         self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
         self.vga = Vga(memory, clock)
         self.fw_cfg = FwCfg(memory)
-        self._add_disks(disks)
-        self._add_virtio(memory, virtio_disk, balloon)
+        self._add_disks(parts.disks)
+        self._add_virtio(memory, parts.virtio_disk, balloon)
         balloon_port = BalloonPort(balloon.inflate, balloon.deflate)
         balloon.front_ends += [balloon_port.set_target, self.virtio_balloon.set_target]
         pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset)
@@ -127,6 +127,8 @@ class Platform:
         ]
         for base, length, device in ports:
             self.bus.register(base, length, device)
+        if "testdev" in parts.devices:
+            testdev.plug_in(self.bus, self.mmio, self.wire)
         self._tell_firmware(ram, cpus)
         self._timed: list[Device] = [
             self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power,

@@ -29,8 +29,8 @@ _FILE = {"machine": dict, "vm": list}
 _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "quantum": str,
-    "cpu-schedule": str, "policies": list, "append": str, "initrd": str, "disks": list, "input": str, "start": str,
-    "schedule": list,
+    "cpu-schedule": str, "policies": list, "append": str, "initrd": str, "disks": list, "devices": list, "input": str,
+    "start": str, "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -111,7 +111,7 @@ def _vms(entry: Any, number: int, directory: Path) -> list[VmPlan]:
     try:
         plan = _plan(entry, directory)
     except BadInput as error:
-        key = {"--schedule": "cpu-schedule"}.get(error.what, error.what.removeprefix("--"))
+        key = {"--schedule": "cpu-schedule", "--device": "devices"}.get(error.what, error.what.removeprefix("--"))
         raise BadInput(place, f"{key}: {error.reason}") from None
     names = [name] if count is None else [f"{name}-{index}" for index in range(count)]
     return [replace(plan, name=name) for name in names]
@@ -140,6 +140,7 @@ def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
         append=entry.get("append", ""),
         initrd=_initrd(entry["initrd"], directory) if "initrd" in entry else None,
         disks=tuple(str(directory / disk) for disk in _texts(entry, "disks")),
+        devices=_texts(entry, "devices"),
     )
     start = _value("start", parse_time, entry["start"]) if "start" in entry else 0
     return VmPlan(

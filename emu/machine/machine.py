@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from emu.addr import PAGE_SHIFT, PAGE_SIZE
-from emu.devices.disk import Disk
+from emu.devices.parts import NO_PARTS, Parts
 from emu.dmm.pool import MIN_POOL
 from emu.dmm.space import SharedMachine
 from emu.errors import BadInput
@@ -69,8 +67,7 @@ class Machine:
 
     def create_vm(
         self, name: str, ram: int, pool: int | None = None, mmu: str = "shadow",
-        disks: Sequence[Disk] = (), virtio_disk: Disk | None = None,
-        cpus: int = 1, schedule: Schedule | None = None,
+        parts: Parts = NO_PARTS, cpus: int = 1, schedule: Schedule | None = None,
     ) -> VirtualMachine:  # fmt: skip
         """A VM without a guest.
 
@@ -78,8 +75,7 @@ class Machine:
             ram: bytes of pseudo-physical memory.
             pool: bytes of machine memory that it may use at first; as much as ``ram`` by default.
             mmu: paging architecture, one of MMU_NAMES.
-            disks: up to two, of the IDE channel.
-            virtio_disk: the one of the virtio block device.
+            parts: what is plugged into it.
             cpus: processors, 1 to MAX_CPUS.
             schedule: how they take turns.
 
@@ -96,7 +92,7 @@ class Machine:
         if (pool >> PAGE_SHIFT) + tables > free:
             raise BadInput("--pool", f"{format_size(pool)} is more than the machine has free ({free} frames)")
         vm = VirtualMachine(
-            self.shared, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, disks, virtio_disk, cpus, schedule
+            self.shared, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, parts, cpus, schedule
         )
         self._created += 1
         return vm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import cast
@@ -16,7 +16,7 @@ from emu.boot.guest import Guest
 from emu.cpu import runloop, stepping
 from emu.cpu.runloop import Reason
 from emu.devices import layout
-from emu.devices.disk import Disk
+from emu.devices.parts import NO_PARTS, Parts
 from emu.devices.platform import Platform
 from emu.dmm.dmm import DMM
 from emu.dmm.errors import NoProgress
@@ -101,7 +101,7 @@ class VirtualMachine:
 
     def __init__(
         self, machine: SharedMachine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
-        disks: Sequence[Disk] = (), virtio_disk: Disk | None = None, cpus: int = 1, schedule: Schedule | None = None,
+        parts: Parts = NO_PARTS, cpus: int = 1, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.ram = ram
@@ -130,7 +130,7 @@ class VirtualMachine:
             now=lambda: self.now, reset=lambda: self._guest_ends(Stop.RESET), stop=self._attention,
         )  # fmt: skip
         self.platform = Platform(
-            ram, self.memory, lambda: self.now, disks, virtio_disk,
+            ram, self.memory, lambda: self.now, parts,
             cpus=cpus, running=lambda: self.native.current,
             set_intr=self._inputs.set_intr, raise_nmi=self._inputs.raise_nmi,
             on_init=self._inputs.init, on_startup=self._inputs.start_up, set_a20=self._set_a20,

@@ -150,7 +150,7 @@ class Several:
         self.started: list[tuple[int, int]] = []
         self.vm = new_vm()  # for its memory
         self.platform = Platform(
-            64 << 20, self.vm.dmm, lambda: self.now, [], None,
+            64 << 20, self.vm.dmm, lambda: self.now,
             cpus=4, running=lambda: self.running, set_intr=self.intr.__setitem__, raise_nmi=lambda cpu: None,
             on_init=lambda cpu: None, on_startup=lambda cpu, vector: self.started.append((cpu, vector)),
             set_a20=lambda level: None, balloon=self.vm.dmm.balloon, on_exit=lambda value: None,

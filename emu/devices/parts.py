@@ -1,0 +1,29 @@
+"""What is plugged into one PC and not into another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emu.devices.disk import Disk
+
+DEVICES = {"testdev": "kvm-unit-tests' device, as QEMU's pc-testdev"}
+"""By name: what ``--device`` can add."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a PC gets besides what every PC has.
+
+    Attributes:
+        disks: drives of the primary IDE channel, up to two.
+        virtio_disk: of the virtio block device.
+        devices: names from DEVICES.
+    """
+
+    disks: Sequence[Disk] = ()
+    virtio_disk: Disk | None = None
+    devices: Sequence[str] = ()
+
+
+NO_PARTS = Parts()
