@@ -103,8 +103,9 @@ def _unescaped(text: str) -> bytes:
 class Typist:
     """Types at a VM's serial port when its console prints prompts.
 
-    The typings come in their order: each waits for what is printed behind the prompt of the one before it.  The bytes
-    are there for the guest at once, at the virtual time of the prompt.
+    The typings come in their order: each waits for what is printed behind the prompt of the one before it.  The first
+    byte is there a character time after the prompt, at the speed that the guest has set, and the others follow at that
+    speed: many kernels print, look for input once, and halt, and would sleep over what is there at once.
 
     Args:
         vm: the VM; what it has printed so far does not count.
@@ -131,8 +132,7 @@ class Typist:
                 self._at = max(self._at, len(console) - len(prompt) + 1)
                 return
             self._at = found + len(prompt)
-            self._vm.platform.uart.offer(self._left.pop(0).text)
-            self._vm.platform.uart.tick(self._vm.now)  # a guest that waits for the interrupt is looking
+            self._vm.platform.uart.receive(self._left.pop(0).text)
 
     def close(self) -> None:
         """Type nothing more."""

@@ -89,20 +89,65 @@ def test_typing_wakes_a_guest_that_waits_for_the_interrupt(tmp_path: Path) -> No
     vm = boot(tmp_path, BY_INTERRUPT)
     typist = Typist(vm, [Typing(b"ab", b">"), Typing(b"q", b"b.")])
     assert run_vm(vm).ending == Ending.EXIT
-    assert bytes(vm.platform.console) == b">ab.q" and typist.left == ()
+    assert bytes(vm.platform.console) == b">a.b.q" and typist.left == ()
+
+
+# Prints what the interrupt handler has put into a buffer of one byte, looks for the next, and halts: an interrupt
+# between looking and halting would be slept over.
+LOOKS_THEN_HALTS = BY_INTERRUPT[: BY_INTERRUPT.index("again:")] + """
+again:
+    cmp byte ptr [buffer], 0
+    jne taken
+    hlt
+    jmp again
+taken:
+    mov al, [buffer]
+    mov byte ptr [buffer], 0
+    out 0xE9, al
+    cmp al, 'q'
+    jne again
+    xor al, al
+    out 0xF4, al
+handler:
+    mov dx, 0x3F8
+    in al, dx
+    mov [buffer], al
+    mov al, 0x20
+    out 0x20, al
+    iret
+buffer: .byte 0
+"""
+
+
+@pytest.mark.parametrize("text", [b"q", b"quick", b"typed at line speed, q"])
+def test_typing_comes_after_a_guest_has_halted(tmp_path: Path, text: bytes) -> None:
+    vm = boot(tmp_path, LOOKS_THEN_HALTS)
+    Typist(vm, [Typing(text, b">")])
+    assert run_vm(vm).ending == Ending.EXIT
+    assert bytes(vm.platform.console) == b">" + text[: text.index(b"q") + 1]
+
+
+def test_typing_has_the_speed_of_the_line(tmp_path: Path) -> None:
+    """7 bits a character (5 data bits, as LCR 0 says) at 9600 bits a second."""
+    vm = boot(tmp_path, BY_INTERRUPT)
+    Typist(vm, [Typing(b"1234q", b">")])
+    run_vm(vm, until=">")
+    begin = vm.now
+    run_vm(vm)
+    assert 5 * 7 / 9600 < (vm.now - begin) / 1e9 < 5 * 7 / 9600 + 1e-5
 
 
 def test_prompts_are_waited_for_one_behind_the_other(tmp_path: Path) -> None:
     vm = boot(tmp_path, BY_INTERRUPT)
     typist = Typist(vm, [Typing(b"x>", b">"), Typing(b"y", b">"), Typing(b"z", b"no such prompt"), Typing(b"q", b">")])
     assert run_vm(vm).ending == Ending.HALTED
-    assert bytes(vm.platform.console) == b">x>y." and [typing.text for typing in typist.left] == [b"z", b"q"]
+    assert bytes(vm.platform.console) == b">x.>.y." and [typing.text for typing in typist.left] == [b"z", b"q"]
 
 
 def test_several_prompts_at_once_and_split_ones() -> None:
     vm = boot_vm("hello")
     offered: list[bytes] = []
-    vm.platform.uart.offer = offered.append  # type: ignore[method-assign]
+    vm.platform.uart.receive = offered.append  # type: ignore[method-assign]
     typist = Typist(vm, [Typing(b"1", b"login: "), Typing(b"2", b"word: "), Typing(b"3", b"# ")])
     for piece in (b"# lo", b"gin", b": pass", b"word: # ", b"# "):
         vm.platform.console += piece
