@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from emu.boot.kinds import kind_called
 from emu.devices.parts import DEVICES
 from emu.errors import BadInput
 from emu.machine.schedule import MAX_CPUS
@@ -54,11 +55,14 @@ class BootOptions:
     append: str = ""
     """The guest's command line."""
 
+    as_: str | None = None
+    """What the guest's file is, one of :data:`emu.boot.kinds.WORDS`; by default what it looks like."""
+
     load: int | None = None
     """Where a flat binary lies and is entered, a gpa."""
 
     initrd: str | None = None
-    """A Linux kernel's initial RAM disk, or a multiboot kernel's modules (:func:`emu.boot.detect.make_guest`)."""
+    """A Linux kernel's initial RAM disk, or a multiboot kernel's modules (:func:`emu.boot.make.make_guest`)."""
 
     disks: Sequence[str | Path] = ()
     """Raw disk images, up to two IDE drives and one virtio block device, as :func:`disk_options` reads them.  A guest
@@ -68,7 +72,7 @@ class BootOptions:
     """More devices: "testdev" (:data:`emu.devices.parts.DEVICES`)."""
 
     bios: str | Path | None = None
-    """A ROM image to start in; the guest, which must be a disk image then, is the first disk."""
+    """A ROM image to start in; the guest is the disk image that it finds, whatever is in it."""
 
     serial_input: bytes = b""
     """Bytes that wait at the serial port until the guest looks for them."""
@@ -82,6 +86,8 @@ class BootOptions:
         for device in self.devices:
             if device not in DEVICES:
                 raise BadInput("--device", f"{device!r} is none of {', '.join(DEVICES)}")
+        if self.as_ is not None:
+            kind_called(self.as_)
         _ = self.ram_bytes, self.pool_bytes, self.quantum_ns, self.seed  # each raises BadInput
 
     @property

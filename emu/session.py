@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from emu.addr import PAGE_SIZE
-from emu.boot.detect import DISK_KINDS, Found, detect
+from emu.boot.detect import Found, detect
 from emu.boot.guest import Guest
+from emu.boot.kinds import DISK_KINDS
 from emu.boot.make import make_guest
 from emu.devices import layout
 from emu.devices.disk import Disk
@@ -60,7 +61,9 @@ def boot_vm(
     """
     options = replace(options or BootOptions(), **keywords)
     choices = catalog.choose(options.policies)
-    found = None if isinstance(guest, Guest) else detect(guest, options.load)
+    found = None
+    if not isinstance(guest, Guest):
+        found = detect(guest, options.load, options.as_, for_bios=options.bios is not None)
     if options.bios is not None and (found is None or found.kind not in DISK_KINDS):
         raise BadInput("--bios", "the guest must be a disk image, which the BIOS then boots")
     ram = options.ram_bytes

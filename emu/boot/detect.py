@@ -1,44 +1,13 @@
-"""What a guest is: a name from ``firmware/``, or a file whose kind is read from its first bytes."""
+"""What a guest is: a name from ``firmware/``, or a file whose kind is read from its first bytes, or told."""
 
 from __future__ import annotations
 
 import difflib
-import struct
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
+from emu.boot.kinds import DISK_KINDS, HEAD_SIZE, Head, Kind, kind_called, recognise
 from emu.errors import BadInput
-
-MULTIBOOT_MAGIC = 0x1BADB002  # Multiboot Specification 0.6.96, 3.1.1: dword-aligned in the first 8192 bytes
-MULTIBOOT_SEARCH = 8192
-MULTIBOOT2_MAGIC = 0xE85250D6  # Multiboot2 Specification 2.0, 3.1.1: qword-aligned in the first 32768 bytes
-MULTIBOOT2_SEARCH = 32768
-ELF_MAGIC = b"\x7fELF"
-ELF_HEADER_SIZE = 52  # bytes; the header of a 32-bit file, the shorter one
-EM_386, EM_X86_64 = 3, 62  # e_machine
-ARM64_MAGIC, ARM64_MAGIC_AT = b"ARM\x64", 0x38  # Linux, Documentation/arm64/booting.rst
-LINUX_MAGIC = b"HdrS"  # Linux, Documentation/arch/x86/boot.rst: "header" at 0x202
-LINUX_MAGIC_AT = 0x202
-SECTOR_SIZE = 512  # bytes of a boot sector
-BOOT_SIGNATURE = b"\x55\xaa"  # the last two of them
-HEAD_SIZE = MULTIBOOT2_SEARCH  # bytes of a file that tell its kind
-
-
-class Kind(Enum):
-    """How a guest is started."""
-
-    FIRMWARE = "firmware"  # a name from firmware/
-    SOURCE = "assembler source"
-    FLAT = "flat binary"
-    BOOT_SECTOR = "boot sector"
-    MULTIBOOT = "multiboot kernel"
-    MULTIBOOT2 = "multiboot 2 kernel"
-    LINUX = "Linux bzImage"
-    DISK = "disk image"
-
-
-DISK_KINDS = (Kind.BOOT_SECTOR, Kind.DISK)  # what a BIOS boots
 
 
 @dataclass(frozen=True)
@@ -58,46 +27,58 @@ class Found:
     ram: int | None = None
 
 
-def detect(guest: str | Path, load: int | None = None) -> Found:
+def detect(guest: str | Path, load: int | None = None, kind: str | None = None, for_bios: bool = False) -> Found:
     """Find out what ``guest`` is.
 
     A name from ``firmware/`` goes before a file of the same name; write ``./hello`` for the file.
 
     Args:
-        load: where a flat binary shall lie; with it, any file is one.
+        load: where a flat binary shall lie; with it, any file but an assembler source is one.
+        kind: one of :data:`emu.boot.kinds.WORDS`: ``guest`` is a file, and of this kind whatever it looks like.
+        for_bios: a BIOS of the user's will boot the file, which is a disk image then unless it is another medium.
 
     Raises:
-        BadInput: there is no such guest, the file cannot be read, or it is of no kind that emu knows.
+        BadInput: there is no such guest or kind, the file cannot be read, or it is of no kind that emu knows.
     """
     from emu.boot import firmware
 
     text = str(guest)
-    known = firmware.guests().get(text) if isinstance(guest, str) else None
+    known = firmware.guests().get(text) if isinstance(guest, str) and kind is None else None
     if known is not None:
         return Found(text, Kind.FIRMWARE, known.source, known.ram_bytes)
+    told = None if kind is None else kind_called(kind)
     path = Path(guest)
     head = _read_head(text, path)
-    if path.suffix == ".s":
+    if not head.size:
+        raise BadInput(text, "the file is empty")
+    if told is not None:
+        return Found(path.stem if told is Kind.SOURCE else path.name, told, path)
+    if for_bios:
+        medium, _ = recognise(head)
+        return Found(path.name, medium if medium in DISK_KINDS else Kind.DISK, path)
+    if head.suffix == ".s":
         return Found(path.stem, Kind.SOURCE, path)
-    kind = Kind.FLAT if load is not None else _kind_of(text, path, head)
-    return Found(path.name, kind, path)
+    if load is not None:
+        return Found(path.name, Kind.FLAT, path)
+    found, why = recognise(head)
+    if found is None:
+        hint = "--as KIND says what it is, --load ADDRESS runs any file as a flat binary"
+        raise BadInput(text, f"this is no guest that emu knows ({why}); {hint}")
+    return Found(path.name, found, path)
 
 
-def _read_head(text: str, path: Path) -> bytes:
+def _read_head(text: str, path: Path) -> Head:
     try:
         if path.is_dir():
             raise BadInput(text, "this is a directory, not a guest")
         if path.exists() and not path.is_file():
             raise BadInput(text, "this is no regular file")
         with path.open("rb") as file:
-            head = file.read(HEAD_SIZE)
+            return Head(path.suffix, path.stat().st_size, file.read(HEAD_SIZE))
     except FileNotFoundError:
         raise BadInput(text, _not_found(text)) from None
     except (OSError, ValueError) as error:
-        raise BadInput(text, f"cannot be read: {_reason(error)}") from None
-    if not head:
-        raise BadInput(text, "the file is empty")
-    return head
+        raise BadInput(text, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _not_found(text: str) -> str:
@@ -106,50 +87,3 @@ def _not_found(text: str) -> str:
     reason = "there is neither a guest of this name nor such a file"
     close = difflib.get_close_matches(text, firmware.guests(), 1)
     return f"{reason}; did you mean {close[0]}?" if close else f"{reason}; `emu guests` lists the names"
-
-
-def _kind_of(text: str, path: Path, head: bytes) -> Kind:
-    size = path.stat().st_size
-    if head[LINUX_MAGIC_AT : LINUX_MAGIC_AT + len(LINUX_MAGIC)] == LINUX_MAGIC and is_boot_sector(head):
-        return Kind.LINUX
-    if _has_multiboot_header(head):
-        return Kind.MULTIBOOT
-    if _has_multiboot2_header(head):
-        return Kind.MULTIBOOT2
-    if head[ARM64_MAGIC_AT : ARM64_MAGIC_AT + 4] == ARM64_MAGIC:
-        raise BadInput(text, "this is a Linux kernel for another architecture (ARM64)")
-    if head.startswith(ELF_MAGIC):
-        if len(head) < ELF_HEADER_SIZE:
-            raise BadInput(text, f"the ELF file is truncated: {len(head)} bytes do not hold its header")
-        machine = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
-        if machine not in (0, EM_386, EM_X86_64):
-            raise BadInput(text, f"this is an ELF file for another architecture (machine {machine})")
-        raise BadInput(text, "this ELF file has no multiboot header, so emu does not know how to enter it")
-    if is_boot_sector(head):
-        return Kind.BOOT_SECTOR if size == SECTOR_SIZE else Kind.DISK
-    if path.suffix == ".bin":
-        return Kind.FLAT
-    raise BadInput(text, "this is no guest that emu knows; --load ADDRESS runs any file as a flat binary")
-
-
-def is_boot_sector(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` begins with a boot sector."""
-    return head[SECTOR_SIZE - 2 : SECTOR_SIZE] == BOOT_SIGNATURE
-
-
-def _has_multiboot_header(head: bytes) -> bool:
-    words = struct.unpack_from(f"<{min(len(head), MULTIBOOT_SEARCH) // 4}I", head)
-    triples = zip(words, words[1:], words[2:], strict=False)
-    return any(magic == MULTIBOOT_MAGIC and sum(rest) + magic & 0xFFFF_FFFF == 0 for magic, *rest in triples)
-
-
-def _has_multiboot2_header(head: bytes) -> bool:
-    for at in range(0, min(len(head), MULTIBOOT2_SEARCH) - 15, 8):
-        fields = struct.unpack_from("<4I", head, at)
-        if fields[0] == MULTIBOOT2_MAGIC and sum(fields) & 0xFFFF_FFFF == 0:
-            return True
-    return False
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

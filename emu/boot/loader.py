@@ -80,7 +80,7 @@ class Module:
     Attributes:
         gpa: where; page-aligned.
         size: in bytes.
-        text: as the user wrote it: the file, then its arguments.
+        text: the file's name without folders, then its arguments.
     """
 
     gpa: int
@@ -164,7 +164,7 @@ class Loader:
         """
         loaded = []
         for text in modules:
-            name = text.strip().partition(" ")[0]
+            name, *arguments = text.strip().split(" ", 1)
             source = open_source(Path(name)) if name else None
             if source is None:
                 raise BadInput("module", f"{text!r} names no file")
@@ -176,7 +176,7 @@ class Loader:
             self._take(gpa, pages)
             self.image.add(gpa, source)
             self.top = gpa + pages
-            loaded.append(Module(gpa, len(source), text.strip()))
+            loaded.append(Module(gpa, len(source), " ".join((Path(name).name, *arguments))))
         return loaded
 
     def room(self, size: int, alignment: int, above: int) -> int | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from emu.boot.detect import DISK_KINDS, Found, Kind
+from emu.boot.detect import Found
 from emu.boot.guest import Guest
 from emu.boot.image import FileSource
+from emu.boot.kinds import DISK_KINDS, Kind
 from emu.errors import BadInput
 
 

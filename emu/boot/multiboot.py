@@ -1,14 +1,12 @@
 """Multiboot 1 kernels. Source: Multiboot Specification 0.6.96.
 
-    header, dword-aligned in the first 8192 bytes of the file         flags
-     0 magic   4 flags   8 checksum                                   bit 0    modules on page boundaries
-    12 header_addr  16 load_addr  20 load_end_addr  24 bss_end_addr   bit 1    memory information
-    28 entry_addr   (valid with flags bit 16)                         bit 2    video mode
-    32 mode_type  36 width  40 height  44 depth  (with bit 2)         bit 16   addresses, also for files other than ELF
+:mod:`emu.boot.multiboot_header` has the header. Its flags: bit 0 modules on page boundaries, bit 1 memory information,
+bit 2 video mode, bit 16 addresses, also for files other than ELF.
 
 A kernel gets all memory information and page-aligned modules whether it asks or not, and text mode whatever it asks
-for. As with QEMU, the command line begins with the kernel's file, and the boot device is the first hard disk. ELF files
-may be of 64 bits, and are entered in 32-bit protected mode all the same.
+for. The command line begins with the kernel's name, without folders, as where a file lies on the host is none of a
+guest's business; the boot device is the first hard disk. ELF files may be of 64 bits, and are entered in 32-bit
+protected mode all the same.
 """
 
 from __future__ import annotations
@@ -17,17 +15,16 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from emu.boot.detect import ELF_MAGIC, MULTIBOOT_MAGIC, MULTIBOOT_SEARCH, Kind
+from emu.boot import multiboot_header
 from emu.boot.e820 import memory_map
 from emu.boot.elf import Sections, read_elf
 from emu.boot.guest import Guest
+from emu.boot.kinds import DESCRIPTIONS, ELF_MAGIC, Kind
 from emu.boot.loader import NAME, Loader, Module, Program, address_program, c_string
 from emu.errors import BadInput
 
 BOOT_MAGIC = 0x2BAD_B002  # EAX at the entry point
 KNOWN_FLAGS = 0x0007  # of the low 16 bits, which a boot loader must not ignore
-HAS_ADDRESSES = 1 << 16
-ADDRESSES_AT, HEADER_END = 12, 32  # offsets in the header: of the addresses, behind them
 BOOT_DEVICE = 0x8000_FFFF  # drive 0x80, first partition, no partitions in that
 
 MEMORY, DEVICE, COMMAND_LINE, MODULES = 1 << 0, 1 << 1, 1 << 2, 1 << 3  # flags: which fields are valid
@@ -46,7 +43,7 @@ def multiboot_guest(path: Path, ram: int, append: str = "", modules: Sequence[st
         path: the kernel.
         ram: bytes of guest memory.
         append: its arguments.
-        modules: "FILE" or "FILE arguments" each; a module's string is all of that.
+        modules: "FILE" or "FILE arguments" each; a module's string is that without the file's folders.
 
     Raises:
         BadInput: the files are broken, do not fit, or the kernel demands what is not offered.
@@ -56,7 +53,7 @@ def multiboot_guest(path: Path, ram: int, append: str = "", modules: Sequence[st
     loader.load(program)
     loaded = loader.load_modules(modules)
     elf = _place_sections(loader, sections) if sections else (0, 0, 0, 0)
-    command_line = loader.place(c_string(f"{path} {append}".rstrip(" ")))
+    command_line = loader.place(c_string(f"{path.name} {append}".rstrip(" ")))
     mods = _place_modules(loader, loaded)
     entries = b"".join(struct.pack("<I", MMAP_ENTRY_SIZE) + entry.pack() for entry in memory_map(ram))
     mmap = loader.place(entries)
@@ -64,36 +61,28 @@ def multiboot_guest(path: Path, ram: int, append: str = "", modules: Sequence[st
     flags = MEMORY | DEVICE | COMMAND_LINE | MODULES | MEMORY_MAP | LOADER_NAME | (ELF_SECTIONS if sections else 0)
     fields = (flags, loader.lower, loader.upper, BOOT_DEVICE, command_line, len(loaded), mods, *elf)
     info = loader.place(struct.pack(INFO, *fields, len(entries), mmap, name))
-    return loader.guest(Kind.MULTIBOOT.value, program.entry, BOOT_MAGIC, info)
+    return loader.guest(DESCRIPTIONS[Kind.MULTIBOOT], program.entry, BOOT_MAGIC, info)
 
 
 def _read_kernel(path: Path, loader: Loader) -> tuple[Program, Sections | None]:
-    head = loader.file.read(0, MULTIBOOT_SEARCH)
-    at = _find_header(head)
+    head = loader.file.read(0, multiboot_header.SEARCH)
+    at = multiboot_header.find_header(head)
     if at is None:
-        raise BadInput(str(path), f"there is no multiboot header in its first {MULTIBOOT_SEARCH} bytes")
+        raise BadInput(str(path), f"there is no multiboot header in its first {multiboot_header.SEARCH} bytes")
     (flags,) = struct.unpack_from("<I", head, at + 4)
     unknown = flags & 0xFFFF & ~KNOWN_FLAGS
     if unknown:
         raise BadInput(str(path), f"its multiboot header demands what emu does not know (flags {unknown:#06x})")
-    if flags & HAS_ADDRESSES:
-        if len(head) < at + HEADER_END:
+    if multiboot_header.has_addresses(head, at):
+        if len(head) < at + multiboot_header.HEADER_END:
             raise BadInput(str(path), f"its multiboot header at offset {at:#x} is truncated")
-        *addresses, entry = struct.unpack_from("<5I", head, at + ADDRESSES_AT)
+        *addresses, entry = struct.unpack_from("<5I", head, at + multiboot_header.ADDRESSES_AT)
         header, load, load_end, bss_end = addresses
         return address_program(path, at, len(loader.file), (header, load, load_end, bss_end), entry), None
     if not head.startswith(ELF_MAGIC):
         raise BadInput(str(path), "it is no ELF file, and its multiboot header does not tell where to load it")
     kernel = read_elf(path)
     return kernel.program, kernel.sections
-
-
-def _find_header(head: bytes) -> int | None:
-    for at in range(0, len(head) - 11, 4):
-        magic, flags, checksum = struct.unpack_from("<3I", head, at)
-        if magic == MULTIBOOT_MAGIC and magic + flags + checksum & 0xFFFF_FFFF == 0:
-            return at
-    return None
 
 
 def _place_modules(loader: Loader, modules: list[Module]) -> int:

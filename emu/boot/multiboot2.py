@@ -11,7 +11,7 @@
      9 ELF sections   14 ACPI 1.0 RSDP     15 ACPI 2.0 RSDP      21 load base address
 
 EFI tags are for EFI alone and mean nothing here. Modules are always page-aligned, the screen is in text mode whatever
-the kernel asks for. The command line begins with the kernel's file, as for multiboot 1.
+the kernel asks for. The command line begins with the kernel's name, as for multiboot 1.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emu.boot.detect import ELF_MAGIC, MULTIBOOT2_MAGIC, MULTIBOOT2_SEARCH, Kind
+from emu.boot import multiboot_header
 from emu.boot.e820 import memory_map
 from emu.boot.elf import Sections, read_elf
 from emu.boot.guest import Guest
+from emu.boot.kinds import DESCRIPTIONS, ELF_MAGIC, Kind
 from emu.boot.loader import NAME, Loader, Program, address_program, c_string
 from emu.devices import layout
 from emu.errors import BadInput
@@ -71,18 +72,18 @@ def multiboot2_guest(
         path: the kernel.
         ram: bytes of guest memory.
         append: its arguments.
-        modules: "FILE" or "FILE arguments" each; a module's string is all of that.
+        modules: "FILE" or "FILE arguments" each; a module's string is that without the file's folders.
         rsdp: the root pointer of the ACPI tables, 20 bytes (ACPI 1.0) or 36.
 
     Raises:
         BadInput: the files are broken, do not fit, or the kernel demands what is not offered.
     """
     loader = Loader(path, ram)
-    header = read_header(str(path), loader.file.read(0, MULTIBOOT2_SEARCH))
+    header = read_header(str(path), loader.file.read(0, multiboot_header.SEARCH_2))
     program, sections = _read_kernel(path, loader, header)
     program = _relocated(path, loader, header, program)
     loader.load(program)
-    tags = [_tag(COMMAND_LINE, c_string(f"{path} {append}".rstrip(" "))), _tag(LOADER_NAME, NAME)]
+    tags = [_tag(COMMAND_LINE, c_string(f"{path.name} {append}".rstrip(" "))), _tag(LOADER_NAME, NAME)]
     for module in loader.load_modules(modules):
         tags.append(_tag(MODULE, struct.pack("<II", module.gpa, module.gpa + module.size) + c_string(module.text)))
     tags.append(_tag(BASIC_MEMORY, struct.pack("<II", loader.lower, loader.upper)))
@@ -99,7 +100,7 @@ def multiboot2_guest(
         tags.append(_tag(LOAD_BASE, struct.pack("<I", program.gpa)))
     body = b"".join((*tags, _tag(END, b"")))
     info = loader.place(struct.pack("<II", 8 + len(body), 0) + body, 8)
-    return loader.guest(Kind.MULTIBOOT2.value, program.entry, BOOT_MAGIC, info)
+    return loader.guest(DESCRIPTIONS[Kind.MULTIBOOT2], program.entry, BOOT_MAGIC, info)
 
 
 def read_header(name: str, head: bytes) -> Header:
@@ -111,9 +112,9 @@ def read_header(name: str, head: bytes) -> Header:
     Raises:
         BadInput: there is none, it is broken, or it has a demand that emu does not know.
     """
-    at = _find_header(head)
+    at = multiboot_header.find_header_2(head)
     if at is None:
-        raise BadInput(name, f"there is no multiboot 2 header in its first {MULTIBOOT2_SEARCH} bytes")
+        raise BadInput(name, f"there is no multiboot 2 header in its first {multiboot_header.SEARCH_2} bytes")
     architecture, length = struct.unpack_from("<II", head, at + 4)
     if architecture != ARCHITECTURE_I386:
         raise BadInput(name, f"its multiboot 2 header is for architecture {architecture}, not for i386 (0)")
@@ -132,14 +133,6 @@ def read_header(name: str, head: bytes) -> Header:
         tags[kind] = body
         place += -(-size // 8) * 8
     return Header(at, tags)
-
-
-def _find_header(head: bytes) -> int | None:
-    for at in range(0, len(head) - HEADER_SIZE + 1, 8):
-        fields = struct.unpack_from("<4I", head, at)
-        if fields[0] == MULTIBOOT2_MAGIC and sum(fields) & 0xFFFF_FFFF == 0:
-            return at
-    return None
 
 
 def _check_tag(name: str, kind: int, optional: bool, body: bytes) -> None:

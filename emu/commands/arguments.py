@@ -7,6 +7,7 @@ import math
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from emu.boot.kinds import WORDS
 from emu.commands.files import read_file
 from emu.devices.parts import DEVICES
 from emu.dmm import catalog
@@ -95,7 +96,10 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", dest="devices", action="append", default=[], metavar="NAME", help=f"one more device. {devices}"
     )
-    parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it boots")
+    parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it finds")
+    parser.add_argument(
+        "--as", dest="as_", metavar="KIND", help=f"what the file is, whatever it looks like: {', '.join(WORDS)}"
+    )
     parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")
     parser.add_argument("--input", metavar="FILE", help="what comes in at the guest's serial port")
     parser.add_argument("--audit", action="store_true", help="check every invariant after every change of the mapping")

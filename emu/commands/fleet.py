@@ -11,7 +11,7 @@ A fleet file is TOML:
   name = "worker"
   count = 3                   # worker-0, worker-1, worker-2 (default: one, called worker)
   guest = "memory"            # a name that `emu guests` lists, or a file
-  append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu,
+  append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu, as,
   ram = "4M"                  # cpus, quantum, policies, initrd, disks, devices, input; cpu-schedule is --schedule
   pool = "1M"
   policies = ["swap", "share:rate=100"]

@@ -29,8 +29,8 @@ _FILE = {"machine": dict, "vm": list}
 _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "quantum": str,
-    "cpu-schedule": str, "policies": list, "append": str, "initrd": str, "disks": list, "devices": list, "input": str,
-    "start": str, "schedule": list,
+    "cpu-schedule": str, "policies": list, "append": str, "as": str, "initrd": str, "disks": list, "devices": list,
+    "input": str, "start": str, "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -120,13 +120,14 @@ def _vms(entry: Any, number: int, directory: Path) -> list[VmPlan]:
 def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
     """The VM of an entry, or one of its VMs; BadInput names the key, or the option of emu run."""
     guest: str | Path = entry["guest"]
-    if guest not in firmware.guests():
+    kind = entry.get("as")
+    if kind is not None or guest not in firmware.guests():
         guest = directory / guest
-    ram = _value("ram", parse_whole_pages, entry["ram"]) if "ram" in entry else detect(guest).ram or DEFAULT_RAM
+    found = detect(guest, kind=kind)
+    ram = _value("ram", parse_whole_pages, entry["ram"]) if "ram" in entry else found.ram or DEFAULT_RAM
     pool = _value("pool", parse_whole_pages, entry["pool"]) if "pool" in entry else None
     mmu = entry.get("mmu", "shadow")
     Machine.check_sizes(ram, ram if pool is None else pool, mmu)
-    detect(guest)
     policies = _texts(entry, "policies")
     catalog.choose(policies)
     options = BootOptions(
@@ -138,6 +139,7 @@ def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
         schedule=entry.get("cpu-schedule"),
         policies=policies,
         append=entry.get("append", ""),
+        as_=kind,
         initrd=_initrd(entry["initrd"], directory) if "initrd" in entry else None,
         disks=tuple(str(directory / disk) for disk in _texts(entry, "disks")),
         devices=_texts(entry, "devices"),

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from emu.boot.detect import BOOT_SIGNATURE, SECTOR_SIZE, Kind, detect
+from emu.boot.detect import detect
+from emu.boot.kinds import BOOT_SIGNATURE, SECTOR_SIZE, WORDS, Kind
 from emu.boot.make import make_guest
 from emu.errors import BadInput
+from emu.session import boot_vm
 
 RAM = 1 << 20
 
@@ -29,6 +31,14 @@ def multiboot_header(magic: int, *fields: int) -> bytes:
     return struct.pack(f"<{2 + len(fields)}I", magic, *fields, -(magic + sum(fields)) & 0xFFFF_FFFF)
 
 
+def kludge(*fields: int) -> bytes:
+    return struct.pack(f"<3I{len(fields)}I", 0x1BADB002, 0x10003, -(0x1BADB002 + 0x10003) & 0xFFFF_FFFF, *fields)
+
+
+KLUDGE_AS_SECTOR = sector(kludge(0x10_0000, 0x10_0000, 0, 0, 0x10_0020))
+ELF_AS_SECTOR = sector(b"\x7fELF".ljust(64, b"\0") + multiboot_header(0x1BADB002, 3))
+
+
 def bzimage() -> bytes:
     image = bytearray(4096)
     image[510:512] = BOOT_SIGNATURE
@@ -40,8 +50,8 @@ def test_a_name_of_firmware_goes_before_a_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("hello").write_bytes(sector())
     assert detect("hello").kind is Kind.FIRMWARE
-    assert detect("./hello").kind is Kind.BOOT_SECTOR
-    assert detect(Path("hello")).kind is Kind.BOOT_SECTOR
+    assert detect("./hello").kind is Kind.DISK
+    assert detect(Path("hello")).kind is Kind.DISK
 
 
 @pytest.mark.parametrize(
@@ -49,9 +59,16 @@ def test_a_name_of_firmware_goes_before_a_file(tmp_path: Path, monkeypatch: pyte
     [
         ("kernel.bin", b"\xf4", Kind.FLAT),
         ("kernel.s", b".code16\n hlt\n", Kind.SOURCE),
-        ("boot.img", sector(), Kind.BOOT_SECTOR),
-        ("boot.bin", sector(), Kind.BOOT_SECTOR),
+        ("boot.img", sector(), Kind.DISK),
+        ("boot.bin", sector(), Kind.DISK),
         ("disk.img", sector() + bytes(1024), Kind.DISK),
+        ("holds a kernel", sector() + multiboot_header(0x1BADB002, 3), Kind.DISK),
+        ("holds a kludge", sector() + bytes(512) + kludge(0x10_0200, 0x10_0000, 0, 0, 0x10_0000), Kind.DISK),
+        ("holds zeros", sector() + kludge(0, 0, 0, 0, 0), Kind.DISK),
+        ("holds half a header", sector() + kludge(), Kind.DISK),
+        ("holds a kernel2", sector() + bytes(512) + multiboot_header(0xE85250D6, 0, 16), Kind.DISK),
+        ("kludge with 55AA", KLUDGE_AS_SECTOR, Kind.MULTIBOOT),
+        ("elf with 55AA", ELF_AS_SECTOR, Kind.MULTIBOOT),
         ("kernel", b"\x7fELF".ljust(64, b"\0") + multiboot_header(0x1BADB002, 3), Kind.MULTIBOOT),
         ("kludge", bytes(64) + multiboot_header(0x1BADB002, 0x10003), Kind.MULTIBOOT),
         ("kernel2", b"\x7fELF".ljust(64, b"\0") + multiboot_header(0xE85250D6, 0, 16), Kind.MULTIBOOT2),
@@ -61,11 +78,43 @@ def test_a_name_of_firmware_goes_before_a_file(tmp_path: Path, monkeypatch: pyte
 def test_kinds(tmp_path: Path, name: str, data: bytes, kind: Kind) -> None:
     found = detect(file(tmp_path, name, data))
     assert found.kind is kind
-    if kind in (Kind.FLAT, Kind.SOURCE, Kind.BOOT_SECTOR, Kind.DISK):
+    if kind in (Kind.FLAT, Kind.SOURCE, Kind.DISK):
         assert make_guest(found, RAM).image.end > 0
     else:
         with pytest.raises(BadInput):  # none of them is whole
             make_guest(found, RAM)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_file_is_what_it_is_said_to_be(tmp_path: Path, word: str) -> None:
+    for name, data in (("hello", sector()), ("notes.txt", b"text"), ("kernel.s", b"hlt")):
+        assert detect(file(tmp_path, name, data), kind=word).kind is WORDS[word]
+    with pytest.raises(BadInput, match="neither a guest"):  # it is a file, then
+        detect("hello", kind=word)
+    with pytest.raises(BadInput, match="the file is empty"):
+        detect(file(tmp_path, "empty", b""), kind=word)
+
+
+def test_a_word_that_is_no_kind(tmp_path: Path) -> None:
+    path = file(tmp_path, "disk", sector())
+    for boot in (lambda: detect(path, kind="diskette"), lambda: boot_vm(path, as_="diskette")):
+        with pytest.raises(BadInput, match="--as: 'diskette' is no kind of guest; there are source, linux, "):
+            boot()
+
+
+def test_it_starts_as_what_it_is_said_to_be(tmp_path: Path) -> None:
+    path = file(tmp_path, "disk.img", sector(b"\xf4"))
+    assert [boot_vm(path, ram="2M", as_=word).guest.kind for word in (None, "flat")] == [
+        "disk, by the built-in BIOS",
+        "flat binary",
+    ]
+    with pytest.raises(BadInput, match="no multiboot header"):
+        boot_vm(path, as_="multiboot")
+
+
+def test_a_bios_boots_whatever_it_finds(tmp_path: Path) -> None:
+    for name, data in (("zeros", bytes(1024)), ("kernel.s", b"hlt"), ("vmlinuz", bzimage()), ("d", sector())):
+        assert detect(file(tmp_path, name, data), for_bios=True).kind is Kind.DISK
 
 
 def test_with_a_load_address_any_file_is_a_flat_binary(tmp_path: Path) -> None:
@@ -83,7 +132,10 @@ def test_with_a_load_address_any_file_is_a_flat_binary(tmp_path: Path) -> None:
         ("text.txt", b"just some text\n", "--load ADDRESS"),
         ("noise", bytes(range(7, 200)), "--load ADDRESS"),
         ("short.elf", b"\x7fELF\x01\x01", "truncated"),
-        ("program", b"\x7fELF".ljust(4096, b"\0"), "no multiboot header"),
+        ("program", b"\x7fELF".ljust(4096, b"\0"), "no multiboot kernel: no header in its first 8192 bytes"),
+        ("nowhere", bytes(64) + multiboot_header(0x1BADB002, 3), "does not tell where to load it"),
+        ("boot.img", bytes(512), "no disk image: no 55 AA at the end of its first sector"),
+        ("xen.gz", b"\x1f\x8b".ljust(600, b"\1"), "this file is compressed (gzip); decompress it first"),
         ("almost", multiboot_header(0x1BADB002, 3)[:-1] + b"\x77", "--load ADDRESS"),
         ("half", sector()[:500], "--load ADDRESS"),
         ("wrong.s", b".code16\n mov eax, bananas bananas\n", "wrong.s:2: "),

@@ -529,7 +529,7 @@ def arm64_image() -> bytes:
     [
         (arm64_image(), ""),
         (elf([Load(0x10_0000, bytes(64))], 0x10_0000, 64, 183), ""),
-        (elf([Load(0x10_0000, bytes(64))], 0x10_0000, 64, EM_X86_64), "no multiboot header"),
+        (elf([Load(0x10_0000, bytes(64))], 0x10_0000, 64, EM_X86_64), "no multiboot kernel"),
         (bzimage(PAYLOAD)[:0x220], "truncated"),
         (bzimage(PAYLOAD)[: SETUP_SIZE + 50], "truncated"),
         (bzimage(PAYLOAD, Header(0x201)), "boot protocol 2.01"),

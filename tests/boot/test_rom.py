@@ -28,6 +28,17 @@ def test_seabios_boots_a_disk(tmp_path: Path, name: str) -> None:
     assert (disk.cx, disk.dx) == (14 << 8 | 63, 15 << 8 | 1)
 
 
+@pytest.mark.parametrize("contents", [bytes(1 << 20), b"no disk image".ljust(1024)])
+def test_seabios_starts_whatever_the_disk_is(tmp_path: Path, contents: bytes) -> None:
+    if not (SEABIOS / "bios.bin").is_file():
+        pytest.skip(f"{SEABIOS / 'bios.bin'} is not there: the package seabios is not installed")
+    path = tmp_path / "kernel.s"
+    path.write_bytes(contents)
+    guest = boot(path, bios=SEABIOS / "bios.bin")
+    guest.wait_for("SeaBIOS (version ", max_time="20s")
+    guest.wait_for("Boot failed", max_time="60s")
+
+
 @pytest.mark.parametrize("size", [64, 128, 256, 512])
 def test_a_rom_lies_at_the_top_of_4_gib_and_below_1_mib(tmp_path: Path, size: int) -> None:
     """The program at the reset vector looks at the ROM in both places, by the bases that CS has."""

@@ -48,6 +48,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         cpu-schedule = "seed=7"
         policies = ["swap:victims=fifo", "share"]
         append = "one two"
+        as = "source"
         disks = ["d.img,virtio,writable"]
         initrd = "m1 arg,m2"
         input = "keys"
@@ -72,7 +73,8 @@ def test_everything_arrives(tmp_path: Path) -> None:
         "k-0", tmp_path / "kernel.s",
         BootOptions(
             ram=8 * MB, pool=MB, mmu="nested", cpus=4, quantum="50us", schedule="seed=7",
-            policies=("swap:victims=fifo", "share"), append="one two", initrd=f"{tmp_path}/m1 arg,{tmp_path}/m2",
+            policies=("swap:victims=fifo", "share"), append="one two", as_="source",
+            initrd=f"{tmp_path}/m1 arg,{tmp_path}/m2",
             disks=(f"{tmp_path}/d.img,virtio,writable",),
         ),
         tmp_path / "keys", 3 * ms,
@@ -118,6 +120,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         (f'{MACHINE}{VM}policies = ["swop"]', "VM a: policy: 'swop' is none of the policies"),
         (f"{MACHINE}{VM}policies = [1]", "VM a: policies: expected a list of texts"),
         (f'{MACHINE}{VM}input = "none"', "VM a: input: "),
+        (f'{MACHINE}{VM}as = "x"', "VM a: as: 'x' is no kind of guest; there are source, "),
         (f'{MACHINE}{VM}start = "soon"', "VM a: start: not a virtual time: 'soon'"),
         (f"{MACHINE}{VM}schedule = [1]", "VM a: schedule, step 1: expected a table"),
         (f'{MACHINE}{VM}schedule = [{{ pool = "1M" }}]', "schedule, step 1: at is missing"),
