@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu.boot.kinds import kind_called
+from emu.cpu.models import parse_cpu
 from emu.devices.parts import DEVICES
 from emu.errors import BadInput
 from emu.machine.schedule import MAX_CPUS
@@ -42,6 +43,9 @@ class BootOptions:
 
     cpus: int = 1
     """Processors, from 1 to 16."""
+
+    cpu: str | None = None
+    """What the processors are: "MODEL", "MODEL,+feature,-feature" (:func:`emu.cpu.models.parse_cpu`)."""
 
     quantum: int | str | None = None
     """Most virtual time of a processor's turn, in ns or as text like "100us"; None leaves it to emu."""
@@ -83,6 +87,7 @@ class BootOptions:
     def __post_init__(self) -> None:
         if type(self.cpus) is not int or not 1 <= self.cpus <= MAX_CPUS:
             raise BadInput("--cpus", f"{self.cpus!r}: expected a number of processors from 1 to {MAX_CPUS}")
+        parse_cpu(self.cpu)
         for device in self.devices:
             if device not in DEVICES:
                 raise BadInput("--device", f"{device!r} is none of {', '.join(DEVICES)}")

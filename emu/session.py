@@ -27,6 +27,7 @@ from emu.devices.disk import Disk
 from emu.devices.parts import Parts
 from emu.dmm import catalog
 from emu.dmm.errors import OutOfFrames, StoreError, StoreFull
+from emu.engine.cpustate import EFER_LMA
 from emu.errors import BadInput
 from emu.machine.machine import Machine
 from emu.machine.schedule import DEFAULT_QUANTUM, Schedule
@@ -84,9 +85,11 @@ def boot_vm(
     ide, virtio = _open_disks(disks)
     parts = Parts(ide, virtio, options.devices)
     schedule = Schedule(DEFAULT_QUANTUM if options.quantum_ns is None else options.quantum_ns, options.seed)
-    vm = machine.create_vm(name, ram, pool, options.mmu, parts, options.cpus, schedule)
+    vm = machine.create_vm(name, ram, pool, options.mmu, parts, options.cpus, schedule, options.cpu)
     try:
         vm.boot(guest)
+        if vm.cpu.efer & EFER_LMA and "lm" not in vm.model.features:
+            raise BadInput("--cpu", f"{options.cpu} has no 64-bit mode, which the guest starts in")
         if options.audit:
             vm.audit_every_change()
         for choice in choices:

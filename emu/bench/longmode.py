@@ -86,6 +86,7 @@ def long_mode_vm(
     handlers: dict[int, int] | None = None,
     user: bool = False,
     disks: Sequence[str | Path] = (),
+    cpu: str | None = None,
 ) -> VirtualMachine:
     """A VM that is about to execute ``code`` in 64-bit mode, at CPL 3 with IOPL 3 or at CPL 0."""
     image = GuestImage()
@@ -105,7 +106,7 @@ def long_mode_vm(
         for name, value in start_registers(CODE, user).items():
             setattr(cpu, name, value)
 
-    return boot_vm(Guest("bench", "benchmark", image, start), ram=RAM, mmu=mmu, disks=disks)
+    return boot_vm(Guest("bench", "benchmark", image, start), ram=RAM, mmu=mmu, disks=disks, cpu=cpu)
 
 
 def restart(vm: VirtualMachine, count: int, rip: int = CODE, user: bool = False) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emu.boot.kinds import WORDS
 from emu.commands.files import read_file
+from emu.cpu import models
 from emu.devices.parts import DEVICES
 from emu.dmm import catalog
 from emu.errors import BadInput
@@ -57,6 +59,16 @@ def number(text: str) -> int:
     return int(text)
 
 
+class _CpuOption(argparse.Action):
+    """``--cpu``, whose value ``help`` prints a list and ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        if values == "help":
+            sys.stdout.write(models.describe())
+            parser.exit()
+        setattr(namespace, self.dest, values)
+
+
 def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     """GUEST and the options that :func:`boot_from` reads.  Those of :class:`emu.options.BootOptions` have its names."""
     policies = "; ".join(f"{name}: {entry.about}" for name, entry in catalog.POLICIES.items())
@@ -65,6 +77,12 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ram", metavar="SIZE", help="guest memory (default: what the guest wants, or 64M)")
     parser.add_argument("--pool", metavar="SIZE", help="machine memory that it may use (default: as RAM)")
     parser.add_argument("--cpus", type=number, default=1, metavar="N", help=f"processors, 1 (default) to {MAX_CPUS}")
+    parser.add_argument(
+        "--cpu",
+        action=_CpuOption,
+        metavar="MODEL[,+FEATURE][,-FEATURE]",
+        help=f"what the processors are (default {models.DEFAULT}); help lists models and features",
+    )
     parser.add_argument("--quantum", metavar="TIME", help="most virtual time of a processor's turn, such as 100us")
     parser.add_argument(
         "--schedule", metavar="seed=N", help="draw order and length of the processors' turns from N (default: fixed)"

@@ -1,12 +1,14 @@
 """RDMSR, WRMSR, CPUID and RDRAND: what the engine does not know of this machine.
 
-The engine keeps the registers of the CPU itself (EFER, STAR, FS.base, MTRRs, ...).  The time-stamp counter is virtual
-time, and the local APIC's registers belong to a device: these are answered here.
+The engine keeps the registers of the CPU itself (EFER, STAR, FS.base, MTRRs, ...), and what its model is
+(:mod:`emu.cpu.models`).  The time-stamp counter is virtual time, and the local APIC's registers belong to a device:
+these are answered here.
 """
 
 from __future__ import annotations
 
 from emu.cpu.clock import time_stamp
+from emu.cpu.features import FEATURES
 from emu.cpu.portio import DENIED
 from emu.engine.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX, RIP
 from emu.engine.engine import (
@@ -19,6 +21,7 @@ from emu.engine.engine import (
     running_cpu,
     stop,
 )
+from emu.engine.identity import VENDOR, word_at
 from emu.engine.library import replace_helper
 from emu.engine.native import call_host, callback, inlined, load32, load64, outlined, signed, store64
 from emu.engine.state import cpu_record, show_time, vm_of
@@ -37,23 +40,37 @@ _TIMING_LEAF = 0x4000_0010  # EAX: TSC in kHz, EBX: APIC bus in kHz, as VMware a
 _KHZ = 1_000_000  # of the TSC, which counts virtual ns, and of the APIC timer
 _SIGNATURE = (0x20756D65, 0x20756D65, 0x20756D65)  # "emu emu emu "
 
-_LEAF_1_ECX = 1 << 21 | 1 << 24 | 1 << 31  # x2APIC, TSC-deadline timer, hypervisor present
-_LEAF_1_ECX_ABSENT = 1 << 5 | 1 << 6 | 1 << 3  # VMX, SMX, MONITOR
-_LEAF_1_EDX = 1 << 9  # APIC
-_LEAF_7_EBX = 1 << 1  # TSC_ADJUST
-_EXTENDED_1_ECX_ABSENT = 1 << 2  # SVM
-_EXTENDED_7_EDX = 1 << 8  # the TSC runs at one rate, always
+_APIC, _X2APIC, _TSC_DEADLINE_TIMER, _TSC_ADJUST_THERE = (FEATURES[name][1] for name in (
+    "apic", "x2apic", "tsc-deadline", "tsc_adjust",
+))  # fmt: skip
+_WORD_1_EDX, _WORD_1_ECX, _WORD_7_EBX = word_at("1.edx"), word_at("1.ecx"), word_at("7.ebx")
+_X2APIC_ENABLE = 1 << 10  # in IA32_APIC_BASE
 
 # several processors: the cores of one package, a thread each (SDM vol. 2A, CPUID; AMD APM vol. 3, E.4)
 _LEAF_1_EDX_SEVERAL = 1 << 28  # HTT
 _EXTENDED_1_ECX_SEVERAL = 1 << 1  # CmpLegacy
-_TOPOLOGY_LEAF = 0xB
+_CACHE_LEAF, _TOPOLOGY_LEAF = 4, 0xB
+_INTEL = int.from_bytes(b"Genu", "little")  # the vendor's first four characters
 _THREADS, _CORES = 1 << 8, 2 << 8  # kinds of levels
 
 
 @inlined
 def _is_of_a_device(index: int) -> bool:
     return index == _APIC_BASE or index == _TSC_DEADLINE or (_X2APIC_FIRST <= index <= _X2APIC_LAST)
+
+
+@inlined
+def _is_missing(env: int, index: int, value: int) -> bool:
+    """Whether the model of processor lacks what a register, or the value to be written to it, is about."""
+    if index == _TSC_ADJUST:
+        return not load32(env + _WORD_7_EBX) & _TSC_ADJUST_THERE
+    if index == _TSC_DEADLINE:
+        return not load32(env + _WORD_1_ECX) & _TSC_DEADLINE_TIMER
+    if index == _APIC_BASE:
+        if value & _X2APIC_ENABLE and not load32(env + _WORD_1_ECX) & _X2APIC:
+            return True
+        return not load32(env + _WORD_1_EDX) & _APIC
+    return False
 
 
 @outlined("vqq")
@@ -79,6 +96,7 @@ def on_rdmsr(env: int) -> None:
         return
     cpu = cpu_record(running_cpu())
     index = load32(env + RCX)
+    _refuse_if(cpu.at, 1 if _is_missing(env, index, 0) else 0)
     if index == _TSC:
         _set_edx_eax(env, time_stamp(cpu))
     elif index == _TSC_ADJUST:
@@ -99,6 +117,7 @@ def on_wrmsr(env: int) -> None:
     cpu = cpu_record(running_cpu())
     index = load32(env + RCX)
     value = load32(env + RAX) | load32(env + RDX) << 32
+    _refuse_if(cpu.at, 1 if _is_missing(env, index, value) else 0)
     if index == _TSC:
         cpu.tsc_offset = value - show_time(cpu)
     elif index == _TSC_ADJUST:
@@ -171,6 +190,9 @@ def _describe_topology(cpu_at: int, leaf: int, subleaf: int) -> None:
     if leaf == 1:
         store64(env + RBX, (load32(env + RBX) & 0xFFFF) | count << 16 | cpu.index << 24)
         store64(env + RDX, load32(env + RDX) | _LEAF_1_EDX_SEVERAL)
+    elif leaf == _CACHE_LEAF:
+        if load32(env + RAX) & 31:  # there is such a cache
+            store64(env + RAX, load32(env + RAX) | ((1 << id_bits) - 1) << 26)  # core IDs of the package
     elif leaf == _TOPOLOGY_LEAF:
         if subleaf == 0:
             _set(env, 0, 1, _THREADS, cpu.index)
@@ -179,7 +201,8 @@ def _describe_topology(cpu_at: int, leaf: int, subleaf: int) -> None:
         else:
             _set(env, 0, 0, subleaf & 0xFF, cpu.index)
     elif leaf == 0x8000_0001:
-        store64(env + RCX, load32(env + RCX) | _EXTENDED_1_ECX_SEVERAL)
+        if load32(env + VENDOR) != _INTEL:
+            store64(env + RCX, load32(env + RCX) | _EXTENDED_1_ECX_SEVERAL)
     elif leaf == 0x8000_0008:
         store64(env + RCX, id_bits << 12 | (count - 1))
     elif leaf == 0x8000_001E:
@@ -203,20 +226,11 @@ def on_cpuid(uc: int, cpu_at: int) -> int:
     original_cpuid(env, cpu.scratch_at)
     eax, ebx = load32(cpu.scratch_at), load32(cpu.scratch_at + 4)
     ecx, edx = load32(cpu.scratch_at + 8), load32(cpu.scratch_at + 12)
-    if leaf == 1:
-        ecx = (ecx | _LEAF_1_ECX) & ~_LEAF_1_ECX_ABSENT
-        edx |= _LEAF_1_EDX
-        if not cpu.apic_enabled:
-            ecx &= ~(1 << 21)
-            edx &= ~_LEAF_1_EDX
-    elif leaf == 7 and not subleaf:
-        ebx |= _LEAF_7_EBX
-    elif leaf == 0x8000_0001:
-        ecx &= ~_EXTENDED_1_ECX_ABSENT
-        if not cpu.apic_enabled:
-            edx &= ~_LEAF_1_EDX
-    elif leaf == 0x8000_0007:
-        edx |= _EXTENDED_7_EDX
+    if not cpu.apic_enabled:
+        if leaf == 1:
+            ecx &= ~_X2APIC
+        if leaf == 1 or leaf == 0x8000_0001:
+            edx &= ~_APIC
     _set(env, eax, ebx, ecx, edx)
     if vm_of(cpu).cpu_count > 1:
         _describe_topology(cpu.at, leaf, subleaf)

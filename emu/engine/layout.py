@@ -6,6 +6,7 @@ refused.  See :mod:`emu.engine.engine` for what they are good for.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import struct
@@ -32,7 +33,7 @@ from unicorn.x86_const import (
     UC_X86_REG_RSP,
 )
 
-from emu.engine import cpustate
+from emu.engine import cpustate, identity
 from emu.engine.cpustate import load_u64
 from emu.errors import EngineMismatch
 
@@ -158,6 +159,10 @@ def _check_cpu_state(uc: Uc, env: int) -> None:
         if load_u64(env + offset) != 0x5A000:
             raise EngineMismatch("a control register is not where it was: emu needs Unicorn 2.1.4 for Linux")
         uc.reg_write(register, 0)
+    if ctypes.string_at(env + identity.VENDOR, 12) != b"AuthenticAMD" or load_u64(env + identity.word_at("1.edx")) != (
+        0x78B_FBFD  # of UC_CPU_X86_EPYC
+    ):
+        raise EngineMismatch("CPUID's words are not where they were: emu needs Unicorn 2.1.4 for Linux")
     if load_u64(env + cpustate.CR0) != uc.reg_read(UC_X86_REG_CR0) or load_u64(env + cpustate.EFER) & 0x500 != 0x500:
         raise EngineMismatch("CR0 or EFER is not where it was: emu needs Unicorn 2.1.4 for Linux")
 

@@ -28,9 +28,9 @@ from emu.units import format_size, parse_duration, parse_time, parse_whole_pages
 _FILE = {"machine": dict, "vm": list}
 _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
-    "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "quantum": str,
-    "cpu-schedule": str, "policies": list, "append": str, "as": str, "initrd": str, "disks": list, "devices": list,
-    "input": str, "start": str, "schedule": list,
+    "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "cpu": str,
+    "quantum": str, "cpu-schedule": str, "policies": list, "append": str, "as": str, "initrd": str, "disks": list,
+    "devices": list, "input": str, "start": str, "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -135,6 +135,7 @@ def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
         pool=pool,
         mmu=mmu,
         cpus=entry.get("cpus", 1),
+        cpu=entry.get("cpu"),
         quantum=entry.get("quantum"),
         schedule=entry.get("cpu-schedule"),
         policies=policies,

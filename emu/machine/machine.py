@@ -67,7 +67,7 @@ class Machine:
 
     def create_vm(
         self, name: str, ram: int, pool: int | None = None, mmu: str = "shadow",
-        parts: Parts = NO_PARTS, cpus: int = 1, schedule: Schedule | None = None,
+        parts: Parts = NO_PARTS, cpus: int = 1, schedule: Schedule | None = None, cpu: str | None = None,
     ) -> VirtualMachine:  # fmt: skip
         """A VM without a guest.
 
@@ -78,6 +78,7 @@ class Machine:
             parts: what is plugged into it.
             cpus: processors, 1 to MAX_CPUS.
             schedule: how they take turns.
+            cpu: what they are, as ``--cpu`` takes it (:func:`emu.cpu.models.parse_cpu`).
 
         Raises:
             BadInput: a size or name that cannot be used.
@@ -92,7 +93,7 @@ class Machine:
         if (pool >> PAGE_SHIFT) + tables > free:
             raise BadInput("--pool", f"{format_size(pool)} is more than the machine has free ({free} frames)")
         vm = VirtualMachine(
-            self.shared, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, parts, cpus, schedule
+            self.shared, name, self._created, ram, pool >> PAGE_SHIFT, mmu, tables, parts, cpus, schedule, cpu
         )
         self._created += 1
         return vm

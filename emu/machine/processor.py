@@ -13,6 +13,7 @@ from emu.cpu import breakpoints, clock, delivery, mmio, msr, portio, runloop
 from emu.engine import blockclock, engine
 from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
+from emu.engine.identity import Identity, assume
 from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
 from emu.engine.state import HALTED, RUNNING, WAITING, Cpu, CpuStructure, cpu_offset
@@ -28,6 +29,7 @@ class Processor:
         index: its number in the VM, which is the ID of its local APIC.
         vm_at: host address of its VM's record.
         memory: machine memory.
+        identity: what CPUID says that it is.
 
     Attributes:
         index: the same.
@@ -36,12 +38,14 @@ class Processor:
         registers: its registers (:class:`emu.engine.cpustate.CpuState`).
     """
 
-    def __init__(self, index: int, vm_at: int, memory: MachineMemory) -> None:
+    def __init__(self, index: int, vm_at: int, memory: MachineMemory, identity: Identity) -> None:
         self.index = index
+        self._version = identity.version
         record = CpuStructure()
         self.native = cast(Cpu, record)
         self.native_at = ctypes.addressof(record)
         self.engine = engine.Engine(memory.at, memory.frames << 12)
+        assume(self.engine.env, identity)
         self.registers = CpuState(self.engine.env)
         self._scratch = np.zeros(16, np.int64)
         self._fill_native(vm_at)
@@ -131,7 +135,7 @@ class Processor:
         registers, native = self.registers, self.native
         for name in ("rax", "rbx", "rcx", "rsi", "rdi", "rbp", "rsp", "rip", "cr2", *(f"r{i}" for i in range(8, 16))):
             setattr(registers, name, 0)
-        registers.rdx = 0x600  # the family, as after a reset
+        registers.rdx = self._version
         for index in range(4):
             setattr(registers, f"dr{index}", 0)
         registers.dr6, registers.dr7 = 0xFFFF_0FF0, 0x400

@@ -14,6 +14,7 @@ from emu.addr import MMIO_SIZE, NO_FRAME, PAGE_SHIFT
 from emu.audit.audit import audit
 from emu.boot.guest import Guest
 from emu.cpu import runloop, stepping
+from emu.cpu.models import parse_cpu
 from emu.cpu.runloop import Reason
 from emu.devices import layout
 from emu.devices.parts import NO_PARTS, Parts
@@ -87,6 +88,7 @@ class VirtualMachine:
     Attributes:
         name: the VM's name.
         ram: bytes of its memory.
+        model: what its processors are (:class:`emu.cpu.models.Model`).
         guest: what :meth:`boot` placed in it, None before that.
         processors: its virtual CPUs, in the order of their numbers.
         machine: what it shares with the other VMs of its machine.
@@ -102,15 +104,19 @@ class VirtualMachine:
     def __init__(
         self, machine: SharedMachine, name: str, index: int, ram: int, pool: int, mmu: str, tables: int,
         parts: Parts = NO_PARTS, cpus: int = 1, schedule: Schedule | None = None,
+        cpu: str | None = None,
     ) -> None:  # fmt: skip
         self.name = name
+        self.model = parse_cpu(cpu)
         self.ram = ram
         self.machine = machine
         memory = machine.memory
         record = VmStructure()
         self.native = native = cast(Vm, record)
         self.native_at = native.at = ctypes.addressof(record)
-        self.processors = tuple(Processor(number, self.native_at, memory) for number in range(cpus))
+        self.processors = tuple(
+            Processor(number, self.native_at, memory, self.model.identity) for number in range(cpus)
+        )
         self.selected: int | None = None
         self._records = np.array([processor.native_at for processor in self.processors])
         memory_gfns = [range(r.start >> PAGE_SHIFT, r.stop >> PAGE_SHIFT) for r in layout.ram_ranges(ram)]
