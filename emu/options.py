@@ -72,6 +72,10 @@ class BootOptions:
     """Raw disk images, up to two IDE drives and one virtio block device, as :func:`disk_options` reads them.  A guest
     that is a disk image goes before them."""
 
+    floppies: Sequence[str | Path] = ()
+    """Images of floppy disks in drives A and B, each "FILE[,writable]" (:mod:`emu.devices.floppy`).  A guest that is a
+    floppy disk goes before them."""
+
     devices: Sequence[str] = ()
     """More devices: "testdev" (:data:`emu.devices.parts.DEVICES`)."""
 
@@ -137,6 +141,18 @@ def disk_options(disk: str | Path) -> tuple[str, bool, bool]:
             path, writable = path.removesuffix(",writable"), True
         else:
             return path, virtio, writable
+
+
+def floppy_options(floppy: str | Path) -> tuple[str, bool]:
+    """The parts of "FILE[,writable]", as of a disk.
+
+    Raises:
+        BadInput: it shall be a virtio device.
+    """
+    path, virtio, writable = disk_options(floppy)
+    if virtio:
+        raise BadInput("--floppy", f"{floppy}: a floppy disk is no virtio device")
+    return path, writable
 
 
 def _number(option: str, value: int | str | None, parse: Callable[[str], int]) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 from emu.addr import PAGE_SIZE
 from emu.boot.detect import Found, detect
 from emu.boot.guest import Guest
-from emu.boot.kinds import DISK_KINDS
+from emu.boot.kinds import DISK_KINDS, Kind
 from emu.boot.make import make_guest
 from emu.devices import layout
 from emu.devices.disk import Disk
+from emu.devices.floppy import FloppyDisk
 from emu.devices.parts import Parts
 from emu.dmm import catalog
 from emu.dmm.errors import OutOfFrames, StoreError, StoreFull
@@ -34,7 +35,7 @@ from emu.machine.schedule import DEFAULT_QUANTUM, Schedule
 from emu.machine.vm import Stop, VirtualMachine
 from emu.observe.console import ConsoleWatch
 from emu.observe.outcome import STATUS_CRASH, STATUS_FAULT, STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
-from emu.options import DEFAULT_RAM, BootOptions, disk_options
+from emu.options import DEFAULT_RAM, BootOptions, disk_options, floppy_options
 from emu.units import format_size
 
 
@@ -72,18 +73,14 @@ def boot_vm(
         ram = found.ram if found and found.ram else DEFAULT_RAM
     wanted = ram if options.pool_bytes is None else options.pool_bytes
     Machine.check_sizes(ram, wanted, options.mmu)
-    disks = [*options.disks]
     if not isinstance(guest, Guest):
         assert found is not None
-        if found.kind in DISK_KINDS:
-            disks.insert(0, found.path)
         guest = _load(found, ram, options)
     above_ram = len(guest.image.gfns_outside(layout.ram_ranges(ram))) * PAGE_SIZE  # a ROM has frames, too
     pool = wanted + above_ram if options.pool is None else wanted
     if machine is None:
         machine = _machine_for(ram, pool, wanted, options)
-    ide, virtio = _open_disks(disks)
-    parts = Parts(ide, virtio, options.devices)
+    parts = _parts(found, options)
     schedule = Schedule(DEFAULT_QUANTUM if options.quantum_ns is None else options.quantum_ns, options.seed)
     vm = machine.create_vm(name, ram, pool, options.mmu, parts, options.cpus, schedule, options.cpu)
     try:
@@ -126,14 +123,21 @@ def _machine_for(ram: int, pool: int, wanted: int, options: BootOptions) -> Mach
     return Machine(size)
 
 
-def _open_disks(disks: Sequence[str | Path]) -> tuple[list[Disk], Disk | None]:
-    """The IDE drives, and the virtio block device."""
-    parts = [disk_options(disk) for disk in disks]
-    ide = [Disk(path, writable) for path, is_virtio, writable in parts if not is_virtio]
-    virtio = [Disk(path, writable) for path, is_virtio, writable in parts if is_virtio]
+def _parts(found: Found | None, options: BootOptions) -> Parts:
+    """What is plugged in: a guest that is a disk image, in the drive from which it is booted, and the options'."""
+    disks, floppies, boot_order = [*options.disks], [*options.floppies], "cad"
+    if found is not None and found.kind is Kind.FLOPPY:
+        floppies.insert(0, found.path)
+        boot_order = "acd"
+    elif found is not None and found.kind in DISK_KINDS:
+        disks.insert(0, found.path)
+    named = [disk_options(disk) for disk in disks]
+    ide = [Disk(path, writable) for path, is_virtio, writable in named if not is_virtio]
+    virtio = [Disk(path, writable) for path, is_virtio, writable in named if is_virtio]
     if len(virtio) > 1:
         raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
-    return ide, virtio[0] if virtio else None
+    images = [FloppyDisk(*floppy_options(floppy)) for floppy in floppies]
+    return Parts(ide, virtio[0] if virtio else None, options.devices, images, boot_order)
 
 
 def run_vm(

@@ -11,7 +11,7 @@ import pytest
 import emu
 from emu.errors import BadInput
 from emu.machine.schedule import MAX_CPUS
-from emu.options import BootOptions, disk_options
+from emu.options import BootOptions, disk_options, floppy_options
 
 
 def test_sizes_and_times_are_numbers_or_text() -> None:
@@ -83,3 +83,10 @@ def test_processors_and_how_they_take_turns() -> None:
     assert emu.run_vm(vm).status == 1
     with pytest.raises(BadInput, match="--quantum: 999 ns is too short"):
         emu.boot_vm("hello", cpus=2, quantum="999ns")
+
+
+def test_floppy_options() -> None:
+    assert floppy_options("a.img") == ("a.img", False)
+    assert floppy_options(Path("a.img,writable")) == ("a.img", True)
+    with pytest.raises(BadInput, match="--floppy: a,virtio: a floppy disk is no virtio device"):
+        floppy_options("a,virtio")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from emu.boot import multiboot_header
+from emu.devices.floppy import has_floppy_size
 from emu.errors import BadInput
 
 ELF_MAGIC = b"\x7fELF"
@@ -34,17 +35,18 @@ class Kind(Enum):
     LINUX = "linux"
     MULTIBOOT = "multiboot"
     MULTIBOOT2 = "multiboot2"
+    FLOPPY = "floppy"
     DISK = "disk"
     FLAT = "flat"
 
 
 DESCRIPTIONS = {
     Kind.FIRMWARE: "guest of emu", Kind.SOURCE: "assembler source", Kind.LINUX: "Linux bzImage",
-    Kind.MULTIBOOT: "multiboot kernel", Kind.MULTIBOOT2: "multiboot 2 kernel", Kind.DISK: "disk image",
-    Kind.FLAT: "flat binary",
+    Kind.MULTIBOOT: "multiboot kernel", Kind.MULTIBOOT2: "multiboot 2 kernel", Kind.FLOPPY: "floppy disk",
+    Kind.DISK: "disk image", Kind.FLAT: "flat binary",
 }  # fmt: skip
 WORDS = {kind.value: kind for kind in Kind if kind is not Kind.FIRMWARE}  # of --as
-DISK_KINDS = (Kind.DISK,)  # what a BIOS boots
+DISK_KINDS = (Kind.FLOPPY, Kind.DISK)  # what a BIOS boots
 
 
 def kind_called(word: str) -> Kind:
@@ -108,6 +110,12 @@ def _multiboot2(head: Head) -> str | None:
     return "a boot sector is at its beginning" if head.is_bootable and not head.is_elf else None
 
 
+def _floppy(head: Head) -> str | None:
+    if not has_floppy_size(head.size):
+        return f"{head.size} bytes are the size of none"
+    return _disk(head)
+
+
 def _disk(head: Head) -> str | None:
     if head.is_elf:
         return "it is an ELF file"
@@ -127,6 +135,7 @@ TESTS: tuple[tuple[Kind, Callable[[Head], str | None]], ...] = (
     (Kind.LINUX, _linux),
     (Kind.MULTIBOOT, _multiboot),
     (Kind.MULTIBOOT2, _multiboot2),
+    (Kind.FLOPPY, _floppy),
     (Kind.DISK, _disk),
     (Kind.FLAT, _flat),
 )

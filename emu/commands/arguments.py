@@ -15,7 +15,7 @@ from emu.devices.parts import DEVICES
 from emu.dmm import catalog
 from emu.errors import BadInput
 from emu.machine.schedule import MAX_CPUS
-from emu.options import BootOptions, disk_options
+from emu.options import BootOptions, disk_options, floppy_options
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
@@ -110,6 +110,14 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         help="a raw disk image, repeatable: an IDE drive, or with ,virtio a virtio block device; the file is never "
         "changed, except with ,writable",
     )
+    parser.add_argument(
+        "--floppy",
+        dest="floppies",
+        action="append",
+        default=[],
+        metavar="FILE[,writable]",
+        help="the image of a floppy disk, from 160K to 2.88M, in drive A, given again in drive B",
+    )
     devices = "; ".join(f"{name}: {about}" for name, about in DEVICES.items())
     parser.add_argument(
         "--device", dest="devices", action="append", default=[], metavar="NAME", help=f"one more device. {devices}"
@@ -127,7 +135,8 @@ def input_files(options: argparse.Namespace) -> list[str]:
     """The files that the options of :func:`add_guest_arguments` name."""
     named = [options.guest, *(path for path in (options.input, options.initrd, options.bios) if path is not None)]
     modules = [module.split(" ")[0] for module in (options.initrd or "").split(",")]
-    return [*named, *filter(None, modules), *(disk_options(disk)[0] for disk in options.disks)]
+    images = [disk_options(disk)[0] for disk in options.disks] + [floppy_options(disk)[0] for disk in options.floppies]
+    return [*named, *filter(None, modules), *images]
 
 
 def boot_from(arguments: argparse.Namespace) -> VirtualMachine:

@@ -12,7 +12,7 @@ A fleet file is TOML:
   count = 3                   # worker-0, worker-1, worker-2 (default: one, called worker)
   guest = "memory"            # a name that `emu guests` lists, or a file
   append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu, as,
-  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, devices, input; cpu-schedule: --schedule
+  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, floppies, devices, input; cpu-schedule
   pool = "1M"
   policies = ["swap", "share:rate=100"]
   start = "2ms"               # when it starts (default 0)

@@ -24,6 +24,12 @@ def ram_ranges(ram: int) -> list[range]:
 
 # ---- I/O ports and interrupt lines: where an IBM PC/AT has them -----------------------------------------------------
 
+DMA_PORT = 0x00  # 8237, channels 0 to 3
+DMA_PORTS = 16
+DMA2_PORT = 0xC0  # 8237, channels 4 to 7
+DMA2_PORTS = 32
+DMA_PAGE_PORT = 0x81  # page registers
+DMA_PAGE_PORTS = 15
 PIC_MASTER_PORT = 0x20  # 8259, interrupts 0 to 7
 PIC_MASTER_PORTS = 2  # command, data
 PIC_SLAVE_PORT = 0xA0  # 8259, interrupts 8 to 15
@@ -53,6 +59,9 @@ IDE_CONTROL_PORT = 0x3F6
 IDE2_PORT = 0x170  # secondary channel
 IDE2_PORTS = 8
 IDE2_CONTROL_PORT = 0x376
+FLOPPY_PORT = 0x3F0  # 82077AA
+FLOPPY_PORTS = 6
+FLOPPY_CHANGE_PORT = 0x3F7  # its DIR and CCR
 FW_CFG_PORT = 0x510  # QEMU's firmware configuration
 FW_CFG_PORTS = 12
 ACPI_PM_PORT = 0x600  # power management, where QEMU's PIIX4 has it
@@ -70,12 +79,15 @@ IRQ_PIT = 0  # PIT counter 0
 IRQ_KEYBOARD = 1
 IRQ_COM2 = 3
 IRQ_COM1 = 4
+IRQ_FLOPPY = 6
 IRQ_RTC = 8
 IRQ_ACPI = 9
 IRQ_MOUSE = 12
 IRQ_IDE = 14
 IRQ_IDE2 = 15
 IRQ_VIRTIO = 16  # first of eight I/O APIC inputs for virtio devices
+
+DMA_FLOPPY = 2  # ISA DMA channel
 
 # ---- device registers in memory --------------------------------------------------------------------------------------
 

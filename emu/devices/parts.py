@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emu.devices.disk import Disk
+from emu.devices.floppy import FloppyDisk
 
 DEVICES = {"testdev": "kvm-unit-tests' device, as QEMU's pc-testdev"}
 """By name: what ``--device`` can add."""
@@ -19,11 +20,15 @@ class Parts:
         disks: drives of the primary IDE channel, up to two.
         virtio_disk: of the virtio block device.
         devices: names from DEVICES.
+        floppies: disks of drives A and B.
+        boot_order: what a BIOS tries: a floppy disk, c hard disk.
     """
 
     disks: Sequence[Disk] = ()
     virtio_disk: Disk | None = None
     devices: Sequence[str] = ()
+    floppies: Sequence[FloppyDisk] = ()
+    boot_order: str = "cad"
 
 
 NO_PARTS = Parts()

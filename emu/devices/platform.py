@@ -15,7 +15,10 @@ from emu.devices.console import DebugConsole
 from emu.devices.cpu_pins import CpuPins
 from emu.devices.device import BalloonDriver, Device, GuestMemory, IrqLine
 from emu.devices.disk import Disk
+from emu.devices.dma import Dma
 from emu.devices.exit import ExitPort
+from emu.devices.fdc import Fdc
+from emu.devices.floppy import FloppyDisk
 from emu.devices.fw_cfg import FwCfg
 from emu.devices.hpet import Hpet
 from emu.devices.i8042 import I8042
@@ -104,6 +107,7 @@ class Platform:
         self.vga = Vga(memory, clock)
         self.fw_cfg = FwCfg(memory)
         self._add_disks(parts.disks)
+        self._add_floppies(memory, parts.floppies)
         self._add_virtio(memory, parts.virtio_disk, balloon)
         balloon_port = BalloonPort(balloon.inflate, balloon.deflate)
         balloon.front_ends += [balloon_port.set_target, self.virtio_balloon.set_target]
@@ -129,9 +133,9 @@ class Platform:
             self.bus.register(base, length, device)
         if "testdev" in parts.devices:
             testdev.plug_in(self.bus, self.mmio, self.wire)
-        self._tell_firmware(ram, cpus)
+        self._tell_firmware(ram, cpus, parts)
         self._timed: list[Device] = [
-            self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power,
+            self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power, self._fdc,
         ]  # fmt: skip
 
     def _place_power_ports(self, offset: int, size: int) -> None:
@@ -186,6 +190,19 @@ class Platform:
         for number, disk in enumerate(disks):
             self._rtc.set_disk(number, *disk.geometry)
 
+    def _add_floppies(self, memory: GuestMemory, floppies: Sequence[FloppyDisk]) -> None:
+        """ISA DMA, and the floppy controller with its drives."""
+        if len(floppies) > 2:
+            raise BadInput("--floppy", f"{len(floppies)} floppy disks, there are two drives")
+        dma = Dma(memory)
+        self._fdc = Fdc(self.wire(layout.IRQ_FLOPPY), dma.channel(layout.DMA_FLOPPY), self._clock, floppies)
+        self.bus.register(layout.DMA_PORT, layout.DMA_PORTS, dma.controllers[0])
+        self.bus.register(layout.DMA2_PORT, layout.DMA2_PORTS, dma.controllers[1])
+        self.bus.register(layout.DMA_PAGE_PORT, layout.DMA_PAGE_PORTS, dma.pages)
+        self.bus.register(layout.FLOPPY_PORT, layout.FLOPPY_PORTS, self._fdc)
+        self.bus.register(layout.FLOPPY_CHANGE_PORT, 1, self._fdc.change_port)
+        self._rtc.set_floppies([floppy.format.drive for floppy in floppies])
+
     def _add_virtio(self, memory: GuestMemory, disk: Disk | None, balloon: BalloonDriver) -> None:
         self.virtio_console = VirtioConsole(memory, self._print)
         self.virtio_balloon = VirtioBalloon(memory, balloon.inflate, balloon.deflate, balloon.report)
@@ -195,13 +212,14 @@ class Platform:
             slot = VirtioMmio(self.wire(irq), device) if device else EmptySlot()
             self.mmio.register(gpa, size, slot)
 
-    def _tell_firmware(self, ram: int, cpus: int) -> None:
+    def _tell_firmware(self, ram: int, cpus: int, parts: Parts) -> None:
         """The sizes of the machine, in CMOS and fw_cfg."""
         low, *high = layout.ram_ranges(ram)
         self._rtc.set_memory(len(low), sum(map(len, high)))
-        self._rtc.set_cell(rtc.EQUIPMENT, 0x06)  # FPU, PS/2 mouse
+        floppies = len(parts.floppies)
+        self._rtc.set_cell(rtc.EQUIPMENT, (floppies - 1) << 6 | 0x07 if floppies else 0x06)  # FPU, PS/2 mouse
         self._rtc.set_cell(rtc.CPUS_BUT_ONE, cpus - 1)
-        self._rtc.set_boot_order("cad")
+        self._rtc.set_boot_order(parts.boot_order)
         self.fw_cfg.set(fw_cfg.RAM_SIZE, struct.pack("<Q", ram))
         for key in (fw_cfg.NB_CPUS, fw_cfg.MAX_CPUS):
             self.fw_cfg.set(key, struct.pack("<H", cpus))
@@ -217,12 +235,13 @@ class Platform:
         return Wires(self._pic.line(irq), apic) if irq < 16 and irq != 2 else apic
 
     def leave_as_bios(self) -> None:
-        """Program interrupt controllers and timer as QEMU's BIOS does before it starts a kernel."""
+        """Program interrupt controllers, timer and the DMA cascade as QEMU's BIOS does before it starts a kernel."""
         master, slave = layout.PIC_MASTER_PORT, layout.PIC_SLAVE_PORT
         for port, value in (
             (master, 0x11), (master + 1, 0x08), (master + 1, 0x04), (master + 1, 0x01), (master + 1, 0xB8),
             (slave, 0x11), (slave + 1, 0x70), (slave + 1, 0x02), (slave + 1, 0x01), (slave + 1, 0x8E),
             (layout.PIT_PORT + 3, 0x34), (layout.PIT_PORT, 0), (layout.PIT_PORT, 0),
+            (layout.DMA2_PORT + 0x16, 0xC0), (layout.DMA2_PORT + 0x14, 0x00),
         ):  # fmt: skip
             self.bus.write(port, 1, value)
 

@@ -22,6 +22,7 @@ as in QEMU, and daylight saving (DSE) is not known to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import ClassVar
 
@@ -143,6 +144,11 @@ class Rtc(Device):
         first, second, third = ([BOOT_DEVICES[letter] for letter in devices] + [0] * 3)[:3]
         self.set_cell(BOOT_ORDER, second << 4 | first)
         self.set_cell(BOOT_ORDER_3, third << 4 | (not check_floppy))
+
+    def set_floppies(self, drives: Sequence[int]) -> None:
+        """Tell the types of floppy drives A and B, 0 for none."""
+        first, second, *_ = (*drives, 0, 0)
+        self.set_cell(FLOPPY_TYPES, first << 4 | second)
 
     def set_disk(self, number: int, cylinders: int, heads: int, sectors: int, translation: int = 0) -> None:
         """Describe hard disk 0 or 1 by its own geometry. ``translation`` is what the BIOS does with it: 0 nothing, 1

@@ -22,7 +22,7 @@ from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
 from emu.fleet.steps import SHUTDOWN, Step
 from emu.machine.control import ACTIONS
 from emu.machine.machine import Machine
-from emu.options import DEFAULT_RAM, BootOptions, disk_options
+from emu.options import DEFAULT_RAM, BootOptions, disk_options, floppy_options
 from emu.units import format_size, parse_duration, parse_time, parse_whole_pages
 
 _FILE = {"machine": dict, "vm": list}
@@ -30,7 +30,7 @@ _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "cpu": str,
     "quantum": str, "cpu-schedule": str, "policies": list, "append": str, "as": str, "initrd": str, "disks": list,
-    "devices": list, "input": str, "start": str, "schedule": list,
+    "floppies": list, "devices": list, "input": str, "start": str, "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -67,6 +67,7 @@ def input_files(plan: FleetPlan) -> list[str]:
         named.append(str(vm.guest))
         named += [module.split(" ")[0] for module in split_modules(vm.options.initrd or "")]
         named += [disk_options(disk)[0] for disk in vm.options.disks]
+        named += [floppy_options(disk)[0] for disk in vm.options.floppies]
         named += [str(vm.input)] if vm.input is not None else []
     return [name for name in dict.fromkeys(named) if name]
 
@@ -143,6 +144,7 @@ def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
         as_=kind,
         initrd=_initrd(entry["initrd"], directory) if "initrd" in entry else None,
         disks=tuple(str(directory / disk) for disk in _texts(entry, "disks")),
+        floppies=tuple(str(directory / disk) for disk in _texts(entry, "floppies")),
         devices=_texts(entry, "devices"),
     )
     start = _value("start", parse_time, entry["start"]) if "start" in entry else 0

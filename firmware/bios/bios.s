@@ -2,7 +2,7 @@
 #
 # A CPU starts at F000:FFF0, in real mode, with nothing set up: no interrupt vectors, no interrupt controller, nothing
 # known about memory and disks. The BIOS sees to all that, writes what it found into a data area that programs may read,
-# loads the first sector of the first hard disk to 0000:7C00 and jumps there. From then on it runs only when a program
+# loads the first sector of a disk to 0000:7C00 and jumps there. From then on it runs only when a program
 # executes INT, or a device interrupts and no operating system has taken over yet.
 #
 #   INT 00-07  exceptions             INT 14h  serial ports              INT 70h  IRQ 8, real-time clock
@@ -34,6 +34,7 @@
 .include "ata.inc"
 .include "find_disks.inc"
 .include "disk.inc"
+.include "floppy.inc"
 .include "memory.inc"
 .include "system.inc"
 
@@ -82,6 +83,7 @@ power_on:
     call find_serial_ports
     call start_video
     call find_disks
+    call find_floppies
     call find_equipment
     sti
     int 0x19
@@ -132,7 +134,7 @@ vectors:
     vector 0x0B, unexpected_master_interrupt
     vector 0x0C, stack_fault
     vector 0x0D, general_protection
-    vector 0x0E, unexpected_master_interrupt
+    vector 0x0E, floppy_interrupt
     vector 0x0F, unexpected_master_interrupt
     vector 0x10, video_service
     vector 0x11, equipment_service
@@ -156,11 +158,11 @@ vectors:
     vector 0x77, unexpected_slave_interrupt
 vectors_end:
 
-# What there is, in bits, for INT 11h: 0 a diskette drive, 1 a numeric coprocessor, 2 a mouse, 4-5 the first video mode,
+# What there is, in bits, for INT 11h: 0 a floppy drive, 6-7 how many more of them, 1 a numeric coprocessor, 2 a mouse, 4-5 the first video mode,
 # 9-11 the number of serial ports.
 find_equipment:
     read_cmos CMOS_EQUIPMENT
-    and ax, 0x07
+    and ax, 0xC7
     or al, 2 << 4                   # 80 columns, colour
     mov bx, BDA_COM
     mov cx, 4
@@ -174,9 +176,12 @@ find_equipment_end:
     mov [BDA_EQUIPMENT], ax
     ret
 
+.equ BOOT_FLOPPY, 1                 # CMOS_BOOT
+.equ BOOT_DISK, 2
+
 # ---- INT 19h: boot ---------------------------------------------------------------------------------------------------
 
-# Boot from the first hard disk. The boot sector is entered at 0000:7C00 with the drive's number in DL, interrupts on,
+# Boot from what CMOS memory says. The boot sector is entered at 0000:7C00 with the drive's number in DL, interrupts on,
 # and a stack that ends where it begins; other registers mean nothing.
 boot:
     cli
@@ -185,27 +190,68 @@ boot:
     mov sp, STACK_TOP
     push BDA
     pop ds
-    mov si, offset no_disk_text
-    cmp byte ptr [BDA_DISKS], 0
-    je boot_failed
+    mov fs, [BDA_EBDA]
+    read_cmos CMOS_BOOT_3
+    shr al, 4
+    mov bh, al
+    read_cmos CMOS_BOOT
+    mov bl, al
+    mov fs:[EBDA_BOOT_ORDER], bx
+    xor bp, bp                      # whether there was something to try
     sti
+boot_next:
+    mov ax, fs:[EBDA_BOOT_ORDER]
+    shr word ptr fs:[EBDA_BOOT_ORDER], 4
+    test ax, ax
+    jz boot_failed
+    and al, 0x0F
+    mov dx, 0x0080                  # disk 0
+    cmp al, BOOT_DISK
+    je boot_disk
+    cmp al, BOOT_FLOPPY
+    jne boot_next
+    cmp byte ptr fs:[EBDA_FLOPPY_TYPES], 0
+    je boot_next
+    xor dx, dx
+    jmp boot_sector
+boot_disk:
+    cmp byte ptr [BDA_DISKS], 0
+    je boot_next
+boot_sector:                        # of drive DL
+    inc bp
+    xor ax, ax
     mov es, ax
     mov bx, BOOT_SECTOR
     mov ax, 0x0201                  # read one sector
-    mov cx, 0x0001                  # cylinder 0, sector 1
-    mov dx, 0x0080                  # head 0, disk 0
+    mov cx, 0x0001                  # cylinder 0, sector 1, and head 0
     int 0x13
     mov si, offset unreadable_text
-    jc boot_failed
+    jc boot_sector_failed
     mov si, offset no_signature_text
     cmp word ptr es:[BOOT_SECTOR + 510], 0xAA55
-    jne boot_failed
+    jne boot_sector_failed
     xor ax, ax
     mov ds, ax
-    mov dx, 0x0080
     ljmp 0:BOOT_SECTOR
 
+boot_sector_failed:
+    push si
+    mov si, offset disk_text
+    test dl, dl
+    jnz boot_sector_say
+    mov si, offset floppy_text
+boot_sector_say:
+    call print
+    pop si
+    call print
+    jmp boot_next
+
 boot_failed:
+    mov si, offset no_disk_text
+    test bp, bp
+    jz boot_failed_say
+    mov si, offset bios_text
+boot_failed_say:
     call print
     int 0x18
 
@@ -232,8 +278,11 @@ print_end:
     ret
 
 no_disk_text: .asciz "BIOS: there is no disk: "
-unreadable_text: .asciz "BIOS: the disk cannot be read: "
-no_signature_text: .asciz "BIOS: the disk has no boot sector (no 55 AA at its end): "
+bios_text: .asciz "BIOS: "
+disk_text: .asciz "BIOS: the disk "
+floppy_text: .asciz "BIOS: the floppy disk "
+unreadable_text: .asciz "cannot be read\r\n"
+no_signature_text: .asciz "has no boot sector (no 55 AA at its end)\r\n"
 nothing_to_boot_text: .asciz "nothing to boot, halted\r\n"
 
 # ---- the upper half: fixed places ------------------------------------------------------------------------------------

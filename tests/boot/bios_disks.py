@@ -298,7 +298,9 @@ def screen(guest: GuestUnderTest, row: int, columns: int = 80) -> str:
     return read(guest.vm, SCREEN + row * 160, columns * 2)[::2].decode("cp437")
 
 
-def probe_on_qemu(disk: bytes, ram_mib: int, options: Sequence[str] = (), timeout: float = 120.0) -> str:
+def probe_on_qemu(
+    disk: bytes, ram_mib: int, options: Sequence[str] = (), timeout: float = 120.0, interface: str = "ide"
+) -> str:
     """Boot a disk on QEMU: what it writes to port 0xE9."""
     with tempfile.TemporaryDirectory() as directory:
         image, console = Path(directory, "disk"), Path(directory, "console")
@@ -306,7 +308,7 @@ def probe_on_qemu(disk: bytes, ram_mib: int, options: Sequence[str] = (), timeou
         console.touch()
         command = [
             QEMU, "-accel", "tcg", "-m", f"{ram_mib}M", "-nodefaults", "-display", "none", "-no-reboot", "-vga", "std",
-            "-drive", f"file={image},format=raw,if=ide", "-debugcon", f"file:{console}", "-serial", "null",
+            "-drive", f"file={image},format=raw,if={interface}", "-debugcon", f"file:{console}", "-serial", "null",
             "-device", "isa-debug-exit,iobase=0xf4,iosize=4", *options,
         ]  # fmt: skip
         subprocess.run(command, timeout=timeout, stdin=subprocess.DEVNULL, check=False)

@@ -62,6 +62,8 @@ def test_a_name_of_firmware_goes_before_a_file(tmp_path: Path, monkeypatch: pyte
         ("boot.img", sector(), Kind.DISK),
         ("boot.bin", sector(), Kind.DISK),
         ("disk.img", sector() + bytes(1024), Kind.DISK),
+        ("floppy.img", sector().ljust(1440 << 10, b"\0"), Kind.FLOPPY),
+        ("floppy with a kernel", (sector() + multiboot_header(0x1BADB002, 3)).ljust(160 << 10, b"\0"), Kind.FLOPPY),
         ("holds a kernel", sector() + multiboot_header(0x1BADB002, 3), Kind.DISK),
         ("holds a kludge", sector() + bytes(512) + kludge(0x10_0200, 0x10_0000, 0, 0, 0x10_0000), Kind.DISK),
         ("holds zeros", sector() + kludge(0, 0, 0, 0, 0), Kind.DISK),
@@ -78,7 +80,7 @@ def test_a_name_of_firmware_goes_before_a_file(tmp_path: Path, monkeypatch: pyte
 def test_kinds(tmp_path: Path, name: str, data: bytes, kind: Kind) -> None:
     found = detect(file(tmp_path, name, data))
     assert found.kind is kind
-    if kind in (Kind.FLAT, Kind.SOURCE, Kind.DISK):
+    if kind in (Kind.FLAT, Kind.SOURCE, Kind.FLOPPY, Kind.DISK):
         assert make_guest(found, RAM).image.end > 0
     else:
         with pytest.raises(BadInput):  # none of them is whole

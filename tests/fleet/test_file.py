@@ -50,6 +50,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         append = "one two"
         as = "source"
         disks = ["d.img,virtio,writable"]
+        floppies = ["f.img"]
         initrd = "m1 arg,m2"
         input = "keys"
         start = "3ms"
@@ -75,7 +76,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
             ram=8 * MB, pool=MB, mmu="nested", cpus=4, quantum="50us", schedule="seed=7",
             policies=("swap:victims=fifo", "share"), append="one two", as_="source",
             initrd=f"{tmp_path}/m1 arg,{tmp_path}/m2",
-            disks=(f"{tmp_path}/d.img,virtio,writable",),
+            disks=(f"{tmp_path}/d.img,virtio,writable",), floppies=(f"{tmp_path}/f.img",),
         ),
         tmp_path / "keys", 3 * ms,
         (
@@ -85,7 +86,8 @@ def test_everything_arrives(tmp_path: Path) -> None:
     )  # fmt: skip
     assert other.name == "k-1"
     assert h == VmPlan("h", "hello", BootOptions(ram=firmware.guests()["hello"].ram_bytes))
-    assert input_files(plan) == [str(tmp_path / name) for name in ("kernel.s", "m1", "m2", "d.img", "keys")] + ["hello"]
+    names = ("kernel.s", "m1", "m2", "d.img", "f.img", "keys")
+    assert input_files(plan) == [str(tmp_path / name) for name in names] + ["hello"]
 
 
 @pytest.mark.parametrize(
