@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emu.bench.harness import Case, Round, timed
-from emu.bench.longmode import DATA, DEVICE_WINDOW, VIRTIO_GPA, VIRTIO_WINDOW, assemble, long_mode_vm, restart
+from emu.bench.longmode import (
+    APIC_WINDOW,
+    DATA,
+    DEVICE_WINDOW,
+    VIRTIO_GPA,
+    VIRTIO_WINDOW,
+    assemble,
+    long_mode_vm,
+    restart,
+)
 from emu.devices import layout, virtio_mmio
 from emu.machine.vm import VirtualMachine
 
@@ -17,8 +26,33 @@ _COMMANDS, _SECTORS = 8, 256  # reads, and sectors of each
 _REQUESTS, _REQUEST_SIZE, _PAGE = 100, 128 << 10, 4096  # virtio reads, and bytes of each, in pages
 _MEGABYTE = 1e6
 
-OUT = "l: mov dx, 0x80; out dx, al; dec ecx; jnz l; hlt"
-LOAD = f"mov rsi, {DEVICE_WINDOW + layout.HPET - layout.IO_APIC + 0xF0}; l: mov eax, [rsi]; dec ecx; jnz l; hlt"
+_APIC, _HPET = APIC_WINDOW, DEVICE_WINDOW + layout.HPET - layout.IO_APIC  # gvas
+
+
+def _port(name: str, port: int, access: str = "in al, dx") -> tuple[str, str]:
+    return name, f"xor eax, eax; mov edx, {port}; l: {access}; dec ecx; jnz l; hlt"
+
+
+def _memory(name: str, gva: int, access: str = "mov eax, [rsi]") -> tuple[str, str]:
+    return name, f"xor eax, eax; mov rsi, {gva}; l: {access}; dec ecx; jnz l; hlt"
+
+
+REGISTERS = (
+    _memory("load of the local APIC's ID", _APIC + 0x20),
+    _memory("load of the APIC timer's count", _APIC + 0x390),
+    _memory("store to the APIC's TPR", _APIC + 0x80, "mov [rsi], eax"),
+    _memory("store to the APIC's EOI", _APIC + 0xB0, "mov [rsi], eax"),
+    _memory("load of the HPET's counter", _HPET + 0xF0),
+    _memory("load of an I/O APIC register", DEVICE_WINDOW + 0x10),
+    _port("IN from the PM timer", layout.ACPI_PM_PORT + 8, "in eax, dx"),
+    _port("IN from the PIT's counter 2", layout.PIT_PORT + 2),
+    _port("IN from port 0x61", layout.SYSTEM_CONTROL_PORT),
+    _port("IN from the 8259's mask", layout.PIC_MASTER_PORT + 1),
+    _port("OUT of an EOI to the 8259", layout.PIC_MASTER_PORT, "mov al, 0x20; out dx, al"),
+    _port("IN from the UART's line status", layout.COM1_PORT + 5),
+    _port("OUT to the UART", layout.COM1_PORT, "out dx, al"),
+    _port("OUT to port 0x80", layout.POST_PORT, "out dx, al"),
+)
 
 
 def _outputs() -> str:
@@ -34,8 +68,9 @@ IDE_READ = (
 )
 
 
-def _accesses(source: str) -> Round:
+def _accesses(source: str, ask_devices: bool) -> Round:
     vm = long_mode_vm(assemble(source), "nested")
+    vm.native.ask_devices = int(ask_devices)
     restart(vm, 1)
     return lambda: timed(lambda: restart(vm, _ACCESSES), _ACCESSES)
 
@@ -83,8 +118,9 @@ def _virtio(image: Path) -> Round:
 
 def cases() -> Iterator[Case]:
     """Register accesses in us, disks in MB/s."""
-    yield Case("devices", "OUT to a device", _accesses(OUT), scale=1e6, unit="us")
-    yield Case("devices", "load from a device register", _accesses(LOAD), scale=1e6, unit="us")
+    for name, source in REGISTERS:
+        sides = _accesses(source, ask_devices=False), _accesses(source, ask_devices=True)
+        yield Case("devices", name, *sides, "the devices in Python", scale=1e6, unit="us")
     with tempfile.TemporaryDirectory() as directory:
         image = Path(directory) / "disk.img"
         image.write_bytes(bytes(range(256)) * 4096)

@@ -6,7 +6,7 @@ Memory map (gpa = gva for the first 8 MiB)::
     0x0A000  GDT   0x0B000 TSS   0x0C000 IDT   0x0D000 kernel stack top
     0x100000 code  (2 MiB page, user accessible)
     0x400000 data  (4 KiB pages, user accessible); the 2 MiB from DATA + 4 MiB on are not mapped
-    0xA00000 device registers: the 2 MiB from 0xFEC00000 on, and those from 0xFEA00000 on
+    0xA00000 device registers: the 2 MiB from 0xFEC00000 on, those from 0xFEA00000 on, those from 0xFEE00000 on
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from emu.session import boot_vm
 RAM = 32 << 20
 CODE, DATA, DATA_PAGES, UNMAPPED = 0x100000, 0x400000, 1024, 0x800000
 DEVICE_WINDOW = 0xA00000  # gva of the 2 MiB from the I/O APIC's registers on
+APIC_WINDOW = 0xE00000  # gva of the local APIC's registers
 VIRTIO_WINDOW, VIRTIO_GPA = 0xC00000, layout.VIRTIO & ~0x1FFFFF  # gva and gpa of the 2 MiB around the virtio devices'
 PML4, GDT, TSS, IDT, STACK = 0x1000, 0xA000, 0xB000, 0xC000, 0xE000
 USER_STACK = DATA + DATA_PAGES * 4096 - 64
@@ -53,7 +54,7 @@ def pieces(code: bytes, handlers: dict[int, int] | None = None) -> dict[int, byt
         PML4: struct.pack("<Q", PML4 + 0x1000 | PRESENT_WRITE_USER),
         PML4 + 0x1000: struct.pack("<Q", PML4 + 0x2000 | PRESENT_WRITE_USER),
         PML4 + 0x2000: struct.pack(
-            "<7Q",
+            "<8Q",
             0x87,
             0x200087,
             PML4 + 0x3000 | PRESENT_WRITE_USER,
@@ -61,6 +62,7 @@ def pieces(code: bytes, handlers: dict[int, int] | None = None) -> dict[int, byt
             0,
             layout.IO_APIC | 0x87,
             VIRTIO_GPA | 0x87,
+            layout.LOCAL_APIC | 0x87,
         ),
         PML4 + 0x3000: struct.pack(
             f"<{DATA_PAGES}Q", *(DATA + (i << 12) | PRESENT_WRITE_USER for i in range(DATA_PAGES))

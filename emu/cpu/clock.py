@@ -144,6 +144,12 @@ def leave_block(cpu: Cpu) -> None:
 
 
 @inlined
+def device_time(cpu: Cpu) -> int:
+    """The virtual time in ns that a device sees which the processor accesses."""
+    return max(vm_of(cpu).clock, cpu.vtime)
+
+
+@inlined
 def time_stamp(cpu: Cpu) -> int:
     """The time-stamp counter: the VM's time in ns, moved by what the guest wrote into it."""
     return show_time(cpu) + cpu.tsc_offset

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from emu.cpu.apic import ASK
 from emu.cpu.clock import DEVICE_ACCESS_NS
+from emu.cpu.registers import load_mmio, store_mmio
 from emu.engine.native import call_host, callback
 from emu.engine.state import cpu_record, show_time, vm_of
 
@@ -13,7 +15,8 @@ def on_mmio_load(uc: int, gpa: int, size: int, cpu_at: int) -> int:
     cpu = cpu_record(cpu_at)
     cpu.vtime += DEVICE_ACCESS_NS
     show_time(cpu)
-    return call_host(vm_of(cpu).mmio_load_at, gpa, size, 0)
+    value = load_mmio(cpu, gpa, size)
+    return call_host(vm_of(cpu).mmio_load_at, gpa, size, 0) if value == ASK else value
 
 
 @callback("vqqiqq")
@@ -22,4 +25,5 @@ def on_mmio_store(uc: int, gpa: int, size: int, value: int, cpu_at: int) -> None
     cpu = cpu_record(cpu_at)
     cpu.vtime += DEVICE_ACCESS_NS
     show_time(cpu)
-    call_host(vm_of(cpu).mmio_store_at, gpa, size, value)
+    if store_mmio(cpu, gpa, size, value) == ASK:
+        call_host(vm_of(cpu).mmio_store_at, gpa, size, value)

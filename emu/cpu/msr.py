@@ -7,6 +7,7 @@ these are answered here.
 
 from __future__ import annotations
 
+from emu.cpu.apic import ASK, load_x2apic, store_x2apic
 from emu.cpu.clock import time_stamp
 from emu.cpu.features import FEATURES
 from emu.cpu.portio import DENIED
@@ -102,8 +103,11 @@ def on_rdmsr(env: int) -> None:
     elif index == _TSC_ADJUST:
         _set_edx_eax(env, cpu.tsc_offset)
     elif _is_of_a_device(index):
-        _refuse_if(cpu.at, call_host(vm_of(cpu).msr_load_at, index, 0, 0))
-        _set_edx_eax(env, cpu.msr_value)
+        value = load_x2apic(cpu, index - _X2APIC_FIRST) if index >= _X2APIC_FIRST else ASK
+        if value == ASK:
+            _refuse_if(cpu.at, call_host(vm_of(cpu).msr_load_at, index, 0, 0))
+            value = cpu.msr_value
+        _set_edx_eax(env, value)
     else:
         original_rdmsr(env)
 
@@ -123,7 +127,8 @@ def on_wrmsr(env: int) -> None:
     elif index == _TSC_ADJUST:
         cpu.tsc_offset = value
     elif _is_of_a_device(index):
-        _refuse_if(cpu.at, call_host(vm_of(cpu).msr_store_at, index, value, 0))
+        if index < _X2APIC_FIRST or store_x2apic(cpu, index - _X2APIC_FIRST, value) == ASK:
+            _refuse_if(cpu.at, call_host(vm_of(cpu).msr_store_at, index, value, 0))
     else:
         original_wrmsr(env)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from emu.cpu.apic import ASK, acknowledge
 from emu.cpu.breakpoints import again_watched_step, begin_watched_step
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
@@ -45,7 +46,7 @@ class Reason(IntEnum):
 
     STOP = 0  # somebody asked for it (``vm.stop``), or every processor has come to the deadline
     NEED = 1  # the DMM must resolve ``cpu.need_gfn`` for ``cpu.need_intent``
-    INTERRUPT = 2  # the interrupt line is up and the guest accepts an interrupt
+    INTERRUPT = 2  # the interrupt line is up and the guest accepts an interrupt, which is the 8259's
     HALT = 3  # no processor has anything to do
     SHUTDOWN = 4  # triple fault
     ENGINE_ERROR = 5  # Unicorn returned the error in ``cpu.engine_error``
@@ -181,7 +182,12 @@ def _run_processor(cpu: Cpu) -> int:
             if accepts_nmi(cpu):
                 return _NMI
             if cpu.intr_line and interrupts_enabled(cpu):
-                return _INTERRUPT
+                vector = acknowledge(cpu)
+                if vector == ASK:
+                    return _INTERRUPT
+                if deliver_external(cpu, vector) == NEED:
+                    return _NEED
+                continue
         urgent = cpu.intr_line or cpu.nmi_pending or cpu.stepping or cpu.debugging
         cpu.limit = 0 if urgent else next_limit(cpu)
         cpu.stopped = 0

@@ -8,6 +8,8 @@ xAPIC, an I/O APIC and an MSI have 8, which ``wide_destination`` extends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from emu.devices import lapic_registers as reg
 
 FLAT = 0xFFFF_FFFF  # DFR of the flat model
@@ -23,7 +25,7 @@ def x2apic_ldr(apic_id: int) -> int:
     return apic_id >> 4 << 16 | 1 << (apic_id & 0xF)
 
 
-def is_meant(base: int, registers: list[int], destination: int, logical: bool) -> bool:
+def is_meant(base: int, registers: Sequence[int], destination: int, logical: bool) -> bool:
     """Whether a destination of 32 bits means the APIC with this IA32_APIC_BASE and these registers.
 
     One that is globally disabled hears nothing, not even what is for everybody.

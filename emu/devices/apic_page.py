@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from emu.devices.device import Device
 from emu.devices.lapic import LocalApic
+from emu.devices.shared import LOCAL_APIC, Head
 
 
-class ApicPage(Device):
-    """Passes an access on to the APIC of the processor that makes it.
+class ApicPage(Device, Head):
+    """Passes an access on to the APIC of the processor that makes it; what the native plane takes, it does itself.
 
     For a processor whose APIC is disabled or in x2APIC mode there is nothing here: reads are all ones, writes are lost.
 
@@ -22,6 +23,7 @@ class ApicPage(Device):
     max_access: ClassVar[int] = LocalApic.max_access
 
     def __init__(self, apics: Sequence[LocalApic], running: Callable[[], int]) -> None:
+        self.kind = LOCAL_APIC
         self._apics = apics
         self._running = running
 

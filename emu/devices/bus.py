@@ -3,17 +3,23 @@
 An x86 CPU has 65536 byte-wide ports. A 16- or 32-bit access to devices with byte-wide ports appears on an ISA bus as
 two or four byte accesses, lowest port first; they need not all hit the same device. Nobody drives the data lines of a
 port without a device: they float high, so it reads as all ones, and writes are lost. The same holds for memory.
+
+The records of devices that share their state with the native plane stand in a table, where that finds them.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from bisect import bisect_right
 
 from emu.addr import MMIO_SIZE, PAGE_SHIFT
 from emu.devices.device import Device
+from emu.devices.shared import Head
 from emu.errors import BadInput, EmuError
 
 PORTS = 0x10000  # ports of an x86 CPU
+NATIVE_MMIO = 0xFE00_0000  # gpa from which on there are registers with records, up to 4 GiB
 
 
 class AddressConflict(EmuError):
@@ -32,16 +38,27 @@ class _Bus:
     Args:
         end: one more than the highest address.
         what: what its addresses are called.
+        first, shift: the table of records begins at the address ``first``; log2 of how many addresses an entry is for.
+
+    Attributes:
+        table_at: host address of the table: for each ``1 << shift`` addresses the host address of the record of the
+            device there (:mod:`emu.devices.shared`) as an int64; 0 where the native plane knows none.
     """
 
-    def __init__(self, end: int, what: str) -> None:
+    def __init__(self, end: int, what: str, first: int, shift: int) -> None:
         self._end = end
         self._what = what
+        self._table_first, self._table_shift = first, shift
+        entries = ctypes.c_int64 * (end - first >> shift)
+        self._table = entries.from_buffer(mmap.mmap(-1, ctypes.sizeof(entries)))  # takes memory where it is used
+        self.table_at = ctypes.addressof(self._table)
         self._first: list[int] = []  # of each claim, ascending
         self._claims: list[tuple[Device, int, int]] = []  # device, its first address, the one past its last
 
     def register(self, base: int, length: int, device: Device) -> None:
-        """Give the addresses ``base`` to ``base + length - 1`` to ``device``; a device may own several ranges.
+        """Give the addresses ``base`` to ``base + length - 1`` to ``device``.
+
+        A device may own several ranges, but one with a record only one.
 
         Raises AddressConflict, and registers nothing, when one of them has an owner; BadInput when there are no such.
         """
@@ -54,6 +71,9 @@ class _Bus:
         place = bisect_right(self._first, base)
         self._first.insert(place, base)
         self._claims.insert(place, (device, base, base + length))
+        if isinstance(device, Head):
+            device.base, device.length = base, length
+            self._enter(base, length, device.shared_at)
 
     def is_free(self, base: int, length: int) -> bool:
         """Whether ``register`` would take these addresses."""
@@ -68,9 +88,17 @@ class _Bus:
 
     def unregister(self, device: Device) -> None:
         """Take back all that ``device`` owns."""
+        if isinstance(device, Head):
+            self._enter(device.base, device.length, 0)
         kept = [claim for claim in self._claims if claim[0] is not device]
         self._first = [first for _, first, _ in kept]
         self._claims = kept
+
+    def _enter(self, base: int, length: int, record_at: int) -> None:
+        """Note in the table whose the addresses are; where an entry is for several devices, the last one has it."""
+        first, last = base - self._table_first >> self._table_shift, base + length - 1 - self._table_first
+        for index in range(first, (last >> self._table_shift) + 1):
+            self._table[index] = record_at
 
     def _find(self, address: int) -> tuple[Device, int, int] | None:
         place = bisect_right(self._first, address) - 1
@@ -111,14 +139,14 @@ class PortBus(_Bus):
     """The I/O ports of an x86 CPU."""
 
     def __init__(self) -> None:
-        super().__init__(PORTS, "ports")
+        super().__init__(PORTS, "ports", 0, 0)
 
 
 class MmioBus(_Bus):
     """Device registers in memory, by gpa."""
 
     def __init__(self) -> None:
-        super().__init__(MMIO_SIZE, "bytes")
+        super().__init__(MMIO_SIZE, "bytes", NATIVE_MMIO, PAGE_SHIFT)
 
     def gfns(self) -> list[range]:
         """The pages in which there are registers."""

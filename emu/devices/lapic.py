@@ -22,11 +22,12 @@ from emu.devices import lapic_registers as reg
 from emu.devices.apic_destination import wide_destination, x2apic_ldr
 from emu.devices.cpu_pins import CpuPins
 from emu.devices.device import Clock, Device, IrqLine, State, check_fields
+from emu.devices.lapic_state import ApicState
 from emu.devices.lapic_timer import ApicTimer
 from emu.devices.wires import NumberedWire
 
 
-class LocalApic(Device):
+class LocalApic(Device, ApicState):
     """One APIC. The bus clock is 1 GHz and the TSC counts virtual ns.
 
     Args:
@@ -40,9 +41,7 @@ class LocalApic(Device):
     """
 
     max_access: ClassVar[int] = 4
-    STATE: ClassVar[tuple[str, ...]] = (
-        "base", "registers", "isr", "tmr", "irr", "errors", "pins", "extint", "output",
-    )  # fmt: skip
+    STATE: ClassVar[tuple[str, ...]] = ("base", "errors", "pins", "extint", "output")
 
     def __init__(
         self,
@@ -68,9 +67,9 @@ class LocalApic(Device):
             reg.ICR: self._write_icr, reg.LVT_TIMER: self._write_lvt_timer, reg.TIMER_INITIAL: self._write_initial,
             reg.TIMER_DIVIDE: self._write_divide, reg.SELF_IPI: self._write_self_ipi,
         }  # fmt: skip
+        super().__init__()
         self.base = reg.RESET_ADDRESS | reg.BASE_ENABLED | (0 if apic_id else reg.BASE_BSP)  # IA32_APIC_BASE
         self.pins = [False, False]  # levels of LINT0 and LINT1
-        self.output = False  # level that the processor was told last
         self._reset()
 
     # ---- the CPU's side
@@ -192,17 +191,19 @@ class LocalApic(Device):
     # ---- snapshots
 
     def state(self) -> State:
-        return {**super().state(), "timer": {name: getattr(self.timer, name) for name in ApicTimer.STATE}}
+        timer = {name: getattr(self.timer, name) for name in ApicTimer.STATE}
+        return {**super().state(), "registers": list(self.registers), "timer": timer}
 
     def load_state(self, state: State) -> None:
         """Take over what ``state`` returned, and tell the processor the level that it asks for now."""
-        check_fields("LocalApic", state, (*self.STATE, "timer"))
+        check_fields("LocalApic", state, (*self.STATE, "registers", "timer"))
         timer = state["timer"]
         check_fields("ApicTimer", timer, ApicTimer.STATE)
         super().load_state({name: state[name] for name in self.STATE})
         for name in ApicTimer.STATE:
             setattr(self.timer, name, timer[name])
-        self._cpu.set_intr(self.apic_id, self.output)
+        self.set_registers(state["registers"])
+        self._cpu.set_intr(self.apic_id, bool(self.output))
 
     # ---- registers
 
@@ -230,9 +231,6 @@ class LocalApic(Device):
             now_ns = self._clock()
             self.tick(now_ns)
             return self.timer.count(now_ns)
-        if reg.ISR <= register < reg.IRR + 8:
-            vectors = (self.isr, self.tmr, self.irr)[(register - reg.ISR) >> 3]
-            return vectors >> 32 * (register & 7) & 0xFFFF_FFFF
         return self.registers[register]
 
     def _reset(self) -> None:
@@ -250,17 +248,16 @@ class LocalApic(Device):
         self._update_pins()
 
     def _clear(self, id_register: int) -> None:
-        self.registers = [0] * 0x40
+        self.set_registers([0] * reg.REGISTERS)
         self.registers[reg.ID] = id_register
         self.registers[reg.VERSION] = reg.VERSION_VALUE
         self.registers[reg.DFR] = 0xFFFF_FFFF
         self.registers[reg.SVR] = 0xFF
         for lvt in reg.LVTS:
             self.registers[lvt] = reg.MASKED
-        self.isr = self.tmr = self.irr = 0  # one bit a vector
         self.errors = 0  # ESR bits since ESR was written
-        self.timer = ApicTimer()
-        self.extint = False  # the 8259 asks and is let through
+        self.timer.reset()
+        self.extint = False
 
     def _write_base(self, value: int) -> bool:
         """IA32_APIC_BASE."""
@@ -393,4 +390,4 @@ class LocalApic(Device):
         output = self.extint or (self.irr.bit_length() - 1) >> 4 > self.registers[reg.PPR] >> 4
         if output != self.output:
             self.output = output
-            self._cpu.set_intr(self.apic_id, output)
+            self._cpu.set_intr(self.apic_id, bool(output))

@@ -28,6 +28,7 @@ BASE_WRITABLE = (1 << PHYSICAL_BITS) - 0x1000 | BASE_BSP | BASE_X2APIC | BASE_EN
 # Bits 10 and 11 of IA32_APIC_BASE together: 0 disabled, 2 xAPIC, 3 x2APIC -> where they can go (SDM figure 11-27)
 NEXT_STATES = {0: (0, 2), 2: (0, 2, 3), 3: (0, 3)}
 
+REGISTERS = 0x40
 # register numbers
 ID, VERSION, TPR, APR, PPR, EOI, LDR, DFR, SVR = 0x02, 0x03, 0x08, 0x09, 0x0A, 0x0B, 0x0D, 0x0E, 0x0F
 ISR, TMR, IRR, ESR, ICR, ICR_HIGH = 0x10, 0x18, 0x20, 0x28, 0x30, 0x31

@@ -11,19 +11,44 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from emu.devices.shared import Shared, record
+
 ONE_SHOT, PERIODIC, TSC_DEADLINE = 0, 1, 2  # mode; 3 is reserved and acts as one-shot
 
 
-class ApicTimer:
+@record
+class TimerState(Shared):
+    """The state of a timer, which the native plane reads, too (:mod:`emu.cpu.apic`)."""
+
+    mode: int
+    initial: int  # initial count
+    shift: int  # log2 of the divisor
+    end: int  # virtual ns of the end of the count, 64 bits without sign; 0: it stands at 0
+
+
+class ApicTimer(TimerState):
     """One timer. All times are virtual ns."""
 
     STATE: ClassVar[tuple[str, ...]] = ("mode", "initial", "shift", "expires")
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As after power-up."""
         self.mode = ONE_SHOT
-        self.initial = 0  # initial count
-        self.shift = 1  # log2 of the divisor
-        self.expires: int | None = None  # end of the count; None: it stands at 0
+        self.initial = 0
+        self.shift = 1
+        self.end = 0
+
+    @property
+    def expires(self) -> int | None:
+        """End of the count; None: it stands at 0."""
+        return self.end & (1 << 64) - 1 or None
+
+    @expires.setter
+    def expires(self, value: int | None) -> None:
+        self.end = value or 0
 
     def expire(self, now_ns: int) -> bool:
         """Go on to ``now_ns``. True when the timer ended on the way, however often."""

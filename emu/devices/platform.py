@@ -156,9 +156,7 @@ class Platform:
         self.bus.register(layout.PIC_SLAVE_PORT, layout.PIC_SLAVE_PORTS, self._pic.slave)
         self.bus.register(layout.ELCR_PORT, layout.ELCR_PORTS, self._pic.elcr)
         self.mmio.register(layout.IO_APIC, layout.IO_APIC_SIZE, self._ioapic)
-        self.mmio.register(
-            layout.LOCAL_APIC, layout.LOCAL_APIC_SIZE, self.lapics[0] if cpus == 1 else ApicPage(self.lapics, running)
-        )
+        self.mmio.register(layout.LOCAL_APIC, layout.LOCAL_APIC_SIZE, ApicPage(self.lapics, running))
 
     def _add_timers(self, clock: Callable[[], int]) -> None:
         """The PIT and the RTC, and the HPET, which can take their interrupts over."""

@@ -86,6 +86,7 @@ class Cpu(Protocol):
     window_mfn: int
 
     # registers that the engine does not keep (emu.cpu.msr)
+    apic_at: int  # of the record of its local APIC (emu.devices.lapic_state)
     msr_value: int
     tsc_offset: int
     apic_enabled: int
@@ -194,7 +195,10 @@ class Vm(Protocol):
     rmap_next_at: int
     rmap_prev_at: int
 
-    # devices (emu.cpu.portio, emu.cpu.mmio, emu.cpu.msr)
+    # devices (emu.cpu.portio, emu.cpu.mmio, emu.cpu.msr, emu.cpu.registers)
+    ask_devices: int  # nothing is answered in the native plane: for tests
+    closed: int  # what the guest writes is lost: it has ended, though its block of code has not
+    mmio_table_at: int
     port_in_at: int
     port_out_at: int
     mmio_load_at: int

@@ -31,7 +31,6 @@ class DeviceAccess:
         policies: of the VM; they are due at times of their own.
 
     Attributes:
-        closed: what the guest writes is lost: it has ended, though its block of code has not.
         deadline: of the devices, after the last access: virtual time in ns.
     """
 
@@ -45,7 +44,6 @@ class DeviceAccess:
         self._memory = memory
         self._policies = policies
         self._epoch = policies.next_epoch
-        self.closed = False
         self.deadline = platform.deadline()
         self._apic_mapped = True
         self._raised: BaseException | None = None
@@ -60,6 +58,7 @@ class DeviceAccess:
             self._thunks.append(thunk)
             setattr(native, field, thunk.address_of)
         native.pio_at = platform.ide.buffer.address
+        native.mmio_table_at = platform.mmio.table_at
         for gfns in platform.mmio.gfns():
             memory.set_mmio(gfns)
 
@@ -103,7 +102,7 @@ class DeviceAccess:
         return self._platform.bus.read(port, size)
 
     def _write_port(self, port: int, size: int, value: int) -> int:
-        if not self.closed:
+        if not self._native.closed:
             self._platform.bus.write(port, size, value)
         return 0
 
@@ -111,7 +110,7 @@ class DeviceAccess:
         return signed(self._platform.mmio.read(gpa, size))
 
     def _store_mmio(self, gpa: int, size: int, value: int) -> int:
-        if not self.closed:
+        if not self._native.closed:
             self._platform.mmio.write(gpa, size, value & ((1 << 8 * size) - 1))
         return 0
 

@@ -143,6 +143,8 @@ class VirtualMachine:
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
         )  # fmt: skip
+        for processor, apic in zip(self.processors, self.platform.lapics, strict=True):
+            processor.native.apic_at = apic.shared_at
         self._devices = DeviceAccess(
             native, lambda: self._running.native, self.platform, self.memory, self.dmm.policies
         )
@@ -260,7 +262,7 @@ class VirtualMachine:
     def forget_end(self) -> None:
         """Let a guest that has ended by the exit port, a power-off or a reset go on behind that."""
         self._ended = None
-        self._devices.closed = False
+        self.native.closed = 0
         self.exit_value = None
 
     def run(self, until: int | None = None) -> Stop:
@@ -424,7 +426,7 @@ class VirtualMachine:
     def _guest_ends(self, how: Stop) -> None:
         if self._ended is None:
             self._ended = how
-            self._devices.closed = True
+            self.native.closed = 1
         self._attention()
 
     def _set_a20(self, level: bool) -> None:

@@ -1,0 +1,48 @@
+"""State that a device shares with the native plane, so that an access to a hot register needs no Python.
+
+Such a device keeps what the native plane needs in a record and uses the very same record itself: there is one truth.
+The device decides; the native plane only does what is the same every time, and leaves the rest to the device. It finds
+the record by the address that is accessed (the bus has a table).
+
+A record begins with the fields of :class:`Head`, whose kind says what the native plane knows of the device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TypeVar
+
+_Record = TypeVar("_Record", bound="type[Shared]")
+
+PLAIN, LOCAL_APIC = range(2)  # kind of a record: what the native plane knows of the device
+
+
+class Shared(ctypes.Structure):
+    """A record, zeroed when made, at an address that does not change."""
+
+    __hash__ = object.__hash__
+
+    @property
+    def shared_at(self) -> int:
+        """Host address of the record."""
+        return ctypes.addressof(self)
+
+
+def record(structure: _Record) -> _Record:
+    """Class decorator: each annotation is a field, an int64, behind those of the base class."""
+    structure._fields_ = [(name, ctypes.c_int64) for name in structure.__annotations__]
+    return structure
+
+
+def field_names(structure: type[Shared]) -> list[str]:
+    """The names of a record's fields in their order."""
+    return [name for base in reversed(structure.__mro__) for name, _ in base.__dict__.get("_fields_", ())]
+
+
+@record
+class Head(Shared):
+    """What the record of a device on a bus begins with."""
+
+    kind: int
+    base: int  # first address, a port or gpa
+    length: int  # number of addresses
