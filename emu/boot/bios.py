@@ -1,76 +1,42 @@
 """Starting as a PC does: the CPU at its reset vector, in a ROM.
 
-Our own BIOS is ``firmware/bios``, assembled when it is needed: 64 KiB below 1 MiB.  It learns the memory map from a
-table in it, as it has no other way to know what is above 4 GiB.  Any other ROM lies at the top of the first 4 GiB,
-where 32-bit CPUs begin, and the last 128 KiB of it also below 1 MiB, where the rest of a PC expects them.
+Our own BIOS is ``firmware/bios``: 64 KiB below 1 MiB.  Any other ROM lies at the top of the first 4 GiB, where 32-bit
+CPUs begin, and the last 128 KiB of it also below 1 MiB, where the rest of a PC expects them.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
-from emu.asm.assembler import Image, assemble_image
-from emu.boot.e820 import memory_map
 from emu.boot.entry import CODE_16
-from emu.boot.firmware import firmware_directory
 from emu.boot.guest import Guest
 from emu.boot.image import BytesSource, GuestImage, Source, open_source
-from emu.boot.tables import MP_TABLE, place_tables
+from emu.boot.low_memory import place_rom
 from emu.devices import layout
 from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
 
-ROM_SIZE = 0x1_0000  # bytes of our BIOS; the size of any ROM is a multiple of it
+ROM_UNIT = 0x1_0000  # bytes; the size of any ROM is a multiple of it
 MAX_ROM = 16 << 20  # bytes, up to which there are no device registers below 4 GiB
 LOW_ROM = 0x2_0000  # bytes of a ROM that lie below 1 MiB, too
 RESET_SELECTOR = 0xF000  # CS after reset; its base is not 16 times that, but:
 RESET_BASE = 0xFFFF_0000
 RESET_IP = 0xFFF0
 RESET_VECTOR = 16  # bytes from there to the end of the ROM
-ACPI_IN_ROM = MP_TABLE + 0x4000  # gpa; firmware/bios has nothing from MP_TABLE to 0xFF000
-MAX_RANGES = 64  # of a memory map in our BIOS
 
 
 def bios_guest(name: str, ram: int, cpus: int = 1) -> Guest:
     """A guest that boots from the first disk of the machine, through our BIOS.
 
-    With several processors it finds the tables that list them in the unused part of the ROM; with one there are none.
-
     Args:
         name: for people.
         ram: bytes of guest memory, for the memory map.
-        cpus: number of processors.
+        cpus: number of processors, for the tables in the ROM.
     """
     image = GuestImage()
-    image.add(layout.BIOS_AREA, bios_rom(ram))
-    if cpus > 1:
-        place_tables(image, cpus, ACPI_IN_ROM)
+    place_rom(image, ram, cpus)
     return Guest(name, "disk, by the built-in BIOS", image, _at_reset(layout.BIOS_AREA))
-
-
-def bios_rom(ram: int) -> bytes:
-    """The ROM of our BIOS for a machine with ``ram`` bytes of memory: ROM_SIZE bytes, to be placed at 0xF0000."""
-    image = _assembled()
-    entries = memory_map(ram)
-    if len(entries) > MAX_RANGES:
-        raise ValueError(f"a memory map of {len(entries)} ranges")
-    rom = bytearray(image.data)
-    struct.pack_into("<H", rom, image.symbols["memory_map_count"], len(entries))
-    packed = b"".join(entry.pack() for entry in entries)
-    at = image.symbols["memory_map"]
-    rom[at : at + len(packed)] = packed
-    return bytes(rom)
-
-
-@cache
-def _assembled() -> Image:
-    image = assemble_image(firmware_directory() / "bios" / "bios.s", load=0)  # labels are offsets in segment F000
-    if len(image.data) != ROM_SIZE:
-        raise ValueError(f"the BIOS is {len(image.data):#x} bytes long")
-    return image
 
 
 def rom_guest(path: Path, ram: int) -> Guest:
@@ -96,7 +62,7 @@ def _open_rom(path: Path) -> Source:
     name = str(path)
     source = open_source(path)
     size = len(source)
-    if not size or size % ROM_SIZE:
+    if not size or size % ROM_UNIT:
         raise BadInput(name, f"{size} bytes, but the size of a ROM image is a multiple of 64K")
     if size > MAX_ROM:
         raise BadInput(name, f"{size} bytes, but a ROM image has at most {MAX_ROM >> 20}M")

@@ -101,6 +101,10 @@ class GuestImage:
         if len(source):
             self._segments.append(_Segment(gpa, source))
 
+    def add_below(self, other: GuestImage) -> None:
+        """Place all pieces of ``other`` such that those that are here already count before them."""
+        self._segments[:0] = other._segments
+
     @property
     def end(self) -> int:
         """The gpa behind the highest piece."""

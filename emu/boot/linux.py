@@ -12,7 +12,7 @@ from emu.boot.e820 import memory_map
 from emu.boot.entry import CODE_32, CODE_64, DATA_32, descriptor, enter_long_mode, enter_protected_mode, identity_tables
 from emu.boot.guest import Guest
 from emu.boot.image import FileSource, GuestImage, open_source
-from emu.boot.tables import ACPI, place_tables
+from emu.boot.tables import ACPI
 from emu.devices import layout
 from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
@@ -72,7 +72,7 @@ class SetupHeader:
         return (self.setup_sectors + 1) * _SECTOR
 
 
-def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = None, cpus: int = 1) -> Guest:
+def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = None) -> Guest:
     """A guest from a bzImage.
 
     Args:
@@ -80,7 +80,6 @@ def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = No
         ram: bytes of guest memory.
         append: the kernel's command line.
         initrd: its initial RAM disk.
-        cpus: processors that the tables list.
 
     Raises:
         BadInput: the files are broken, or do not fit.
@@ -105,7 +104,6 @@ def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = No
     image.add(KERNEL, FileSource(path, header.setup_size, kernel_size))
     initrd_at, initrd_size = _place_initrd(image, initrd, header, needed, low_end) if initrd else (0, 0)
     image.add(BOOT_PARAMS, _boot_params(header, ram, len(command_line), initrd_at, initrd_size))
-    place_tables(image, cpus)
     image.add(COMMAND_LINE, command_line + b"\0")
     long_mode = bool(header.xloadflags & _XLF_KERNEL_64)
     image.add(GDT, bytes(16) + descriptor(CODE_64 if long_mode else CODE_32) + descriptor(DATA_32))

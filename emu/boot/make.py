@@ -23,7 +23,7 @@ def make_guest(
         append: its command line.
         load: gpa of a flat binary.
         initrd: file with a Linux kernel's initial RAM disk; or a multiboot kernel's modules, "FILE arguments,FILE".
-        cpus: number of processors, which tables in the BIOS area tell of. Only Linux has them with one, too.
+        cpus: number of processors, for the tables in the BIOS area.
 
     Raises:
         BadInput: the guest does not assemble, does not fit, or is of a kind without support.
@@ -36,19 +36,18 @@ def make_guest(
     if found.kind == Kind.LINUX:
         from emu.boot.linux import linux_guest
 
-        return linux_guest(found.path, ram, append, Path(initrd) if initrd is not None else None, cpus)
-    if found.kind in DISK_KINDS:
+        guest = linux_guest(found.path, ram, append, Path(initrd) if initrd is not None else None)
+    elif found.kind in DISK_KINDS:
         from emu.boot.bios import bios_guest
 
         return bios_guest(found.name, ram, cpus)
-    if found.kind in (Kind.MULTIBOOT, Kind.MULTIBOOT2):
-        guest = _multiboot_guest(found, ram, append, initrd)
+    elif found.kind in (Kind.MULTIBOOT, Kind.MULTIBOOT2):
+        guest = _multiboot_guest(found, ram, append, initrd, cpus)
     else:
         guest = _flat_guest(found, ram, append, load)
-    if cpus > 1:
-        from emu.boot.tables import place_tables
+    from emu.boot.low_memory import place_low_memory
 
-        place_tables(guest.image, cpus)
+    place_low_memory(guest.image, ram, cpus)
     return guest
 
 
@@ -66,14 +65,16 @@ def _flat_guest(found: Found, ram: int, append: str, load: int | None) -> Guest:
     return flat_guest(found.name, _assemble(found.path, address), ram, append, address)
 
 
-def _multiboot_guest(found: Found, ram: int, append: str, initrd: str | None) -> Guest:
+def _multiboot_guest(found: Found, ram: int, append: str, initrd: str | None, cpus: int) -> Guest:
     from emu.boot.loader import split_modules
     from emu.boot.multiboot import multiboot_guest
     from emu.boot.multiboot2 import multiboot2_guest
+    from emu.boot.tables import rsdp
 
     modules = split_modules(initrd) if initrd is not None else []
-    make = multiboot_guest if found.kind == Kind.MULTIBOOT else multiboot2_guest
-    return make(found.path, ram, append, modules)
+    if found.kind == Kind.MULTIBOOT:
+        return multiboot_guest(found.path, ram, append, modules)
+    return multiboot2_guest(found.path, ram, append, modules, rsdp(cpus))
 
 
 def _assemble(path: Path, load: int) -> bytes:

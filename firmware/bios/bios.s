@@ -82,8 +82,7 @@ power_on:
     call start_keyboard
     call find_serial_ports
     call start_video
-    call find_disks
-    call find_floppies
+    call find_drives
     call find_equipment
     sti
     int 0x19

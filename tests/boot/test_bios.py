@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from capstone import CS_ARCH_X86, CS_MODE_16, Cs
 
-from emu.boot.bios import ROM_SIZE, bios_rom
-from emu.boot.bios import _assembled as assembled_bios
 from emu.boot.e820 import memory_map
 from emu.boot.firmware import firmware_directory
+from emu.boot.low_memory import ROM_SIZE, bios_rom
+from emu.boot.low_memory import _assembled as assembled_bios
 from tests.boot.bios_disks import (
     BUFFER,
     DISK_SIZE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emu.boot.bios import bios_rom
+from emu.boot.low_memory import bios_rom
 from tests.boot.bios_disks import BUFFER, RAM, Call, Dump, Result, call, probe, probe_disk, probe_on_qemu, results
 from tests.oracles.qemu_guest import QEMU, have_qemu
 

@@ -8,7 +8,9 @@ import pytest
 
 from emu.boot.detect import detect
 from emu.boot.make import make_guest
+from emu.boot.tables import rsdp
 from emu.errors import BadInput
+from tests.boot.kernels import Load, elf, header2
 
 RAM = 1 << 20
 
@@ -35,11 +37,21 @@ def test_only_kernels_take_an_initrd(tmp_path: Path, data: bytes, name: str) -> 
         make_guest(detect(path), RAM, initrd="initrd.img")
 
 
-def test_tables_list_several_processors_to_guests_of_every_kind(tmp_path: Path) -> None:
+def test_guests_of_every_kind_find_tables_that_list_the_processors(tmp_path: Path) -> None:
     flat = tmp_path / "flat.bin"
     flat.write_bytes(b"\xf4")
     for found in (detect("hello"), detect(flat)):
         alone, several = (make_guest(found, RAM, cpus=cpus).image for cpus in (1, 3))
-        assert not any(alone.page(gfn).strip(b"\0") for gfn in range(0xF0, 0x100))
-        assert several.page(0xF0)[:8] == b"RSD PTR "
-        assert several.page(0xF8)[:4] == b"_MP_"
+        for image in (alone, several):
+            assert image.page(0xFC)[:8] == b"RSD PTR "
+            assert image.page(0xF8)[:4] == b"_MP_"
+        assert alone.page(0xF8) != several.page(0xF8)
+
+
+def test_a_multiboot_2_kernel_gets_both_root_pointers(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(elf([Load(0x10_0000, header2() + b"\xf4")], 0x10_0018))
+    memory = b"".join(make_guest(detect(path), 2 << 20, cpus=2).image.page(gfn) for gfn in range(9, 0x9F))
+    pointers = [memory[at : at + 36] for at in range(0, len(memory), 8) if memory[at : at + 8] == b"RSD PTR "]
+    assert [pointer[:20] for pointer in pointers] == [rsdp(2)[:20]] * 2
+    assert pointers[1] == rsdp(2)

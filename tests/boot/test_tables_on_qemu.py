@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from emu.boot.detect import Found, Kind
 from emu.boot.image import GuestImage
-from emu.boot.make import make_guest
 from emu.boot.tables import pci_interrupts, place_tables
 from emu.devices import layout
 from tests.oracles.qemu_guest import QEMU, have_qemu, memory_after_boot
@@ -132,7 +130,7 @@ def memory_of(image: GuestImage) -> bytes:
 
 def ours(cpus: int) -> bytes:
     image = GuestImage()
-    place_tables(image, cpus)
+    place_tables(image, 16 << 20, cpus)
     return memory_of(image)
 
 
@@ -191,14 +189,3 @@ def test_qemu_lists_processors_and_packages() -> None:
     assert madt(there).processors == [0, 1, 2, 3]
     assert mp_table(there).processors == [0, 2]
     assert mp_table(ours(4)).processors == [0, 1, 2, 3]
-
-
-def test_a_disk_guest_finds_them_in_the_rom(tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("disk") / "disk"
-    path.write_bytes(bytes(510) + b"\x55\xaa")
-    memory = memory_of(make_guest(Found("disk", Kind.DISK, path), 16 << 20, cpus=4).image)
-    assert mp_table(memory).processors == madt(memory).processors == [0, 1, 2, 3]
-    alone = memory_of(make_guest(Found("disk", Kind.DISK, path), 16 << 20).image)
-    changed = [at for at in range(len(memory)) if memory[at] != alone[at]]
-    assert min(changed) >= layout.BIOS_AREA + 0x8000, "behind the code"
-    assert max(changed) < layout.BIOS_AREA + 0xF000, "before the memory map"
