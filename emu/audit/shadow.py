@@ -22,17 +22,35 @@ from emu.engine.state import Cpu, Vm
 from emu.errors import EmuError
 from emu.mmu import pte
 from emu.mmu.paging import ShadowPaging
-from emu.mmu.shadowtables import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_ROOT_32
-from emu.mmu.walk import ACCESSED, DIRTY, HOLE, MMIO, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, RAM, SHARED
+from emu.mmu.shadowtables import ENTRIES, FORMAT_32, FORMAT_64, FORMAT_DIRECT, FORMAT_PDPTES, FORMAT_ROOT_32
+from emu.mmu.walk import (
+    ACCESSED,
+    DIRTY,
+    HOLE,
+    MMIO,
+    MODE_4LEVEL,
+    MODE_5LEVEL,
+    MODE_32,
+    MODE_NONE,
+    MODE_PAE,
+    RAM,
+    SHARED,
+)
 
 Array = np.ndarray[Any, Any]
 
 _RIGHT_READ, _RIGHT_WRITE, _RIGHT_EXECUTE = 1, 2, 4  # Intent
 _RESIDENT = (RAM, SHARED)
 _NO_MEMORY = (HOLE, MMIO)
-_FORMATS = {MODE_NONE: (), MODE_32: (FORMAT_32, FORMAT_ROOT_32), MODE_PAE: (FORMAT_64,), MODE_4LEVEL: (FORMAT_64,)}
+_FORMATS = {
+    MODE_NONE: (), MODE_32: (FORMAT_32, FORMAT_ROOT_32), MODE_PAE: (FORMAT_64, FORMAT_PDPTES),
+    MODE_4LEVEL: (FORMAT_64,), MODE_5LEVEL: (FORMAT_64,),
+}  # fmt: skip
+_MODE = 7  # in what tables were made for
 _MARKS = pte.LARGE | pte.HUGE
-_KNOWN = pte.FRAME | pte.P | pte.W | pte.U | pte.A | pte.D | pte.TRAP | _MARKS | pte.NX  # bits of a shadow entry
+_KNOWN = (  # bits of a shadow entry
+    pte.FRAME | pte.P | pte.W | pte.U | pte.A | pte.D | pte.TRAP | _MARKS | pte.KEY | pte.NX
+)
 _ALL_GRANTED = pte.P | pte.W | pte.U | pte.A | pte.D
 
 
@@ -164,11 +182,13 @@ def _check_roles(space: Space, native: Vm, paging: ShadowPaging, slots: Array) -
     """Every table is one that its paging mode has, and the only one of its gfn in its role."""
     key, role = paging.key[slots], paging.role[slots]
     level, form, part = role & 15, role >> 4 & 15, role >> 8
-    mode = int(native.shadow_format) & 3
-    if mode == MODE_4LEVEL:
-        fits = (level >= 1) & (level <= 4) & (part == 0)
+    mode = int(native.shadow_format) & _MODE
+    if mode >= MODE_4LEVEL:
+        fits = (level >= 1) & (level <= (4 if mode == MODE_4LEVEL else 5)) & (part == 0)
     elif mode == MODE_PAE:
-        fits = (level >= 1) & (level <= 3) & (part >= 0) & (part < np.where(level == 3, 128, 1))
+        root = form == FORMAT_PDPTES
+        fits = (level >= 1) & (level <= 3) & (root == (level == 3)) & (part >= 0)
+        fits &= part < np.where(root, int(native.cpu_count) << 7, 1)
     else:
         fits = (level >= 1) & (level <= 2) & (part >= 0) & (part < level * 2)
         fits[form == FORMAT_ROOT_32] = (role == 3 | FORMAT_ROOT_32 << 4)[form == FORMAT_ROOT_32]
@@ -195,10 +215,10 @@ def _check_root(space: Space, native: Cpu, paging: ShadowPaging) -> None:
     slot = int(native.root_mfn) - paging.first
     mode, cr3 = int(native.mode), int(native.cr3)
     key, level, form, part = 0, 3, FORMAT_DIRECT, 0
-    if mode == MODE_4LEVEL:
-        key, level, form = (cr3 & pte.FRAME) >> 12, 4, FORMAT_64
+    if mode >= MODE_4LEVEL:
+        key, level, form = (cr3 & pte.FRAME) >> 12, 4 if mode == MODE_4LEVEL else 5, FORMAT_64
     elif mode == MODE_PAE:
-        key, form, part = (cr3 & 0xFFFF_F000) >> 12, FORMAT_64, cr3 >> 5 & 127
+        key, form, part = (cr3 & 0xFFFF_F000) >> 12, FORMAT_PDPTES, cr3 >> 5 & 127 | int(native.index) << 7
     elif mode == MODE_32:
         key, form = (cr3 & 0xFFFF_F000) >> 12, FORMAT_ROOT_32
     wanted = (key, level | form << 4 | part << 8)
@@ -272,21 +292,32 @@ def _check_rmap(paging: ShadowPaging, entries: _Entries) -> None:
 # --- what the entries say ---------------------------------------------------------------------------------------
 
 
-def _guest_entries(entries: _Entries) -> Array:
+def _pdptes(paging: ShadowPaging, roots: _Entries) -> Array:
+    """The PDPTEs, which have no rights, behind the entries of PAE roots.
+
+    Those that no processor runs on are compared with the registers when they are selected; until then they may say what
+    they like.
+    """
+    values = paging.key[roots.mfn - paging.first] << 12 | pte.P
+    for cpu in paging.processors():
+        registers = np.array([int(cpu.pdpte0), int(cpu.pdpte1), int(cpu.pdpte2), int(cpu.pdpte3)], np.int64)
+        selected = (roots.slot == int(cpu.root_mfn) - paging.first) & (int(cpu.pdptes_for) == int(cpu.cr3))
+        values = np.where(selected, registers[np.minimum(roots.index, 3)], values)
+    return values & (pte.FRAME | pte.P) | (_ALL_GRANTED & ~pte.P)
+
+
+def _guest_entries(paging: ShadowPaging, entries: _Entries) -> Array:
     """The guest's entry behind each shadow entry; where no guest entry limits anything, one that grants all."""
     pages = entries.space.memory.pages
     guest = np.full(len(entries.slot), _ALL_GRANTED, np.int64)
-    pae = int(entries.native.shadow_format) & 3 == MODE_PAE
 
     wide = entries.form == FORMAT_64
     e = entries.where(wide)
-    index = e.index + e.part * 4 if pae else e.index  # a PAE root lies at CR3 bits 11:5 of its page
-    outside = (e.level == 3) & (e.index >= 4) if pae else np.zeros(len(e.slot), bool)
-    e.refuse(outside, "a PAE root has four entries")
-    guest[wide] = pages.view(np.int64)[e.table, index]
-    if pae:  # these have no rights and no accessed bit
-        root = wide & (entries.level == 3)
-        guest[root] = guest[root] & ~(pte.NX | pte.PS) | (_ALL_GRANTED & ~pte.P)
+    guest[wide] = pages.view(np.int64)[e.table, e.index]
+
+    roots = entries.form == FORMAT_PDPTES
+    entries.refuse(roots & (entries.index >= 4), "a PAE root has four entries")
+    guest[roots] = _pdptes(paging, entries.where(roots))
 
     narrow = entries.form == FORMAT_32
     e = entries.where(narrow)
@@ -298,17 +329,20 @@ def _guest_entries(entries: _Entries) -> Array:
 def _check_entries(paging: ShadowPaging, entries: _Entries) -> None:
     native = entries.native
     made_for = int(native.shadow_format)
-    mode = made_for & 3
+    mode = made_for & _MODE
     from_guest = (entries.form == FORMAT_64) | (entries.form == FORMAT_32)
     entries.refuse(entries.value & ~_KNOWN != 0, "unknown bits")
     entries.refuse(from_guest & (entries.table == NO_FRAME), "made from a guest table that is not resident")
-    guest = _guest_entries(entries)
+    guest = _guest_entries(paging, entries)
     entries.refuse(guest & pte.P == 0, "the guest's entry is not present")
     entries.refuse(guest & pte.A == 0, "the guest's entry has its accessed bit clear")
     large = from_guest & (entries.level > 1) & (guest & pte.PS != 0)
     if mode == MODE_32 and not made_for & CR4_PSE:
         large[:] = False
     _check_reserved(entries, guest, large, mode, made_for)
+    maps = large | (from_guest & (entries.level == 1))
+    key = np.where(maps, guest & pte.KEY, 0) if mode >= MODE_4LEVEL else 0
+    entries.refuse(entries.value & pte.KEY != key, "the protection key is not the guest's")
 
     leaf = entries.level == 1
     target = _target_gfns(entries, guest, large)
@@ -323,7 +357,7 @@ def _check_reserved(entries: _Entries, guest: Array, large: Array, mode: int, ma
     reserved[wide] = pte.RESERVED_HIGH | (pte.RESERVED_PAE if mode == MODE_PAE else 0)
     if not made_for & EFER_NXE:
         reserved[wide] |= pte.NX
-    reserved[wide & (entries.level == 4)] |= pte.PS
+    reserved[wide & (entries.level >= 4)] |= pte.PS
     big = wide & large
     reserved[big] |= ((1 << 12 + 9 * (entries.level[big] - 1)) - 1) & ~0x1FFF
     reserved[~wide & large] |= pte.PDE32_RESERVED
@@ -334,6 +368,7 @@ def _target_gfns(entries: _Entries, guest: Array, large: Array) -> Array:
     """Leaves: the gfn that they map.  Others: the gfn of the table that they lead to."""
     level, form, index = entries.level, entries.form, entries.index
     wide_frame = (guest & pte.FRAME) >> 12
+    form = np.where(form == FORMAT_PDPTES, FORMAT_64, form)
     narrow_frame = (guest & 0xFFFF_F000) >> 12
     target = np.where(form == FORMAT_64, wide_frame, narrow_frame)
     span = 1 << 9 * (level - 1)  # gfns that one entry maps
@@ -382,6 +417,7 @@ def _check_branches(paging: ShadowPaging, branches: _Entries, guest: Array, gfn:
     form, part = branches.form.copy(), np.zeros(len(slot), np.int64)
     form[large] = FORMAT_DIRECT
     part[from_32 & ~large] = branches.index[from_32 & ~large] & 1
+    form[branches.form == FORMAT_PDPTES] = FORMAT_64
     root = branches.form == FORMAT_ROOT_32
     form[root], part[root] = FORMAT_32, branches.index[root]
     branches.refuse(root & (branches.index >= 4), "a 32-bit root has four entries")

@@ -15,6 +15,7 @@ from emu.cpu.breakpoints import end_watched_step, note_hits
 from emu.cpu.clock import leave_block
 from emu.cpu.gates import enter
 from emu.cpu.guestmem import load_code_byte
+from emu.cpu.invpcid import NOT_INVPCID, execute_invpcid
 from emu.cpu.segments import cpl
 from emu.cpu.syscall import FAULTED, enter_syscall, enter_sysenter, syscall_length
 from emu.engine import cpustate, eventlog
@@ -171,7 +172,7 @@ def deliver_refused(cpu: Cpu) -> int:
     if cpu.miss_kind == NON_CANONICAL:
         return deliver(cpu, VECTOR_GP, 0, EXCEPTION, rip)
     gva = fault_address(cpu)
-    store64(env + CR2, gva if cpu.mode == MODE_4LEVEL else gva & 0xFFFF_FFFF)
+    store64(env + CR2, gva if cpu.mode >= MODE_4LEVEL else gva & 0xFFFF_FFFF)
     return deliver(cpu, VECTOR_PF, cpu.miss_error, EXCEPTION, rip)
 
 
@@ -214,12 +215,22 @@ def on_interrupt(uc: int, vector: int, cpu_at: int) -> None:
 
 @callback("bqq")
 def on_invalid_instruction(uc: int, cpu_at: int) -> bool:
-    """Unicorn's UC_HOOK_INSN_INVALID: #UD, INT 6, or ICEBP, which the engine does not know."""
+    """Unicorn's UC_HOOK_INSN_INVALID: #UD, INT 6, or ICEBP and INVPCID, which the engine does not know."""
     cpu = cpu_record(cpu_at)
     env = cpu.env
     kind = _take_from_engine(cpu)
     leave_block(cpu)
-    if kind == SOFTWARE:
+    emulated = execute_invpcid(cpu_at) if kind == EXCEPTION else NOT_INVPCID
+    if emulated != NOT_INVPCID:
+        status = DELIVERED
+        if emulated == NEED:
+            cpu.miss_kind = NEED  # as if an access of the engine's had been refused
+            stop(cpu)
+        elif emulated != OK:
+            if cpu.fault_vector == VECTOR_PF:
+                store64(env + CR2, cpu.fault_gva)
+            status = deliver(cpu, cpu.fault_vector, cpu.fault_error, kind, load64(env + RIP))
+    elif kind == SOFTWARE:
         rip = load64(env + cpustate.EXCEPTION_NEXT_EIP)
         store64(env + RIP, rip)
         status = deliver(cpu, VECTOR_UD, -1, kind, rip)

@@ -350,9 +350,9 @@ def _enter_long(cpu_at: int, vector: int, error: int, kind: int, rip: int) -> in
     pushes_error = has_error_code(vector, kind)
     sp &= ~15
     frame = 48 if pushes_error else 40
-    if not is_canonical(sp - frame) or not is_canonical(sp - 1):
+    if not is_canonical(cpu, sp - frame) or not is_canonical(cpu, sp - 1):
         return fail(cpu, VECTOR_SS, cpu.external)
-    if not is_canonical(offset):
+    if not is_canonical(cpu, offset):
         return fail(cpu, VECTOR_GP, cpu.external)
     status = probe_store(cpu, sp - frame, frame)
     if status != OK:

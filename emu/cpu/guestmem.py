@@ -12,7 +12,7 @@ with ``need_gfn`` and ``need_intent`` set.
 
 from __future__ import annotations
 
-from emu.addr import PAGE_MASK, READ, WRITE
+from emu.addr import FETCH, PAGE_MASK, READ, WRITE
 from emu.engine import cpustate
 from emu.engine.native import inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record, vm_of
@@ -49,11 +49,11 @@ def fail(cpu: Cpu, vector: int, error: int) -> int:
     return FAULT
 
 
-@outlined("qqqq")
-def _translate_system(cpu_at: int, gva: int, access: int) -> int:
+@outlined("qqqqq")
+def _translate(cpu_at: int, gva: int, access: int, implicit: int) -> int:
     cpu = cpu_record(cpu_at)
-    if cpu.mode == MODE_4LEVEL:
-        if not is_canonical(gva):
+    if cpu.mode >= MODE_4LEVEL:
+        if not is_canonical(cpu, gva):
             cpu.fault_vector = VECTOR_GP
             cpu.fault_error = 0
             return NON_CANONICAL
@@ -61,7 +61,8 @@ def _translate_system(cpu_at: int, gva: int, access: int) -> int:
         gva &= 0xFFFF_FFFF
     eflags_at = cpu.env + cpustate.EFLAGS
     eflags = load64(eflags_at)
-    store64(eflags_at, eflags & ~cpustate.FLAG_AC)
+    if implicit:
+        store64(eflags_at, eflags & ~cpustate.FLAG_AC)
     status = walk(cpu, gva, access, False)
     if cpu.marked_code:
         drop_marked_code(cpu_at)
@@ -91,23 +92,23 @@ def translate_system(cpu: Cpu, gva: int, access: int) -> int:
     Returns:
         OK with the frame in ``sys_mfn``; FAULT (#PF, or #GP(0) for a non-canonical address); NEED.
     """
-    return _translate_system(cpu.at, gva, access)
+    return _translate(cpu.at, gva, access, 1)
 
 
-@outlined("qqqq")
-def _load_system(cpu_at: int, gva: int, size: int) -> int:
+@outlined("qqqqq")
+def _load(cpu_at: int, gva: int, size: int, implicit: int) -> int:
     cpu = cpu_record(cpu_at)
     vm = vm_of(cpu)
     offset = gva & PAGE_MASK
     if offset + size <= PAGE_MASK + 1:
-        status = translate_system(cpu, gva, READ)
+        status = _translate(cpu_at, gva, READ, implicit)
         if status != OK:
             return NEED if status == NEED else FAULT
         cpu.sys_value = load_bytes(vm.ram_at + (cpu.sys_mfn << 12) + offset, size)
         return OK
     value = 0
     for i in range(size):
-        status = translate_system(cpu, gva + i, READ)
+        status = _translate(cpu_at, gva + i, READ, implicit)
         if status != OK:
             return NEED if status == NEED else FAULT
         value |= load_bytes(vm.ram_at + (cpu.sys_mfn << 12) + ((gva + i) & PAGE_MASK), 1) << (8 * i)
@@ -118,7 +119,13 @@ def _load_system(cpu_at: int, gva: int, size: int) -> int:
 @inlined
 def load_system(cpu: Cpu, gva: int, size: int) -> int:
     """Load ``size`` (1, 2, 4 or 8) bytes into ``sys_value``, zero-extended."""
-    return _load_system(cpu.at, gva, size)
+    return _load(cpu.at, gva, size, 1)
+
+
+@inlined
+def load_operand(cpu: Cpu, gva: int, size: int) -> int:
+    """The same for the operand of an instruction at CPL 0: an explicit access, to which EFLAGS.AC applies."""
+    return _load(cpu.at, gva, size, 0)
 
 
 @inlined
@@ -174,7 +181,7 @@ def store_system(cpu: Cpu, gva: int, size: int, value: int) -> None:
 @outlined("qqq")
 def _load_linear_code_byte(cpu_at: int, gva: int) -> int:
     cpu = cpu_record(cpu_at)
-    if walk(cpu, gva, READ, load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3) != OK:
+    if walk(cpu, gva, FETCH, load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3) != OK:
         return -1
     host = host_address(cpu, cpu.walk_gpa, 1)
     return -1 if host == 0 else load_bytes(host, 1)
@@ -182,13 +189,13 @@ def _load_linear_code_byte(cpu_at: int, gva: int) -> int:
 
 @inlined
 def load_linear_code_byte(cpu: Cpu, gva: int) -> int:
-    """The byte of code at ``gva`` as the running program can read it; -1 when it cannot."""
+    """The byte of code at ``gva`` as the running program can fetch it; -1 when it cannot."""
     return _load_linear_code_byte(cpu.at, gva)
 
 
 @inlined
 def load_code_byte(cpu: Cpu, rip: int) -> int:
-    """The byte of code at ``rip``, relative to CS, as the running program can read it; -1 when it cannot."""
+    """The byte of code at ``rip``, relative to CS, as the running program can fetch it; -1 when it cannot."""
     env = cpu.env
     if load32(env + cpustate.HFLAGS) & cpustate.HF_CS64:
         return load_linear_code_byte(cpu, rip)

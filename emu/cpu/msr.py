@@ -14,6 +14,7 @@ from emu.cpu.portio import DENIED
 from emu.engine.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX, RIP
 from emu.engine.engine import (
     abandon_instruction,
+    flush_tlb,
     original_cpuid,
     original_pause,
     original_rdmsr,
@@ -31,6 +32,7 @@ _TSC = 0x10
 _APIC_BASE = 0x1B
 _TSC_ADJUST = 0x3B
 _TSC_DEADLINE = 0x6E0
+_PKRS = 0x6E1
 _X2APIC_FIRST, _X2APIC_LAST = 0x800, 0x8FF
 
 # Sebastiano Vigna's SplitMix64, as int64
@@ -41,10 +43,10 @@ _TIMING_LEAF = 0x4000_0010  # EAX: TSC in kHz, EBX: APIC bus in kHz, as VMware a
 _KHZ = 1_000_000  # of the TSC, which counts virtual ns, and of the APIC timer
 _SIGNATURE = (0x20756D65, 0x20756D65, 0x20756D65)  # "emu emu emu "
 
-_APIC, _X2APIC, _TSC_DEADLINE_TIMER, _TSC_ADJUST_THERE = (FEATURES[name][1] for name in (
-    "apic", "x2apic", "tsc-deadline", "tsc_adjust",
+_APIC, _X2APIC, _TSC_DEADLINE_TIMER, _TSC_ADJUST_THERE, _PKS = (FEATURES[name][1] for name in (
+    "apic", "x2apic", "tsc-deadline", "tsc_adjust", "pks",
 ))  # fmt: skip
-_WORD_1_EDX, _WORD_1_ECX, _WORD_7_EBX = word_at("1.edx"), word_at("1.ecx"), word_at("7.ebx")
+_WORD_1_EDX, _WORD_1_ECX, _WORD_7_EBX, _WORD_7_ECX = map(word_at, ("1.edx", "1.ecx", "7.ebx", "7.ecx"))
 _X2APIC_ENABLE = 1 << 10  # in IA32_APIC_BASE
 
 # several processors: the cores of one package, a thread each (SDM vol. 2A, CPUID; AMD APM vol. 3, E.4)
@@ -67,6 +69,8 @@ def _is_missing(env: int, index: int, value: int) -> bool:
         return not load32(env + _WORD_7_EBX) & _TSC_ADJUST_THERE
     if index == _TSC_DEADLINE:
         return not load32(env + _WORD_1_ECX) & _TSC_DEADLINE_TIMER
+    if index == _PKRS:
+        return value >> 32 != 0 or not load32(env + _WORD_7_ECX) & _PKS
     if index == _APIC_BASE:
         if value & _X2APIC_ENABLE and not load32(env + _WORD_1_ECX) & _X2APIC:
             return True
@@ -102,6 +106,8 @@ def on_rdmsr(env: int) -> None:
         _set_edx_eax(env, time_stamp(cpu))
     elif index == _TSC_ADJUST:
         _set_edx_eax(env, cpu.tsc_offset)
+    elif index == _PKRS:
+        _set_edx_eax(env, cpu.pkrs)
     elif _is_of_a_device(index):
         value = load_x2apic(cpu, index - _X2APIC_FIRST) if index >= _X2APIC_FIRST else ASK
         if value == ASK:
@@ -126,6 +132,9 @@ def on_wrmsr(env: int) -> None:
         cpu.tsc_offset = value - show_time(cpu)
     elif index == _TSC_ADJUST:
         cpu.tsc_offset = value
+    elif index == _PKRS:
+        cpu.pkrs = value
+        flush_tlb(cpu)
     elif _is_of_a_device(index):
         if index < _X2APIC_FIRST or store_x2apic(cpu, index - _X2APIC_FIRST, value) == ASK:
             _refuse_if(cpu.at, call_host(vm_of(cpu).msr_store_at, index, value, 0))

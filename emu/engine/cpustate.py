@@ -26,6 +26,7 @@ CR0, CR2, CR3, CR4 = 424, 440, 448, 456
 EFER = 592
 SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 4800, 4808, 4816
 STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX = 4824, 4840, 4848, 4856, 4864, 4896
+PKRU = 5304  # u32
 ERROR_CODE = 5384  # i32; of the exception being raised
 EXCEPTION_IS_INT = 5388  # i32; 1 while INT n, INT3 or INTO is being raised
 EXCEPTION_NEXT_EIP = 5392  # u64; RIP behind that instruction
@@ -53,6 +54,7 @@ HF_CS64 = 1 << 15
 HF_RF = 1 << 16
 HF_VM = 1 << 17
 HF_AC = 1 << 18
+HF_GUEST = 1 << 21  # a hypervisor intercepts instructions
 HF_OSFXSR = 1 << 22
 HF_SMAP = 1 << 23
 
@@ -64,8 +66,10 @@ FLAG_IOPL, FLAG_NT, FLAG_RF, FLAG_VM, FLAG_AC = 3 << 12, 1 << 14, 1 << 16, 1 << 
 FLAGS_ARITHMETIC = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF
 
 CR0_PE, CR0_MP, CR0_EM, CR0_TS, CR0_ET, CR0_WP, CR0_PG = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 16, 1 << 31
+CR0_NW, CR0_CD = 1 << 29, 1 << 30
 CR4_VME, CR4_DE, CR4_PSE, CR4_PAE, CR4_PGE = 1, 1 << 3, 1 << 4, 1 << 5, 1 << 7
-CR4_SMEP, CR4_SMAP = 1 << 20, 1 << 21
+CR4_UMIP, CR4_LA57, CR4_PCIDE = 1 << 11, 1 << 12, 1 << 17
+CR4_SMEP, CR4_SMAP, CR4_PKE, CR4_PKS = 1 << 20, 1 << 21, 1 << 22, 1 << 24
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11
 
 REGISTER_NAMES = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
@@ -206,7 +210,7 @@ class CpuState:
 
     def forget_modes(self) -> None:
         """What the engine has derived from CR4, an interrupt shadow and an NMI in service are forgotten, as by INIT."""
-        ctypes.c_uint32.from_address(self._env + HFLAGS).value &= ~(HF_INHIBIT_IRQ | HF_OSFXSR | HF_SMAP)
+        ctypes.c_uint32.from_address(self._env + HFLAGS).value &= ~(HF_INHIBIT_IRQ | HF_OSFXSR | HF_SMAP | HF_GUEST)
         ctypes.c_uint32.from_address(self._env + HFLAGS2).value &= ~HF2_NMI
 
     def block_nmi(self) -> None:

@@ -91,6 +91,7 @@ _cpu_loop_exit = external(LIBRARY, "cpu_loop_exit_x86_64", "vq")  # not declared
 _rdmsr = external(LIBRARY, "helper_rdmsr_x86_64", "vq")
 _wrmsr = external(LIBRARY, "helper_wrmsr_x86_64", "vq")
 _cpuid = external(LIBRARY, "cpu_x86_cpuid_x86_64", "vqiiqqqq")
+_write_control = external(LIBRARY, "helper_write_crN_x86_64", "vqiq")
 _rdrand = external(LIBRARY, "helper_rdrand_x86_64", "qq")
 _invalidate_code = external(LIBRARY, "tb_invalidate_phys_range_x86_64", "vqqq")
 _pause = external(LIBRARY, "helper_pause_x86_64", "vqi")
@@ -206,6 +207,12 @@ def original_rdmsr(env: int) -> None:
 def original_wrmsr(env: int) -> None:
     """WRMSR as the engine does it."""
     _wrmsr(env)
+
+
+@compiled
+def original_write_control(env: int, index: int, value: int) -> None:
+    """MOV to a control register as the engine does it: no check at all."""
+    _write_control(env, index, value)
 
 
 @compiled

@@ -67,6 +67,13 @@ class Cpu(Protocol):
     cr3: int
     cr4: int
     efer: int
+    pdptes_for: int  # the CR3 that the PDPTE registers were loaded for
+    pdpte0: int
+    pdpte1: int
+    pdpte2: int
+    pdpte3: int
+    pkrs: int  # IA32_PKRS
+    cr4_allowed: int  # bits of CR4 that the model of processor has
     root_mfn: int
     root_level: int
 
@@ -76,6 +83,7 @@ class Cpu(Protocol):
     walk_writable: int
     walk_user: int
     walk_nx: int
+    walk_key: int
     walk_dirty: int
     walk_level: int
     marked_code: int
@@ -90,6 +98,10 @@ class Cpu(Protocol):
     msr_value: int
     tsc_offset: int
     apic_enabled: int
+
+    # the instruction that is executed here (emu.cpu.invpcid)
+    insn_length: int
+    insn_segment: int
 
     # the event that is being delivered (emu.cpu.delivery, emu.cpu.gates)
     pending: int

@@ -9,15 +9,17 @@ from typing import cast
 import numpy as np
 
 from emu.boot.entry import CODE_16, enter_real_mode
-from emu.cpu import breakpoints, clock, delivery, mmio, msr, portio, runloop
+from emu.cpu import breakpoints, clock, controlregs, delivery, mmio, msr, portio, runloop
+from emu.cpu.models import Model
 from emu.engine import blockclock, engine
 from emu.engine.alone import NOWHERE
 from emu.engine.cpustate import CpuState, set_hflags_mode
-from emu.engine.identity import Identity, assume
+from emu.engine.identity import assume
 from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
 from emu.engine.state import HALTED, RUNNING, WAITING, Cpu, CpuStructure, cpu_offset
 from emu.mmu import fill
+from emu.mmu.walk import NO_PDPTES
 
 _FLAGS_AT_RESET = 2
 
@@ -29,7 +31,7 @@ class Processor:
         index: its number in the VM, which is the ID of its local APIC.
         vm_at: host address of its VM's record.
         memory: machine memory.
-        identity: what CPUID says that it is.
+        model: what it is.
 
     Attributes:
         index: the same.
@@ -38,14 +40,14 @@ class Processor:
         registers: its registers (:class:`emu.engine.cpustate.CpuState`).
     """
 
-    def __init__(self, index: int, vm_at: int, memory: MachineMemory, identity: Identity) -> None:
+    def __init__(self, index: int, vm_at: int, memory: MachineMemory, model: Model) -> None:
         self.index = index
-        self._version = identity.version
+        self._version, self._cr4_bits = model.identity.version, controlregs.cr4_bits(model.features)
         record = CpuStructure()
         self.native = cast(Cpu, record)
         self.native_at = ctypes.addressof(record)
         self.engine = engine.Engine(memory.at, memory.frames << 12)
-        assume(self.engine.env, identity)
+        assume(self.engine.env, model.identity)
         self.registers = CpuState(self.engine.env)
         self._scratch = np.zeros(16, np.int64)
         self._fill_native(vm_at)
@@ -71,6 +73,8 @@ class Processor:
         native.scratch_at = address_of(self._scratch)
         native.walk_at = address_of(self._scratch) + 32
         native.window_mfn = native.root_mfn = native.cr3 = native.pause_rip = -1
+        native.pdptes_for = NO_PDPTES
+        native.cr4_allowed = self._cr4_bits
         native.step_gva = NOWHERE
         native.apic_enabled = 1
 
@@ -147,6 +151,7 @@ class Processor:
         native.block_size = native.entered_size = native.step_alone = native.step_shadow = 0
         native.step_gva = NOWHERE
         native.cr3 = native.root_mfn = -1
+        native.pdptes_for = NO_PDPTES
         native.activity = WAITING
         runloop.forget_translations(self.native_at)
 

@@ -115,7 +115,7 @@ class VirtualMachine:
         self.native = native = cast(Vm, record)
         self.native_at = native.at = ctypes.addressof(record)
         self.processors = tuple(
-            Processor(number, self.native_at, memory, self.model.identity) for number in range(cpus)
+            Processor(number, self.native_at, memory, self.model) for number in range(cpus)
         )
         self.selected: int | None = None
         self._records = np.array([processor.native_at for processor in self.processors])

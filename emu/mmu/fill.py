@@ -52,11 +52,13 @@ from emu.mmu.walk import (
     FAULT,
     MODE_4LEVEL,
     MODE_32,
+    MODE_PAE,
     NEED,
     NON_CANONICAL,
     OK,
     is_canonical,
     is_mmio,
+    load_pdptes,
     note_use,
     p2m_entry,
     paging_mode,
@@ -67,7 +69,7 @@ from emu.mmu.walk import (
 _CR3_SWITCH, _TABLE_WRITE = Cr3Switch.KIND, TableWrite.KIND
 
 _CR0_BITS = cpustate.CR0_PG | cpustate.CR0_PE
-_CR4_BITS = cpustate.CR4_PSE | cpustate.CR4_PAE
+_CR4_BITS = cpustate.CR4_PSE | cpustate.CR4_PAE | cpustate.CR4_LA57
 _EFER_BITS = cpustate.EFER_LMA | cpustate.EFER_NXE
 
 
@@ -94,6 +96,8 @@ def refresh(cpu_at: int) -> None:
             if not vm.nested:
                 shadowtables.unshadow_all(cpu.at)
             vm.shadow_format = made_for
+    if cpu.mode == MODE_PAE and cpu.pdptes_for != cpu.cr3:
+        load_pdptes(cpu_at, cpu.cr3)  # where that must wait for the DMM, the walk says so
     if not vm.nested:
         shadow.select_root(cpu.at, 0)
 
@@ -189,23 +193,25 @@ def miss(cpu_at: int, gva: int, access: int, user: int, entry_at: int) -> int:
     cpu = cpu_record(cpu_at)
     vm = vm_of(cpu)
     mode = cpu.mode
-    if mode == MODE_4LEVEL:
-        if not is_canonical(gva):
+    if mode >= MODE_4LEVEL:
+        if not is_canonical(cpu, gva):
             return NON_CANONICAL
     else:
         gva &= 0xFFFF_FFFF
     if not vm.nested:
         leaf = shadow.lookup(cpu, gva)
         if leaf:
-            writable = leaf & (pte.W | pte.TRAP)
-            if permitted(cpu, access, user, leaf & pte.W or leaf & pte.TRAP, leaf & pte.U, leaf & pte.NX) and (
+            writable, key = leaf & (pte.W | pte.TRAP), (leaf & pte.KEY) >> pte.KEY_SHIFT
+            if permitted(cpu, access, user, writable, leaf & pte.U, leaf & pte.NX, key) and (
                 access != WRITE or writable
             ):
                 if leaf & (pte.LARGE | pte.HUGE):
                     _note_large_page(cpu, gva, 3 if leaf & pte.HUGE else 2)
-                executable = permitted(cpu, FETCH, user, 0, leaf & pte.U, leaf & pte.NX)
+                executable = permitted(cpu, FETCH, user, 0, leaf & pte.U, leaf & pte.NX, key)
                 # under SMAP the supervisor may fetch from a page that it may neither read nor write
-                readable = access != FETCH or permitted(cpu, READ, user, 0, leaf & pte.U, leaf & pte.NX)
+                readable = access != FETCH or permitted(cpu, READ, user, 0, leaf & pte.U, leaf & pte.NX, key)
+                if not permitted(cpu, WRITE, user, writable, leaf & pte.U, leaf & pte.NX, key):
+                    writable = 0
                 mfn = (leaf & pte.FRAME) >> 12
                 return grant(
                     cpu, entry_at, access, mfn, readable, readable and writable != 0, leaf & pte.TRAP != 0, executable,
@@ -226,18 +232,18 @@ def miss(cpu_at: int, gva: int, access: int, user: int, entry_at: int) -> int:
     entry = p2m_entry(cpu, gfn)
     if cpu.walk_level > 1:
         _note_large_page(cpu, gva, cpu.walk_level)
-    user_page, nx = cpu.walk_user, cpu.walk_nx
+    user_page, nx, key = cpu.walk_user, cpu.walk_nx, cpu.walk_key
     if is_mmio(cpu, gfn) and access != FETCH:
-        _grant_mmio(cpu, entry_at, gfn, permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx))
+        _grant_mmio(cpu, entry_at, gfn, permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx, key))
         return OK
     if not vm.nested:
         shadow.fill(cpu.at, gva, entry)
     mfn = entry >> 12
     may_write = entry & 2 != 0 and entry & DIRTY != 0  # the first store must be seen
-    writable = cpu.walk_dirty != 0 and may_write and permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx)
+    writable = cpu.walk_dirty != 0 and may_write and permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx, key)
     trapped = load8(vm.frame_flags_at + mfn) & FRAME_TABLE != 0
-    executable = entry & 4 != 0 and permitted(cpu, FETCH, user, 0, user_page, nx)
-    readable = entry & 1 != 0 and permitted(cpu, READ, user, 0, user_page, nx)
+    executable = entry & 4 != 0 and permitted(cpu, FETCH, user, 0, user_page, nx, key)
+    readable = entry & 1 != 0 and permitted(cpu, READ, user, 0, user_page, nx, key)
     return grant(cpu, entry_at, access, mfn, readable, writable, trapped, executable, user != 0)
 
 

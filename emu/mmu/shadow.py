@@ -1,8 +1,8 @@
 """Shadow tables: real x86 entries, in machine frames of their own, that lead from gva to mfn.
 
-The tree always has the 64-bit format: four levels for 4-level guests, three for all others.  What its tables are made
-from, mode by mode and level by level, say two tables of numbers below; each shadow table's own book-keeping is in
-:mod:`emu.mmu.shadowtables`.
+The tree always has the 64-bit format: four or five levels for guests in long mode, three for all others.  What its
+tables are made from, mode by mode and level by level, say two tables of numbers below; each shadow table's own
+book-keeping is in :mod:`emu.mmu.shadowtables`.
 
 An entry carries the guest's own R/W, U/S and NX of that level; a lookup combines them as the processor does.  A leaf
 is present only while the guest's accessed bits are set, and writable only while its dirty bit is, so that setting
@@ -27,6 +27,7 @@ from emu.mmu.shadowtables import (
     FORMAT_32,
     FORMAT_64,
     FORMAT_DIRECT,
+    FORMAT_PDPTES,
     FORMAT_ROOT_32,
     bucket_of,
     find,
@@ -40,7 +41,17 @@ from emu.mmu.shadowtables import (
     zap_entry,
     zap_frame,
 )
-from emu.mmu.walk import DIRTY, MODE_4LEVEL, MODE_32, MODE_NONE, MODE_PAE, level_entry, level_table
+from emu.mmu.walk import (
+    DIRTY,
+    MODE_4LEVEL,
+    MODE_5LEVEL,
+    MODE_32,
+    MODE_NONE,
+    MODE_PAE,
+    level_entry,
+    level_table,
+    pdpte,
+)
 
 _SHADOW_FILL = ShadowFill.KIND
 
@@ -55,17 +66,19 @@ _LOW = 0xFFFF_F000  # CR3 bits that locate the root table of a 32-bit or PAE gue
 # A root: its level, its format, the CR3 bits that locate the guest's root table, and those that are its part of the
 # role (shifted right, then masked: a PAE root lies at CR3 bits 11:5 of its page).
 _LEVEL, _ROOT_FORMAT, _ROOT_AT, _ROOT_SHIFT, _ROOT_MASK = range(5)
-_ROOTS = np.zeros((4, 5), np.int64)
+_ROOTS = np.zeros((5, 5), np.int64)
 _ROOTS[MODE_NONE] = 3, FORMAT_DIRECT, 0, 0, 0
 _ROOTS[MODE_32] = 3, FORMAT_ROOT_32, _LOW, 0, 0
-_ROOTS[MODE_PAE] = 3, FORMAT_64, _LOW, 5, 127
+_ROOTS[MODE_PAE] = 3, FORMAT_PDPTES, _LOW, 5, 127
 _ROOTS[MODE_4LEVEL] = 4, FORMAT_64, pte.FRAME, 0, 0
+_ROOTS[MODE_5LEVEL] = 5, FORMAT_64, pte.FRAME, 0, 0
+_PDPTES_CPU = 7  # from this bit on of the part of a PAE root: whose PDPTE registers it is made from
 
 # An entry at a level: the rights that it takes from the guest's entry of the same level, all others being granted;
 # and the table below, which is made from the guest's table of the level below: its format, and the gva bits that are
 # its part of the role (shifted right, then masked).  Below an entry that maps a large page all is FORMAT_DIRECT.
 _TAKES, _FORMAT, _SHIFT, _MASK = range(4)
-_ENTRIES = np.zeros((4, 5, 4), np.int64)
+_ENTRIES = np.zeros((5, 6, 4), np.int64)
 _ENTRIES[MODE_NONE, 3] = 0, FORMAT_DIRECT, 0, 0
 _ENTRIES[MODE_NONE, 2] = 0, FORMAT_DIRECT, 0, 0
 _ENTRIES[MODE_NONE, 1] = 0, 0, 0, 0
@@ -75,10 +88,21 @@ _ENTRIES[MODE_32, 1] = _RW, 0, 0, 0
 _ENTRIES[MODE_PAE, 3] = 0, FORMAT_64, 0, 0  # a PDPTE has no rights
 _ENTRIES[MODE_PAE, 2] = _RWX, FORMAT_64, 0, 0
 _ENTRIES[MODE_PAE, 1] = _RWX, 0, 0, 0
-_ENTRIES[MODE_4LEVEL, 4] = _RWX, FORMAT_64, 0, 0
-_ENTRIES[MODE_4LEVEL, 3] = _RWX, FORMAT_64, 0, 0
-_ENTRIES[MODE_4LEVEL, 2] = _RWX, FORMAT_64, 0, 0
-_ENTRIES[MODE_4LEVEL, 1] = _RWX, 0, 0, 0
+_ENTRIES[MODE_4LEVEL, 2:5] = _ENTRIES[MODE_5LEVEL, 2:6] = _RWX, FORMAT_64, 0, 0
+_ENTRIES[MODE_4LEVEL, 1] = _ENTRIES[MODE_5LEVEL, 1] = _RWX, 0, 0, 0
+
+
+@inlined
+def _drop_old_pdptes(cpu: Cpu, slot: int) -> None:
+    """Drop the entries of a PAE root that were made from other PDPTEs than are in the registers now."""
+    vm = vm_of(cpu)
+    for index in range(4):
+        entry = load64(vm.shadow_host + (slot * ENTRIES + index) * 8)
+        if entry & pte.P:
+            child = ((entry & pte.FRAME) >> 12) - vm.shadow_first
+            now = pdpte(cpu, index)
+            if not now & pte.P or (now & pte.FRAME) >> 12 != load64(vm.shadow_key_at + child * 8):
+                zap_entry(cpu, slot * ENTRIES + index)
 
 
 @outlined("vqq")
@@ -96,10 +120,15 @@ def select_root(cpu_at: int, create: int) -> None:
     cr3 = load64(cpu.env + CR3)
     level = int(_ROOTS[mode, _LEVEL])
     gfn = (cr3 & _ROOTS[mode, _ROOT_AT]) >> 12
-    wanted = role(level, _ROOTS[mode, _ROOT_FORMAT], cr3 >> _ROOTS[mode, _ROOT_SHIFT] & _ROOTS[mode, _ROOT_MASK])
+    part = cr3 >> _ROOTS[mode, _ROOT_SHIFT] & _ROOTS[mode, _ROOT_MASK]
+    if mode == MODE_PAE:
+        part |= cpu.index << _PDPTES_CPU
+    wanted = role(level, _ROOTS[mode, _ROOT_FORMAT], part)
     slot = find_or_create(cpu, gfn, wanted) if create else find(cpu, gfn, wanted)
     cpu.root_level = level
     cpu.root_mfn = NONE if slot == NONE else vm_of(cpu).shadow_first + slot
+    if mode == MODE_PAE and slot != NONE:
+        _drop_old_pdptes(cpu, slot)
 
 
 # --- lookup and fill --------------------------------------------------------------------------------------------
@@ -110,7 +139,8 @@ def lookup(cpu: Cpu, gva: int) -> int:
     """Walk the shadow tables.
 
     Returns:
-        0, or a leaf entry whose P, U, NX, W and TRAP hold for all levels together, with LARGE and HUGE of those above.
+        0, or a leaf entry whose P, U, NX, W and TRAP hold for all levels together, with the protection key, LARGE and
+        HUGE of those above.
     """
     vm = vm_of(cpu)
     if cpu.root_mfn == NONE:
@@ -132,19 +162,23 @@ def lookup(cpu: Cpu, gva: int) -> int:
     keep = pte.FRAME | pte.P | (all_of & (pte.W | pte.U))
     if all_of & pte.W:
         keep |= pte.TRAP
-    return (entry & keep) | (any_of & (pte.NX | pte.LARGE | pte.HUGE))
+    return (entry & keep) | (any_of & (pte.NX | pte.KEY | pte.LARGE | pte.HUGE))
 
 
 @inlined
 def _guest_rights(cpu: Cpu, level: int) -> int:
-    """The rights that the last walk found at ``level``: W, U and NX of the guest's entry, all where it has none."""
+    """The rights that the last walk found at ``level``: W, U and NX of the guest's entry, all where it has none; and
+    its protection key, where it maps the page.
+    """
     mapped_at = cpu.walk_level
     if level < mapped_at:
         return _RW  # inside a large page
     takes = _ENTRIES[cpu.mode, level, _TAKES]
     rights = (level_entry(cpu, level) & takes) | (_RW & ~takes)
-    if level == mapped_at and not cpu.walk_dirty:
-        rights &= ~pte.W
+    if level == mapped_at:
+        rights |= cpu.walk_key << pte.KEY_SHIFT
+        if not cpu.walk_dirty:
+            rights &= ~pte.W
     return rights
 
 
@@ -237,11 +271,7 @@ def table_written(cpu: Cpu, gfn: int, offset: int, size: int) -> int:
             what = load64(vm.shadow_role_at + slot * 8)
             level, form, part = what & 15, what >> 4 & 15, what >> 8
             if form == FORMAT_64:
-                index = offset >> 3
-                if level == 3 and part:
-                    index -= part * 4  # a PAE root lies at CR3 bits 11:5 of its page
-                if 0 <= index < ENTRIES:
-                    zapped += zap_entry(cpu, slot * ENTRIES + index)
+                zapped += zap_entry(cpu, slot * ENTRIES + (offset >> 3))
             elif form == FORMAT_32:
                 for index in range(offset >> 2, (offset + size - 1 >> 2) + 1):
                     if level == 1:

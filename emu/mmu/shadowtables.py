@@ -30,9 +30,10 @@ FORMAT_64 = 0  # from a guest table of 64-bit entries
 FORMAT_32 = 1  # from a part of a guest table of 32-bit entries
 FORMAT_DIRECT = 2  # from no table: maps consecutive gfns, for large pages and for guests without paging
 FORMAT_ROOT_32 = 3  # the four-entry root above the quarters of a 32-bit page directory
+FORMAT_PDPTES = 4  # from the four PDPTE registers of a processor; its gfn is where they were loaded from
 
 ENTRIES = 512
-_LEVELS = 4  # most tables that one fill can need
+_LEVELS = 5  # most tables that one fill can need
 MIN_TABLES = 2 * _LEVELS  # fewest tables that serve any guest
 
 

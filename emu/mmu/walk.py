@@ -3,20 +3,23 @@
 Guest page tables are read through the P2M.  Where a table page is not resident the walk ends with ``NEED`` and may be
 started again once the DMM has brought the page; nothing is lost, because accessed bits only ever become set.
 
-PAE page-directory-pointer entries are read on every walk, as AMD processors do under nested paging and QEMU does
-everywhere; Intel processors load all four with CR3.
+The four page-directory-pointer entries of PAE paging are registers (4.4.1): :func:`load_pdptes` loads them, for MOV to
+a control register (:mod:`emu.cpu.controlregs`) and else where CR3 has changed.
 """
 
 from __future__ import annotations
 
-from emu.addr import FETCH, PAGE_MASK, WRITE
+from emu.addr import FETCH, NO_FRAME, PAGE_MASK, WRITE
 from emu.engine.cpustate import (
     CR0,
     CR0_PG,
     CR0_WP,
     CR3,
     CR4,
+    CR4_LA57,
     CR4_PAE,
+    CR4_PKE,
+    CR4_PKS,
     CR4_PSE,
     CR4_SMAP,
     CR4_SMEP,
@@ -25,14 +28,15 @@ from emu.engine.cpustate import (
     EFER_NXE,
     EFLAGS,
     FLAG_AC,
+    PKRU,
 )
 from emu.engine.native import inlined, load8, load32, load64, outlined, store32, store64
 from emu.engine.ram import FRAME_CODE
-from emu.engine.state import Cpu, cpu_record, vm_of
+from emu.engine.state import Cpu, cpu_offset, cpu_record, vm_of
 from emu.mmu import pte
 
 # paging modes, in the order of their introduction
-MODE_NONE, MODE_32, MODE_PAE, MODE_4LEVEL = 0, 1, 2, 3
+MODE_NONE, MODE_32, MODE_PAE, MODE_4LEVEL, MODE_5LEVEL = 0, 1, 2, 3, 4
 
 # what a walk or a TLB miss comes to
 OK, FAULT, NEED, NON_CANONICAL = 0, 1, 2, 3
@@ -42,6 +46,10 @@ HOLE, RAM, MMIO, SHARED = 0, 2, 5, 6  # PageType
 YOUNG, ACCESSED, DIRTY = 1 << 3, 1 << 8, 1 << 9  # in a P2M entry
 _ROOT_PAE = 0xFFFF_FFE0  # CR3 bits that locate the page-directory-pointer table
 _ROOT_32 = 0xFFFF_F000
+_PDPTES = cpu_offset("pdpte0")
+NO_PDPTES = -1  # pdptes_for: to be loaded again
+
+_ACCESS_DISABLE, _WRITE_DISABLE = 1, 2  # of a key in PKRU and IA32_PKRS
 
 
 @inlined
@@ -50,16 +58,16 @@ def paging_mode(cpu: Cpu) -> int:
     if not load64(cpu.env + CR0) & CR0_PG:
         return MODE_NONE
     if load64(cpu.env + EFER) & EFER_LMA:
-        return MODE_4LEVEL
+        return MODE_5LEVEL if load64(cpu.env + CR4) & CR4_LA57 else MODE_4LEVEL
     if load64(cpu.env + CR4) & CR4_PAE:
         return MODE_PAE
     return MODE_32
 
 
 @inlined
-def is_canonical(gva: int) -> bool:
-    """Whether bits 63:47 are all equal."""
-    high = gva >> 47
+def is_canonical(cpu: Cpu, gva: int) -> bool:
+    """Whether bits 63:47, or with 5-level paging 63:56, are all equal."""
+    high = gva >> 56 if cpu.mode == MODE_5LEVEL else gva >> 47
     return high == 0 or high == -1
 
 
@@ -112,7 +120,7 @@ def host_address(cpu: Cpu, gpa: int, right: int) -> int:
 
 @inlined
 def note_level(cpu: Cpu, level: int, table: int, entry: int) -> None:
-    """Remember the table's gpa and the entry used at ``level`` (1 to 4) of the current walk."""
+    """Remember the table's gpa and the entry used at ``level`` (1 to 5) of the current walk."""
     store64(cpu.walk_at + 16 * level, table)
     store64(cpu.walk_at + 16 * level + 8, entry)
 
@@ -130,17 +138,67 @@ def level_entry(cpu: Cpu, level: int) -> int:
 
 
 @inlined
-def permitted(cpu: Cpu, access: int, user: bool, writable: int, user_page: int, nx: int) -> bool:
-    """Whether the rights of a page allow an access (SDM vol. 3A, 4.6.1).
+def pdpte(cpu: Cpu, index: int) -> int:
+    """The PDPTE register ``index``, 0 to 3."""
+    return load64(cpu.at + _PDPTES + 8 * index)
+
+
+@outlined("qqq")
+def load_pdptes(cpu_at: int, cr3: int) -> int:
+    """Load the PDPTE registers for ``cr3``.
+
+    Returns:
+        OK; FAULT when a present one has reserved bits set, and NEED: nothing is loaded then.
+    """
+    cpu = cpu_record(cpu_at)
+    for index in range(4):
+        host = host_address(cpu, (cr3 & _ROOT_PAE) + 8 * index, _P2M_RIGHT_READ)
+        if host == 0:
+            return NEED
+        entry = load64(host)
+        if entry & pte.P and entry & pte.PDPTE_RESERVED:
+            return FAULT
+    for index in range(4):  # all lie in one page, which is there
+        host = host_address(cpu, (cr3 & _ROOT_PAE) + 8 * index, _P2M_RIGHT_READ)
+        store64(cpu.at + _PDPTES + 8 * index, load64(host))
+    cpu.pdptes_for = cr3
+    cpu.root_mfn = NO_FRAME  # shadow tables: the root is to be compared with the registers
+    return OK
+
+
+@inlined
+def forbidden_by_key(cpu: Cpu, access: int, user: bool, user_page: int, key: int) -> bool:
+    """Whether a page's protection key forbids an access (SDM vol. 3A, 4.6.2); arguments as of :func:`permitted`."""
+    if access == FETCH or cpu.mode < MODE_4LEVEL:
+        return False
+    cr4 = load64(cpu.env + CR4)
+    if user_page:
+        rights = load32(cpu.env + PKRU) if cr4 & CR4_PKE else 0
+    else:
+        rights = cpu.pkrs if cr4 & CR4_PKS else 0
+    rights >>= 2 * key
+    if rights & _ACCESS_DISABLE:
+        return True
+    if not rights & _WRITE_DISABLE or access != WRITE:
+        return False
+    return load64(cpu.env + CR0) & CR0_WP != 0 or (user and user_page != 0)
+
+
+@inlined
+def permitted(cpu: Cpu, access: int, user: bool, writable: int, user_page: int, nx: int, key: int) -> bool:
+    """Whether the rights of a page allow an access (SDM vol. 3A, 4.6).
 
     Args:
         access: READ, WRITE or FETCH.
         user: the access is made at CPL 3 and is not an implicit supervisor access.
         writable, user_page, nx: nonzero when R/W is set on every level, U/S on every level, NX on any.
+        key: its protection key.
     """
     if cpu.mode == MODE_NONE:
         return True
     cr4 = load64(cpu.env + CR4)
+    if cr4 & (CR4_PKE | CR4_PKS) and forbidden_by_key(cpu, access, user, user_page, key):
+        return False
     if user:
         if not user_page:
             return False
@@ -203,6 +261,7 @@ def _walk(cpu_at: int, gva: int, access: int, user: int) -> int:
         cpu.walk_writable = 1
         cpu.walk_user = 1
         cpu.walk_nx = 0
+        cpu.walk_key = 0
         cpu.walk_dirty = 1
         cpu.walk_level = 0
         return OK
@@ -210,10 +269,23 @@ def _walk(cpu_at: int, gva: int, access: int, user: int) -> int:
     cr3 = load64(env + CR3)
     wide = mode != MODE_32
     reserved = 0
-    if mode == MODE_4LEVEL:
-        level, table, reserved = 4, cr3 & pte.FRAME, pte.RESERVED_HIGH
+    if mode >= MODE_4LEVEL:
+        level = 4 if mode == MODE_4LEVEL else 5
+        table, reserved = cr3 & pte.FRAME, pte.RESERVED_HIGH
     elif mode == MODE_PAE:
-        level, table, reserved = 3, cr3 & _ROOT_PAE, pte.RESERVED_HIGH | pte.RESERVED_PAE
+        if cpu.pdptes_for != cr3:
+            status = load_pdptes(cpu_at, cr3)
+            if status == NEED:
+                return NEED
+            if status == FAULT:  # after a task switch, which does not check them
+                cpu.miss_error = error_code(cpu, access, user, pte.ERROR_P | pte.ERROR_RSVD)
+                return FAULT
+        entry = pdpte(cpu, gva >> 30 & 3)
+        note_level(cpu, 3, cr3 & _ROOT_PAE, entry)
+        if not entry & pte.P:
+            cpu.miss_error = error_code(cpu, access, user, 0)
+            return FAULT
+        level, table, reserved = 2, entry & pte.FRAME, pte.RESERVED_HIGH | pte.RESERVED_PAE
     else:
         level, table = 2, cr3 & _ROOT_32
     if wide and not load64(env + EFER) & EFER_NXE:
@@ -223,8 +295,6 @@ def _walk(cpu_at: int, gva: int, access: int, user: int) -> int:
     while True:
         shift = 12 + bits * (level - 1)
         index = (gva >> shift) & ((1 << bits) - 1)
-        if mode == MODE_PAE and level == 3:
-            index &= 3
         entry_gpa = table + (index << 3 if wide else index << 2)
         host = host_address(cpu, entry_gpa, _P2M_RIGHT_READ)
         if host == 0:
@@ -234,36 +304,35 @@ def _walk(cpu_at: int, gva: int, access: int, user: int) -> int:
         if not entry & pte.P:
             cpu.miss_error = error_code(cpu, access, user, 0)
             return FAULT
-        pdpte = mode == MODE_PAE and level == 3
         large = False
-        if level > 1 and not pdpte and entry & pte.PS:
+        if level > 1 and entry & pte.PS:
             large = level < 4 and (wide or load64(env + CR4) & CR4_PSE != 0)
         bad = entry & reserved
-        if pdpte:
-            bad |= entry & pte.NX
-        elif level == 4:
+        if level >= 4:
             bad |= entry & pte.PS
         elif large:
             bad |= entry & (pte.PDE32_RESERVED if not wide else ((1 << shift) - 1) & ~0x1FFF)
         if bad:
             cpu.miss_error = error_code(cpu, access, user, pte.ERROR_P | pte.ERROR_RSVD)
             return FAULT
-        if not pdpte:
-            writable &= entry
-            user_page &= entry
-            if wide:
-                nx |= entry & pte.NX
+        writable &= entry
+        user_page &= entry
+        if wide:
+            nx |= entry & pte.NX
         if level == 1 or large:
             break
-        if not pdpte and not entry & pte.A:
+        if not entry & pte.A:
             if set_bits(cpu, entry_gpa, entry, wide, pte.A) == 0:
                 return NEED
             note_level(cpu, level, table, entry | pte.A)
         table = entry & pte.FRAME if wide else entry & _ROOT_32
         level -= 1
 
-    if not permitted(cpu, access, user, writable, user_page, nx):
+    key = (entry & pte.KEY) >> pte.KEY_SHIFT if mode >= MODE_4LEVEL else 0
+    if not permitted(cpu, access, user, writable, user_page, nx, key):
         cpu.miss_error = error_code(cpu, access, user, pte.ERROR_P)
+        if forbidden_by_key(cpu, access, user, user_page, key):
+            cpu.miss_error |= pte.ERROR_PK
         return FAULT
     wanted = pte.A | (pte.D if access == WRITE else 0)
     if entry & wanted != wanted:
@@ -282,6 +351,7 @@ def _walk(cpu_at: int, gva: int, access: int, user: int) -> int:
     cpu.walk_writable = writable
     cpu.walk_user = user_page
     cpu.walk_nx = nx
+    cpu.walk_key = key
     cpu.walk_dirty = entry & pte.D
     cpu.walk_level = level
     return OK
@@ -292,8 +362,8 @@ def walk(cpu: Cpu, gva: int, access: int, user: bool) -> int:
     """Translate ``gva`` by the guest's own tables, setting accessed and dirty bits.
 
     Returns:
-        OK with ``walk_gpa`` (of the byte), ``walk_writable``, ``walk_user``, ``walk_nx``, ``walk_dirty``,
-        ``walk_level`` (of the entry that maps the page; 0 without paging) and the levels noted;
+        OK with ``walk_gpa`` (of the byte), ``walk_writable``, ``walk_user``, ``walk_nx``, ``walk_key``,
+        ``walk_dirty``, ``walk_level`` (of the entry that maps the page; 0 without paging) and the levels noted;
         FAULT with ``miss_error``; NEED with ``need_gfn`` and ``need_intent``.
     """
     return _walk(cpu.at, gva, access, 1 if user else 0)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from emu.addr import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from emu.dmm.p2m import RESIDENT, Intent, PageType
-from emu.engine.cpustate import CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA, EFER_NXE
+from emu.engine.cpustate import CR0_PG, CR4_LA57, CR4_PAE, CR4_PKE, CR4_PKS, CR4_PSE, EFER_LMA, EFER_NXE
 from emu.mmu import pte
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
 
-MODE_NAMES = ("no paging", "32-bit paging", "PAE paging", "4-level paging")
-NO_PAGING, PAGING_32, PAGING_PAE, PAGING_4LEVEL = range(4)
+MODE_NAMES = ("no paging", "32-bit paging", "PAE paging", "4-level paging", "5-level paging")
+NO_PAGING, PAGING_32, PAGING_PAE, PAGING_4LEVEL, PAGING_5LEVEL = range(5)
 
-_ENTRY_NAMES = {1: "PTE", 2: "PDE", 3: "PDPTE", 4: "PML4E"}
+_ENTRY_NAMES = {1: "PTE", 2: "PDE", 3: "PDPTE", 4: "PML4E", 5: "PML5E"}
 _ADDRESS_64 = ((1 << 52) - 1) & ~PAGE_MASK
 _NX = 1 << 63
 _BIT_NAMES = (
@@ -34,7 +34,7 @@ class Step:
     """One entry on the way.
 
     Attributes:
-        name: PML4E, PDPTE, PDE or PTE.
+        name: PML5E, PML4E, PDPTE, PDE or PTE.
         table: gpa of the guest table; for a shadow table its machine address.
         index: of the entry in the table.
         entry: its value; None when the table cannot be read.
@@ -95,7 +95,7 @@ class Walk:
 def explain(vm: VirtualMachine, gva: int) -> Walk:
     """Walk ``gva`` through the guest's tables, the shadow tables and the P2M as they are now."""
     mode = paging_mode(vm)
-    if mode != PAGING_4LEVEL:
+    if mode < PAGING_4LEVEL:
         gva &= 0xFFFF_FFFF
     steps, gpa, verdict = _guest_walk(vm, gva, mode)
     shadow = _shadow_walk(vm, gva)
@@ -106,7 +106,7 @@ def explain(vm: VirtualMachine, gva: int) -> Walk:
 def translate(vm: VirtualMachine, gva: int) -> int | None:
     """The gpa that the guest's tables map ``gva`` to, whatever the rights; None when they map it nowhere."""
     mode = paging_mode(vm)
-    return _guest_walk(vm, gva if mode == PAGING_4LEVEL else gva & 0xFFFF_FFFF, mode)[1]
+    return _guest_walk(vm, gva if mode >= PAGING_4LEVEL else gva & 0xFFFF_FFFF, mode)[1]
 
 
 def peek(vm: VirtualMachine, gpa: int, size: int) -> bytes | None:
@@ -141,12 +141,12 @@ def backing(vm: VirtualMachine, gfn: int) -> Backing:
 
 
 def paging_mode(vm: VirtualMachine) -> int:
-    """NO_PAGING, PAGING_32, PAGING_PAE or PAGING_4LEVEL, from the control registers."""
+    """NO_PAGING, PAGING_32, PAGING_PAE, PAGING_4LEVEL or PAGING_5LEVEL, from the control registers."""
     cpu = vm.cpu
     if not cpu.cr0 & CR0_PG:
         return NO_PAGING
     if cpu.efer & EFER_LMA:
-        return PAGING_4LEVEL
+        return PAGING_5LEVEL if cpu.cr4 & CR4_LA57 else PAGING_4LEVEL
     return PAGING_PAE if cpu.cr4 & CR4_PAE else PAGING_32
 
 
@@ -157,8 +157,9 @@ def _guest_walk(vm: VirtualMachine, gva: int, mode: int) -> tuple[list[Step], in
     """The steps, the gpa or None, and the verdict."""
     if mode == NO_PAGING:
         return [], gva, f"no paging: the gpa is {gva:#x}"
-    if mode == PAGING_4LEVEL and gva >> 47 not in (0, (1 << 17) - 1):
-        return [], None, "not canonical: bits 63 to 47 differ, so no walk is made"
+    top = 56 if mode == PAGING_5LEVEL else 47
+    if mode >= PAGING_4LEVEL and gva >> top not in (0, (1 << 64 - top) - 1):
+        return [], None, f"not canonical: bits 63 to {top} differ, so no walk is made"
     cr3 = vm.cpu.cr3
     size, width, address = (4, 10, 0xFFFF_F000) if mode == PAGING_32 else (8, 9, _ADDRESS_64)
     table = cr3 & 0xFFFF_FFE0 if mode == PAGING_PAE else cr3 & address
@@ -168,7 +169,10 @@ def _guest_walk(vm: VirtualMachine, gva: int, mode: int) -> tuple[list[Step], in
         name = _ENTRY_NAMES[level]
         shift = PAGE_SHIFT + width * (level - 1)
         index = gva >> shift & ((1 << width) - 1)
-        data = peek(vm, table + index * size, size)
+        if mode == PAGING_PAE and level == 3:
+            data = _pdpte(vm, table, index)
+        else:
+            data = peek(vm, table + index * size, size)
         if data is None:
             verdict = f"its page, gfn {table >> PAGE_SHIFT:#x}, is not resident"
             steps.append(Step(name, table, index, None, "", verdict))
@@ -196,15 +200,26 @@ def _guest_walk(vm: VirtualMachine, gva: int, mode: int) -> tuple[list[Step], in
     steps.append(Step(name, table, index, entry, bits, f"{_page_size(shift)} page at gpa {frame:#x}"))
     gpa = frame | gva & ((1 << shift) - 1)
     rights = f"{'writable' if writable else 'read-only'}, {'user' if user else 'supervisor only'}"
+    if mode >= PAGING_4LEVEL and vm.cpu.cr4 & (CR4_PKE | CR4_PKS):
+        rights += f", key {(entry & pte.KEY) >> pte.KEY_SHIFT}"
     return steps, gpa, f"gpa {gpa:#x}, {rights}{'' if executable else ', no-execute'}"
 
 
+def _pdpte(vm: VirtualMachine, table: int, index: int) -> bytes | None:
+    """A PDPTE of PAE paging, from the registers; from memory where they have not been loaded yet."""
+    native = vm.processor.native
+    if native.pdptes_for != vm.cpu.cr3:
+        return peek(vm, table + 8 * index, 8)
+    registers = (native.pdpte0, native.pdpte1, native.pdpte2, native.pdpte3)
+    return int(registers[index]).to_bytes(8, "little", signed=True)
+
+
 def _maps_large_page(vm: VirtualMachine, entry: int, mode: int, level: int) -> bool:
-    if not entry & pte.PS or level in (1, 4):
+    if not entry & pte.PS or level in (1, 4, 5):
         return False
     if mode == PAGING_32:
         return bool(vm.cpu.cr4 & CR4_PSE)
-    return level == 2 or mode == PAGING_4LEVEL
+    return level == 2 or mode >= PAGING_4LEVEL
 
 
 def _reserved_bits(vm: VirtualMachine, entry: int, mode: int, level: int, large: bool) -> int:
@@ -216,7 +231,7 @@ def _reserved_bits(vm: VirtualMachine, entry: int, mode: int, level: int, large:
         reserved |= pte.RESERVED_PAE
     if not vm.cpu.efer & EFER_NXE or (mode == PAGING_PAE and level == 3):
         reserved |= _NX
-    if level == 4:
+    if level >= 4:
         reserved |= pte.PS
     if large:
         reserved |= (1 << (PAGE_SHIFT + 9 * (level - 1))) - 1 & ~0x1FFF

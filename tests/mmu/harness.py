@@ -25,6 +25,9 @@ from emu.dmm.policies.demand import StaticMapping
 from emu.dmm.policy import Policy
 from emu.engine import cpustate
 from emu.engine.cpustate import HFLAGS, set_hflags_mode
+from emu.engine.engine import start
+from emu.engine.native import compiled
+from emu.engine.state import cpu_record
 from emu.machine.machine import Machine
 from emu.mmu import shadow, walk
 from emu.mmu.paging import flush_tlbs
@@ -86,6 +89,16 @@ class MemoryWithHoles(Memory):
             super().write(gpa, data)
 
 
+@compiled
+def _start(cpu_at: int) -> int:
+    return start(cpu_record(cpu_at), 0)
+
+
+@compiled
+def _load_pdptes(cpu_at: int, cr3: int) -> int:
+    return walk.load_pdptes(cpu_at, cr3)
+
+
 class Keeper(Policy):
     """Keeps what it is told to evict, and answers nothing else."""
 
@@ -115,7 +128,7 @@ def new_vm(memory_size: int, mmu: str, cpus: int = 1) -> tuple[Any, Keeper]:
     """
     spare = 16 * PAGE
     machine = Machine(Machine.size_for(memory_size, memory_size, mmu) + spare)
-    vm = machine.create_vm("test", memory_size, mmu=mmu, cpus=cpus)
+    vm = machine.create_vm("test", memory_size, mmu=mmu, cpus=cpus, cpu="max")
     start_all(vm)
     vm.dmm.grow(spare // PAGE)
     keeper = Keeper()
@@ -196,6 +209,16 @@ class EmuMmu:
         """The whole of guest memory as it is now."""
         return self.guest.words(self._all_gfns).tobytes()
 
+    def load_pdptes(self, control: Control) -> bool:
+        """Load the PDPTE registers as MOV CR3 does, if PAE paging is in use; False when that is a #GP."""
+        native = self.vm.processor.native
+        if not control.pae:
+            return True
+        while (status := _load_pdptes(self.vm.processor.native_at, control.cr3)) == walk.NEED:
+            native.miss_kind = walk.NEED
+            self._resolved()
+        return status == walk.OK
+
     def disturb(self, action: str, gfn: int) -> None:
         """Change what lies below the guest: "evict", "remap", or exactly these rights, as "r", "rw", "rx" or ""."""
         dmm = self.vm.dmm
@@ -249,18 +272,18 @@ class EmuMmu:
             raise RuntimeError("the code page has no identity translation")
         self.vm.cpu.cr0 = control.cr0
 
-    def _run(self, start: int, end: int) -> bool:
+    def _run(self, begin: int, end: int) -> bool:
         """Execute one stub; true when the DMM had to resolve something first, and it must be executed again."""
         vm, native = self.vm, self.vm.processor.native
-        vm.cpu.rip = start
+        vm.cpu.rip = begin
         native.miss_kind, native.stopped, native.limit = walk.OK, 0, 1 << 62
-        error = uclib.uc_emu_start(self._handle, ctypes.c_uint64(start), 0, 0, 0)
+        error = _start(self.vm.processor.native_at)
         native.shutdown = native.pending = native.block_size = 0
-        if error == ERR_OK:
+        if error == ERR_OK and native.miss_kind == walk.OK:
             if vm.cpu.rip != (end if vm.cpu.cpl else end + 1):
                 raise RuntimeError(f"stopped at {vm.cpu.rip:#x}, not at the HLT at {end:#x}")
             return False
-        if error != ERR_EXCEPTION:
+        if error not in (ERR_OK, ERR_EXCEPTION):
             raise RuntimeError(f"engine error {error}")
         return self._resolved()
 
@@ -273,7 +296,7 @@ class EmuMmu:
             raise RuntimeError(f"a TLB fill was refused with miss_kind {native.miss_kind}")
         if gva is None:
             gva = ctypes.c_uint64.from_address(int(native.fault_address_at)).value
-        return 14, int(native.miss_error), gva if native.mode == walk.MODE_4LEVEL else gva % 2**32
+        return 14, int(native.miss_error), gva if native.mode >= walk.MODE_4LEVEL else gva % 2**32
 
     def _resolved(self) -> bool:
         """Whether the DMM had to be asked, and has answered."""
@@ -326,6 +349,8 @@ class EmuMmu:
     def _set_state(self, control: Control, access: Access) -> None:
         vm, cpu = self.vm, self.vm.cpu
         cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = control.cr0, control.cr3, control.cr4, control.efer
+        ctypes.c_uint32.from_address(vm.processor.engine.env + cpustate.PKRU).value = control.pkru
+        vm.processor.native.pkrs = control.pkrs
         cpu.rax = 8 if access.implicit else access.value  # for LAR: the selector of descriptor 1
         cpu.rbx = access.gva
         if access.size == 8 and access.kind is Kind.WRITE:

@@ -37,7 +37,19 @@ from tests.mmu.world import (
     perform,
 )
 from tests.oracles import paging_model as x86
-from tests.oracles.paging_cases import BITS32, LONG, MEMORY_SIZE, PAE, PSE, Mode, _entry, _pick, _rarely, data_image
+from tests.oracles.paging_cases import (
+    BITS32,
+    LONG,
+    LONG5,
+    MEMORY_SIZE,
+    PAE,
+    PSE,
+    Mode,
+    _entry,
+    _pick,
+    _rarely,
+    data_image,
+)
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Outcome, Translation
 
 _below = functools.cache(lambda n: st.integers(0, n - 1))
@@ -106,8 +118,8 @@ class Maker:
         else:
             base = self.pick(*TABLES)
         value = _entry(self.draw, base) | self.pick(0, 0, GLOBAL)
-        if self.mode is PAE and depth == 0 and not _rarely(self.draw, 8):
-            value &= ~(x86.EXECUTE_DISABLE | x86.WRITABLE | x86.USER)
+        if self.mode is PAE and depth == 0 and not (self.steps and _rarely(self.draw, 8)):
+            value &= 0xFF_FFFF_F000 | x86.PRESENT  # at first none that could not be loaded
         return value % 2 ** (8 * self.mode.entry_size)
 
     def initial_entries(self) -> None:
@@ -140,9 +152,7 @@ class Maker:
                 gva |= self.pick(0, 1, 8, 0x3F) * PAGE
                 break
             table = entry & 0x000F_FFFF_FFFF_F000 if entry & 0x000F_FFFF_FFFF_F000 < MEMORY_SIZE else 0
-        if self.mode is LONG and gva >> 47:
-            gva |= 0xFFFF << 48
-        return gva
+        return self.mode.canonical(gva)
 
     def gva_of(self, gpa: int) -> int:
         """Some address that leads to gpa, which is below WINDOW."""
@@ -211,6 +221,8 @@ class Maker:
             if self.mode in (BITS32, PSE):
                 self.processors[self.cpu].mode = PSE if self.control.cr4 & x86.CR4_PSE else BITS32
         elif name == "nxe":
+            if self.loaded(replace(control, cr4=control.cr4 ^ CR4_PGE)) is None:  # for the flush
+                return
             self.move("efer", replace(control, efer=control.efer ^ x86.EFER_NXE))
             self.flush_all()
         elif control.long_mode or name == "mode" and len(self.processors) > 1:  # all roots are of one mode
@@ -222,6 +234,8 @@ class Maker:
 
     def change_mode(self) -> None:
         """Between 4-byte and 8-byte entries: paging off, other tables for the fixed part, CR4, CR3, paging on."""
+        if not self.control.cr4 & x86.CR4_PAE and not self.could_load_any_root():
+            return
         if self.control.cr0 & x86.CR0_PG:
             self.move("cr0", replace(self.control, cr0=self.control.cr0 & ~x86.CR0_PG))
         cr4 = self.control.cr4 ^ x86.CR4_PAE
@@ -237,8 +251,23 @@ class Maker:
         cr0 = self.control.cr0 | x86.CR0_PG
         self.move("mode", replace(self.control, cr0=cr0, cr3=root, cr4=cr4))
 
+    def loaded(self, after: Control) -> Control | None:
+        """`after`, to which a control register is to be changed, with the PDPTEs that this loads; None for a #GP."""
+        before = self.control
+        paging = (before.cr0 ^ after.cr0) & x86.CR0_PG
+        bits = x86.CR4_PAE | CR4_PGE | x86.CR4_PSE | x86.CR4_SMEP
+        if not after.pae or (after.cr3 == before.cr3 and not paging and after != before):
+            if not (before.cr4 ^ after.cr4) & bits or not after.pae:
+                return after
+        pdptes = x86.load_pdptes(self.memory, after)
+        return None if pdptes is None else replace(after, pdptes=pdptes)
+
     def move(self, name: str, after: Control) -> None:
-        """An operation on a control register."""
+        """An operation on a control register, unless it would be a #GP, which the engine's own MMU knows nothing of."""
+        loaded = self.loaded(after)
+        if loaded is None:
+            return
+        after = loaded
         before = replace(self.control, cpl=0, ac=False)
         self.add(Step(name, before, after))
         changed = before.cr0 ^ after.cr0 | before.cr4 ^ after.cr4
@@ -251,6 +280,14 @@ class Maker:
         elif name in ("cr0", "cr4"):  # rights are looked up anew, translations need not be
             self.cached.clear()
         self.keep_the_rules()
+
+    def could_load_any_root(self) -> bool:
+        """Whether each root, with another entry 0, could be that of PAE paging."""
+        memory = self.memory.copy()
+        for root in ROOTS:
+            memory.write(root, bytes(8))
+        pae = replace(self.control, cr0=x86.CR0_PG, cr4=x86.CR4_PAE)
+        return all(x86.load_pdptes(memory, replace(pae, cr3=root)) is not None for root in ROOTS)
 
     def disturb(self) -> None:
         action = self.pick("evict", "evict", "remap", "remap", "", "r", "rx", "rw", "w", "x")
@@ -300,7 +337,8 @@ class Maker:
         stale = list(self.stale())
         if not stale:
             return
-        if not any(cached.is_global for _, cached in stale) and not self.draw(_below(3)):
+        can_load = self.loaded(self.control) is not None
+        if can_load and not any(cached.is_global for _, cached in stale) and not self.draw(_below(3)):
             self.move("cr3", self.control)
             return
         for page, cached in stale:
@@ -318,7 +356,7 @@ class Maker:
 @st.composite
 def programs(draw: st.DrawFn, length: int = 40, cpus: int = 1) -> Program:
     """A random program of about `length` operations, without the rules' flushes, for so many processors."""
-    mode = _pick(draw, (BITS32, PSE, PAE, PAE, LONG, LONG))
+    mode = _pick(draw, (BITS32, PSE, PAE, PAE, LONG, LONG5))
     frames = fixed_frames(mode)
     efer = mode.efer | _pick(draw, (x86.EFER_NXE, x86.EFER_NXE, 0))
     cr4 = mode.cr4 | _pick(draw, (0, CR4_PGE))
@@ -326,9 +364,14 @@ def programs(draw: st.DrawFn, length: int = 40, cpus: int = 1) -> Program:
     for gpa in TABLES:
         frames.setdefault(gpa // PAGE, bytes(PAGE))
     processors = [Running(mode, replace(control, cr3=ROOTS[cpu])) for cpu in range(cpus)]
-    controls = tuple(processor.control for processor in processors)
     maker = Maker(draw, processors, WatchedMemory(data_image(MEMORY_SIZE), frames))
     maker.initial_entries()
+    if mode is PAE:
+        for processor in processors:
+            pdptes = x86.load_pdptes(maker.memory, processor.control)
+            assert pdptes is not None
+            processor.control = replace(processor.control, pdptes=pdptes)
+    controls = tuple(processor.control for processor in processors)
     initial = {gfn: bytes(frame) for gfn, frame in maker.memory.frames.items()}
     for _ in range(length):
         kind = draw(_below(16))

@@ -5,10 +5,10 @@ do the same, except where a difference is on the list below. All accesses of a c
 the shadow tables of one access serve the next; at its end all of memory is compared.
 
 Every departure from the oracles
-    - From the manual, with QEMU: `RULES.pdpte_low_reserved`. PAE PDPTEs are read in every walk, their bits 2:1 and 8:5
-      are not checked (a processor checks them at MOV CR3, with #GP).
     - From the manual, with QEMU: `RULES.implicit_obeys_ac`. The engine does not tell the processor's own accesses from
       the program's, so EFLAGS.AC suspends SMAP for both at CPL 0 to 2.
+    - From QEMU, with the manual: `RULES.pdpte_registers` and `RULES.pks`, see there. Before every third access the
+      PDPTE registers of PAE paging are loaded again.
     - From QEMU, with the manual: `RULES.giga_accessed_early`. The accessed flag of an entry that maps 1 GiB is set by
       accesses that succeed only.
     - From both: physical addresses beyond the guest's memory read as ones, as on a bus that nothing drives
@@ -29,11 +29,22 @@ from hypothesis import strategies as st
 from tests.mmu.harness import ARCHITECTURES, CODE_GFNS, HOLE, EmuMmu, MemoryWithHoles, with_code
 from tests.oracles import paging_model as x86
 from tests.oracles.paging_cases import DATA_GFNS, LONG_RUN, MEMORY_SIZE, TABLE_GFNS, Case, case_settings, cases
-from tests.oracles.paging_model import PAGE, Access, Control, Kind, Memory, Outcome, Rules, perform
+from tests.oracles.paging_model import (
+    PAGE,
+    Access,
+    Control,
+    Kind,
+    Memory,
+    Outcome,
+    Rules,
+    load_pdptes,
+    perform,
+)
 from tests.oracles.unicorn_mmu import UnicornMmu
 
-RULES = Rules(pdpte_low_reserved=False, giga_accessed_early=False, implicit_obeys_ac=True)
+RULES = Rules(pdpte_registers=True, giga_accessed_early=False, implicit_obeys_ac=True, pks=True)
 
+RELOAD_EVERY = 3  # accesses
 AUDIT_EVERY = 1 if LONG_RUN else 4  # accesses of a pair
 
 Disturbances = list[list[tuple[str, int]]]  # for each access what happens below the guest before it: (action, gfn)
@@ -47,6 +58,17 @@ def visible(outcome: Outcome, access: Access, memory_size: int) -> Outcome:
     """What the emulator can be asked for: addresses of fetches only, and HOLE for those beyond memory."""
     gpas = outcome.gpas if access.kind is Kind.FETCH else ()
     return replace(outcome, gpas=tuple(gpa if gpa < memory_size else HOLE for gpa in gpas))
+
+
+def reloaded(emulator: EmuMmu, memory: Memory, control: Control) -> Control | None:
+    """The control state with its PDPTE registers loaded, on the emulator, too; None where they cannot be at first."""
+    if not control.pae:
+        return control
+    pdptes = load_pdptes(memory, control)
+    assert emulator.load_pdptes(control) == (pdptes is not None)
+    if pdptes is None:
+        return None if control.pdptes is None else control
+    return replace(control, pdptes=pdptes)
 
 
 def check(
@@ -65,21 +87,24 @@ def check(
     code = {gfn: frames[gfn] for gfn in CODE_GFNS}
     comparable = 0
     compare_unicorn = True
+    control: Control | None = case.control
     for number, access in enumerate(case.accesses):
-        if left_out(case.control, access):
+        if number % RELOAD_EVERY == 0:
+            control = reloaded(emulator, memory, control or case.control)
+        if control is None or left_out(control, access):
             continue
         for action, gfn in disturbances[number % len(disturbances)] if disturbances else ():
             emulator.disturb(action, gfn)
-        expected = perform(memory, case.control, access, rules=RULES)
+        expected = perform(memory, control, access, rules=RULES)
         emulator.watch(memory.frames)
-        ours = emulator.perform(case.control, access)
+        ours = emulator.perform(control, access)
         model = visible(expected, access, case.memory_size)
         assert ours == model, f"{name}\n{access}\n{disturbances}\n{case}\nemulator: {ours}\nmodel:    {model}"
         if compare_unicorn:
-            qemu = perform(qemu_memory, case.control, access)
+            qemu = perform(qemu_memory, control, access)
             compare_unicorn = qemu == expected
         if compare_unicorn:
-            theirs = visible(engine.perform(case.control, access), access, case.memory_size)
+            theirs = visible(engine.perform(control, access), access, case.memory_size)
             assert ours == theirs, f"{name}\n{access}\n{disturbances}\n{case}\nemulator: {ours}\nunicorn:  {theirs}"
             comparable += 1
         if any(bytes(memory.frames[gfn]) != code[gfn] for gfn in CODE_GFNS):
@@ -98,16 +123,20 @@ def check_pair(pair: tuple[Case, Case], turns: list[int], disturbances: Disturba
     memory = MemoryWithHoles(image, frames)
     emulator.load(image, frames)
     code = {gfn: frames[gfn] for gfn in CODE_GFNS}
+    controls: list[Control | None] = [reloaded(emulator.on(cpu), memory, pair[cpu].control) for cpu in range(2)]
     for number, cpu in enumerate(turns):
         case = pair[cpu]
         access = case.accesses[number % len(case.accesses)]
-        if left_out(case.control, access):
+        if number % RELOAD_EVERY == RELOAD_EVERY - 1:
+            controls[cpu] = reloaded(emulator.on(cpu), memory, controls[cpu] or case.control)
+        control = controls[cpu]
+        if control is None or left_out(control, access):
             continue
         for action, gfn in disturbances[number % len(disturbances)]:
             emulator.disturb(action, gfn)
-        expected = visible(perform(memory, case.control, access, rules=RULES), access, case.memory_size)
+        expected = visible(perform(memory, control, access, rules=RULES), access, case.memory_size)
         emulator.watch(memory.frames)
-        ours = emulator.on(cpu).perform(case.control, access)
+        ours = emulator.on(cpu).perform(control, access)
         assert ours == expected, f"{turns}\n{access} on {cpu}\n{disturbances}\n{pair}\nemulator: {ours}\n{expected}"
         if number % AUDIT_EVERY == 0:
             emulator.vm.audit()

@@ -66,6 +66,7 @@ class EmuGuest:
             cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = control.cr0, control.cr3, control.cr4, control.efer
             for table in (cpu.gdtr, cpu.ldtr, cpu.tr):
                 table.set(0, SUPERVISOR_CODE, 0, 0x8B00)
+            assert self.mmu.on(processor.index).load_pdptes(control)
 
     def step(self, step: Step) -> Outcome:
         mmu, access = self.mmu.on(step.cpu), step.access

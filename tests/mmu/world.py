@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from tests.mmu.harness import CODE_GFNS
 from tests.mmu.instructions import CODE
 from tests.oracles import paging_model as x86
-from tests.oracles.paging_cases import LONG, PAE, Mode
+from tests.oracles.paging_cases import LONG, LONG5, PAE, Mode
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Memory, Outcome, Rules
 
-RULES = Rules(pdpte_low_reserved=False, giga_accessed_early=False, implicit_obeys_ac=True)
+RULES = Rules(pdpte_registers=True, giga_accessed_early=False, implicit_obeys_ac=True, pks=True)
 
 ROOTS = (0x1000, 0x2000, 0x3000)
 TABLES = tuple(gfn * PAGE for gfn in range(1, 9))
@@ -118,6 +118,7 @@ def fixed_frames(mode: Mode) -> dict[int, bytes]:
     fill(FIXED_TABLES + PAGE, 8)
     put(FIXED_TABLES + 2 * PAGE, FIXED_TABLES + PAGE | _PRESET, 8)  # page directory
     put(FIXED_TABLES + 3 * PAGE, FIXED_TABLES + 2 * PAGE | _PRESET, 8)  # PDPT of 4-level paging
+    put(FIXED_TABLES + 4 * PAGE, FIXED_TABLES + 3 * PAGE | _PRESET, 8)  # PML4 of 5-level paging
     for root in ROOTS:
         put(root, *fixed_entry(mode))
     code = {gpa // PAGE: CODE for gpa in (SUPERVISOR_CODE, USER_CODE)}
@@ -128,6 +129,8 @@ def fixed_entry(mode: Mode) -> tuple[int, int]:
     """Entry 0 of every root: its value and size."""
     if mode is LONG:
         return FIXED_TABLES + 3 * PAGE | _PRESET, 8
+    if mode is LONG5:
+        return FIXED_TABLES + 4 * PAGE | _PRESET, 8
     if mode is PAE:
         return FIXED_TABLES + 2 * PAGE | x86.PRESENT, 8
     return FIXED_TABLES | _PRESET, 4

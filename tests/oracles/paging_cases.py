@@ -11,7 +11,7 @@ What the generator leans to
     Tables are shared between slots and point at themselves and at tables above them; data is used as a table; large
     pages stand at every level, also where the bit is ignored or reserved.
 
-What it keeps out: 32-bit accesses over the end of the 4 GiB space, 5-level paging, protection keys.
+What it keeps out: 32-bit accesses over the end of the 4 GiB space.
 """
 
 from __future__ import annotations
@@ -72,6 +72,16 @@ class Mode:
     efer: int
 
     @property
+    def long(self) -> bool:
+        """4- or 5-level paging, with its protection keys."""
+        return bool(self.efer & x86.EFER_LMA)
+
+    def canonical(self, gva: int) -> int:
+        """The address with the bits above the topmost level's copied from the highest of these."""
+        top = self.levels[0].shift + 8
+        return gva | -1 << top & (1 << 64) - 1 if self.long and gva >> top & 1 else gva
+
+    @property
     def paging(self) -> bool:
         return bool(self.cr0 & x86.CR0_PG)
 
@@ -93,7 +103,15 @@ LONG = Mode(
     x86.CR4_PAE,
     _LONG,
 )
-MODES = (UNPAGED, BITS32, PSE, PAE, LONG)
+LONG5 = Mode(
+    "5level",
+    (Level("pml5e", 48, 512, large=False), *LONG.levels),
+    8,
+    _PG,
+    x86.CR4_PAE | x86.CR4_LA57,
+    _LONG,
+)
+MODES = (UNPAGED, BITS32, PSE, PAE, LONG, LONG5)
 
 
 @dataclass(frozen=True)
@@ -177,6 +195,7 @@ _WEIGHTS = {  # flags flipped in an ordinary entry
     1 << 3 | 1 << 4 | 1 << 8 | 7 << 9: 1,  # PWT, PCD, G and the bits left to software
 }
 _DEVIATIONS = tuple(flags for flags, weight in _WEIGHTS.items() for _ in range(weight))
+_KEYS = (0, 1, 2, 5, 8, 15)  # protection keys in use
 _EDGE_BITS = (7, 12, 13, 20, 21, 29, 30, 32, 39, 40, 47, 51, 52, 58, 62, 63)  # where fields and reserved bits begin
 _CHOICES = ("table",) * 9 + ("large",) * 3 + ("shared",) * 3 + ("data",)
 
@@ -225,6 +244,8 @@ def _tables(draw: st.DrawFn, mode: Mode, root: int) -> dict[int, int]:
             else:
                 base = _pick(draw, DATA_GFNS) * PAGE
             value = _entry(draw, base) ^ flags
+            if mode.long and _rarely(draw, 3):
+                value |= _pick(draw, _KEYS) << 59
             if mode is PAE and depth == 0 and not _rarely(draw, 8):
                 value &= ~(x86.EXECUTE_DISABLE | x86.WRITABLE | x86.USER)  # a PDPTE has no rights
             entries.setdefault(table + slot * mode.entry_size, value % 2 ** (8 * mode.entry_size))
@@ -239,7 +260,13 @@ def _control(draw: st.DrawFn, mode: Mode, cr3: int) -> Control:
     if bits & 8 and mode.cr4 & x86.CR4_PAE:
         cr4 |= x86.CR4_PSE  # ignored there
     nxe = _pick(draw, (x86.EFER_NXE, x86.EFER_NXE, 0))
-    return Control(cr0, cr3, cr4, mode.efer | nxe, _pick(draw, (0, 0, 0, 3, 3, 3, 1, 2)), ac=bool(bits & 16))
+    pkru = pkrs = 0
+    if mode.long and _rarely(draw, 3):
+        cr4 |= _pick(draw, (x86.CR4_PKE, x86.CR4_PKS, x86.CR4_PKE | x86.CR4_PKS))
+    if mode.long and _rarely(draw, 2):  # the registers mean nothing without those bits
+        pkru, pkrs = (_pick(draw, (draw(_below(2**32)), 0x5555_5554, 0xC, 0x8, 0x2, 1 << 31)) for _ in range(2))
+    cpl, ac = _pick(draw, (0, 0, 0, 3, 3, 3, 1, 2)), bool(bits & 16)
+    return Control(cr0, cr3, cr4, mode.efer | nxe, cpl, ac, pkru, pkrs)
 
 
 # Accesses
@@ -268,9 +295,7 @@ def _page(draw: st.DrawFn, mode: Mode, root: int, entries: dict[int, int]) -> in
                 slot &= 1  # memory ends in the second 2 MiB
             table = None
         gva |= slot << level.shift
-    if mode is LONG and gva >> 47 and not _rarely(draw, 16):
-        gva |= 0xFFFF << 48
-    return gva
+    return gva if _rarely(draw, 16) else mode.canonical(gva)
 
 
 _KINDS = tuple(Kind)
@@ -287,7 +312,7 @@ def _access(draw: st.DrawFn, mode: Mode, root: int, entries: dict[int, int]) -> 
     else:
         offset = min(_pick(draw, (0, 1, 7, 8, 0x7FF, 0xFF8, 0xFFC, 0xFFF, draw(_below(PAGE)))), PAGE - size)
     gva = page + offset
-    if mode is not LONG:
+    if not mode.long:
         gva = min(gva, 2**32 - size)
     value = draw(_below(2 ** (8 * size))) if kind is Kind.WRITE else 0
     return Access(kind, gva, size, implicit, value)

@@ -2,15 +2,13 @@
 
 The text followed is the Intel SDM, volume 3, chapter 4 ("Paging"); section numbers below are of that chapter. Nothing
 here is fast and nothing is shared with the emulator's own walker, so that a misreading would have to be made twice to
-go unnoticed. Protection keys, 5-level paging, shadow stacks and the caching of translations are left out: every call
-of `translate` is a walk on an empty TLB.
+go unnoticed. Shadow stacks and the caching of translations are left out: every call of `translate` is a walk on an
+empty TLB. What PAE paging keeps in registers, its PDPTEs, is part of `Control`.
 
 Where QEMU 5.0.1 (the core inside Unicorn 2.1.4) departs from the manual
     The model can follow either. `Rules` has one switch for each departure; `QEMU` and `SDM` are the two settings.
 
 Departures that need no switch, because they lie outside one walk or outside what the tests construct
-    - PAE: a processor loads the four PDPTEs into registers at MOV CR3 (4.4.1) and raises #GP there for reserved bits;
-      QEMU reads the PDPTE from memory in every walk and raises #PF. The model reads memory, under both rules.
     - CR3 bits above the physical-address width raise #GP at MOV CR3; QEMU takes them. They are masked to 51:12 here.
     - CPUID: QEMU walks 1 GiB pages, NX, PSE-36, SMEP whether or not the CPU model announces them.
     - An access over the end of a page is two walks, lower page first, here and in QEMU: accessed and dirty flags of the
@@ -24,7 +22,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PAGE = 4096  # bytes in the smallest page; no access below crosses more than one multiple of it
 
@@ -33,8 +31,11 @@ CR0_WP = 1 << 16  # supervisor writes obey R/W
 CR0_PG = 1 << 31  # paging
 CR4_PSE = 1 << 4  # 4 MiB pages in 32-bit paging
 CR4_PAE = 1 << 5  # 8-byte entries
+CR4_LA57 = 1 << 12  # five levels in long mode
 CR4_SMEP = 1 << 20  # no supervisor fetch from user pages
 CR4_SMAP = 1 << 21  # no supervisor data access to user pages
+CR4_PKE = 1 << 22  # protection keys for user pages
+CR4_PKS = 1 << 24  # protection keys for supervisor pages
 EFER_LME = 1 << 8  # long mode wanted
 EFER_LMA = 1 << 10  # long mode active
 EFER_NXE = 1 << 11  # entry bit 63 forbids fetches
@@ -52,6 +53,7 @@ ERROR_WR = 1 << 1  # the access was a write
 ERROR_US = 1 << 2  # the access was a user-mode access
 ERROR_RSVD = 1 << 3  # a reserved bit was set in a present entry
 ERROR_ID = 1 << 4  # the access was a fetch, where the processor says so
+ERROR_PK = 1 << 5  # the page's protection key forbids the access
 
 PHYS_BITS = 40  # MAXPHYADDR of every CPU model of Unicorn 2.1.4 when it runs 64-bit code (TCG_PHYS_ADDR_BITS)
 
@@ -72,6 +74,8 @@ class Control:
         cr0, cr3, cr4, efer: the registers; only the bits named in this module matter.
         cpl: current privilege level, 0 to 3.
         ac: EFLAGS.AC.
+        pkru, pkrs: rights by protection key, of user and of supervisor pages: bit 2k AD, bit 2k + 1 WD.
+        pdptes: the PDPTE registers, as `load_pdptes` gives them; None when they are loaded just before the access.
     """
 
     cr0: int
@@ -80,16 +84,24 @@ class Control:
     efer: int
     cpl: int
     ac: bool = False
+    pkru: int = 0
+    pkrs: int = 0
+    pdptes: tuple[int, ...] | None = None
+
+    @property
+    def pae(self) -> bool:
+        """PAE paging is in use."""
+        return bool(self.cr0 & CR0_PG and self.cr4 & CR4_PAE) and not self.long_mode
 
     @property
     def long_mode(self) -> bool:
-        """IA-32e mode is active, hence 64-bit linear addresses and 4-level paging."""
+        """IA-32e mode is active, hence 64-bit linear addresses and 4- or 5-level paging."""
         return bool(self.efer & EFER_LMA)
 
     def __repr__(self) -> str:
         return (
             f"Control(cr0={self.cr0:#x}, cr3={self.cr3:#x}, cr4={self.cr4:#x}, efer={self.efer:#x}, "
-            f"cpl={self.cpl}, ac={self.ac})"
+            f"cpl={self.cpl}, ac={self.ac}, pkru={self.pkru:#x}, pkrs={self.pkrs:#x}, pdptes={self.pdptes})"
         )
 
 
@@ -129,20 +141,24 @@ class Rules:
     """Whose behaviour to follow; each field is one departure of QEMU 5.0.1 from the manual.
 
     Attributes:
-        pdpte_low_reserved: PAE PDPTE bits 2:1 and 8:5 are reserved (table 4-8). QEMU ignores them.
+        pdpte_registers: the four PDPTEs of PAE paging are loaded into registers by MOV CR3 and changes of paging bits,
+            which raise #GP for reserved bits, 2:1 and 8:5 among them (4.4.1). QEMU reads the PDPTE from memory in every
+            walk, does not know these low bits, and raises #PF for the others.
+        pks: there are protection keys for supervisor pages.
         giga_accessed_early: QEMU sets the accessed flag of an entry that maps 1 GiB before it checks that entry's
             address bits and the rights, so the flag stays set after a fault. By 4.8 only a used entry is marked.
         implicit_obeys_ac: QEMU lets EFLAGS.AC switch SMAP off for implicit supervisor accesses made at CPL 0 to 2.
             By 4.6.1 AC matters to explicit accesses only.
     """
 
-    pdpte_low_reserved: bool
+    pdpte_registers: bool
     giga_accessed_early: bool
     implicit_obeys_ac: bool
+    pks: bool
 
 
-SDM = Rules(pdpte_low_reserved=True, giga_accessed_early=False, implicit_obeys_ac=False)
-QEMU = Rules(pdpte_low_reserved=False, giga_accessed_early=True, implicit_obeys_ac=True)
+SDM = Rules(pdpte_registers=True, giga_accessed_early=False, implicit_obeys_ac=False, pks=True)
+QEMU = Rules(pdpte_registers=False, giga_accessed_early=True, implicit_obeys_ac=True, pks=False)
 
 Updates = tuple[tuple[int, int], ...]  # (gpa of an entry, its new value), in the order of the walk
 
@@ -262,7 +278,7 @@ class Memory:
 
 
 class _Fault(Exception):
-    """The walk ends in #PF; `bits` are P and RSVD of the error code."""
+    """The walk ends in #PF; `bits` are P, RSVD and PK of the error code."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
@@ -337,6 +353,8 @@ class _Walk:
             writable=all(entry & WRITABLE for entry in self.used),
             executable=not any(entry & EXECUTE_DISABLE for entry in self.used),
         )
+        if self.key_forbids(rights, _field(value, 62, 59)):
+            raise _Fault(ERROR_P | ERROR_PK)
         if not self.allowed(rights):
             raise _Fault(ERROR_P)
         self.mark(gpa, value, ACCESSED | DIRTY if self.kind is Kind.WRITE else ACCESSED)
@@ -359,6 +377,23 @@ class _Walk:
             return False
         return {Kind.READ: True, Kind.WRITE: rights.writable, Kind.FETCH: rights.executable}[self.kind]
 
+    def key_forbids(self, rights: Rights, key: int) -> bool:
+        """The determination of access rights by protection key (4.6.2), of data accesses in long mode."""
+        control = self.control
+        if not control.long_mode or self.kind is Kind.FETCH:
+            return False
+        register = 0
+        if rights.user and control.cr4 & CR4_PKE:
+            register = control.pkru
+        if not rights.user and control.cr4 & CR4_PKS and self.rules.pks:
+            register = control.pkrs
+        access_disable, write_disable = register >> 2 * key & 1, register >> 2 * key + 1 & 1
+        if access_disable:
+            return True
+        if not write_disable or self.kind is Kind.READ:
+            return False
+        return bool(control.cr0 & CR0_WP) or (rights.user and not self.supervisor)
+
     def smap_suspended(self) -> bool:
         """EFLAGS.AC = 1 allows explicit supervisor accesses to user pages in spite of SMAP."""
         if self.implicit:
@@ -377,7 +412,7 @@ class _Walk:
             code |= ERROR_ID
         return code
 
-    # The three formats
+    # The formats
 
     def walk_32bit(self) -> Translation:
         """4.3: two levels of 4-byte entries; 4 MiB pages with CR4.PSE, their address 40 bits wide with PSE-36."""
@@ -398,18 +433,28 @@ class _Walk:
 
     def walk_pae(self) -> Translation:
         """4.4: a PDPTE, which has no rights and no flags, then two levels of 8-byte entries."""
-        reserved = self.reserved64() | EXECUTE_DISABLE
-        if self.rules.pdpte_low_reserved:
-            reserved |= _bits(2, 1) | _bits(8, 5)
-        _, pdpte = self.entry(self.control.cr3 & 0xFFFF_FFE0, _field(self.gva, 31, 30), 8)
-        self.require(pdpte, reserved)
+        if self.rules.pdpte_registers:
+            assert self.control.pdptes is not None
+            pdpte = self.control.pdptes[_field(self.gva, 31, 30)]
+            self.require(pdpte, 0)  # those bits were looked at when it was loaded
+        else:
+            _, pdpte = self.entry(self.control.cr3 & 0xFFFF_FFE0, _field(self.gva, 31, 30), 8)
+            self.require(pdpte, self.reserved64() | EXECUTE_DISABLE)
         return self.walk_directory(pdpte)
 
-    def walk_4level(self) -> Translation:
-        """4.5: four levels of 8-byte entries, pages of 1 GiB, 2 MiB and 4 KiB."""
-        pml4e_gpa, pml4e = self.entry(self.control.cr3 & _bits(51, 12), _field(self.gva, 47, 39), 8)
+    def walk_5level(self) -> Translation:
+        """4.5: one level more, whose entries map no page."""
+        pml5e_gpa, pml5e = self.entry(self.control.cr3 & _bits(51, 12), _field(self.gva, 56, 48), 8)
+        self.require(pml5e, self.reserved64() | PAGE_SIZE)
+        self.used = [pml5e]
+        self.mark(pml5e_gpa, pml5e, ACCESSED)
+        return self.walk_4level(pml5e)
+
+    def walk_4level(self, above: int) -> Translation:
+        """4.5: four levels of 8-byte entries, pages of 1 GiB, 2 MiB and 4 KiB; `above` is CR3 or a PML5E."""
+        pml4e_gpa, pml4e = self.entry(above & _bits(51, 12), _field(self.gva, 47, 39), 8)
         self.require(pml4e, self.reserved64() | PAGE_SIZE)
-        self.used = [pml4e]
+        self.used.append(pml4e)
         self.mark(pml4e_gpa, pml4e, ACCESSED)
         pdpte_gpa, pdpte = self.entry(pml4e & _bits(51, 12), _field(self.gva, 38, 30), 8)
         self.require(pdpte, self.reserved64())
@@ -424,7 +469,7 @@ class _Walk:
         return self.walk_directory(pdpte)
 
     def walk_directory(self, pdpte: int) -> Translation:
-        """The two lowest levels, common to PAE and 4-level paging."""
+        """The two lowest levels, common to PAE, 4-level and 5-level paging."""
         pde_gpa, pde = self.entry(pdpte & _bits(51, 12), _field(self.gva, 29, 21), 8)
         self.require(pde, self.reserved64())
         self.used.append(pde)
@@ -466,12 +511,13 @@ def translate(
         gva %= 2**32
     if not control.cr0 & CR0_PG:
         return Translation(gva, (), PAGE, Rights(user=True, writable=True, executable=True))
-    if control.long_mode and not _canonical(gva):
+    five_levels = bool(control.cr4 & CR4_LA57)
+    if control.long_mode and not _canonical(gva, 57 if five_levels else 48):
         return NonCanonical(gva)
     walk = _Walk(memory, control, kind, gva, implicit, phys_bits, rules)
     try:
         if control.long_mode:
-            return walk.walk_4level()
+            return walk.walk_5level() if five_levels else walk.walk_4level(control.cr3)
         if control.cr4 & CR4_PAE:
             return walk.walk_pae()
         return walk.walk_32bit()
@@ -479,13 +525,27 @@ def translate(
         return PageFault(gva, walk.error_code(fault.bits), tuple(walk.marked.items()))
 
 
+def load_pdptes(memory: Memory, control: Control, *, phys_bits: int = PHYS_BITS) -> tuple[int, ...] | None:
+    """What MOV CR3 loads into the PDPTE registers (4.4.1); None when it raises #GP because of reserved bits."""
+    table = control.cr3 & 0xFFFF_FFE0
+    values = tuple(memory.read64(table + 8 * index) for index in range(4))
+    reserved = _bits(2, 1) | _bits(8, 5) | _bits(63, phys_bits)
+    return None if any(value & PRESENT and value & reserved for value in values) else values
+
+
 def perform(
     memory: Memory, control: Control, access: Access, *, phys_bits: int = PHYS_BITS, rules: Rules = QEMU
 ) -> Outcome:
     """Carry out one access, page by page from the lower, and change `memory` as the processor would.
 
-    A read takes the lower page's bytes before the upper page is walked; a write stores after both walks.
+    A read takes the lower page's bytes before the upper page is walked; a write stores after both walks. Where the
+    PDPTE registers are to be loaded before it and cannot, the outcome is the #GP of that.
     """
+    if control.pae and rules.pdpte_registers and control.pdptes is None:
+        pdptes = load_pdptes(memory, control, phys_bits=phys_bits)
+        if pdptes is None:
+            return Outcome(fault=(13, 0, None))
+        control = replace(control, pdptes=pdptes)
     entry_size = 8 if control.cr4 & CR4_PAE else 4
     touched: dict[int, int] = {}  # aligned word -> value before
 
@@ -537,6 +597,6 @@ def _field(value: int, high: int, low: int) -> int:
     return (value & _bits(high, low)) >> low
 
 
-def _canonical(gva: int) -> bool:
-    """Bits 63:47 are all equal (volume 1, 3.3.7.1)."""
-    return _field(gva, 63, 47) in (0, _field(-1, 63, 47))
+def _canonical(gva: int, width: int) -> bool:
+    """Bits 63:47 (of 48-bit addresses), 63:56 (of 57-bit addresses) are all equal (volume 1, 3.3.7.1)."""
+    return _field(gva, 63, width - 1) in (0, _field(-1, 63, width - 1))

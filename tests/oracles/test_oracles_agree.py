@@ -18,6 +18,7 @@ from hypothesis import given
 from tests.oracles import paging_model as x86
 from tests.oracles.paging_cases import (
     LONG,
+    LONG5,
     LONG_RUN,
     MEMORY_SIZE,
     MODES,
@@ -93,20 +94,26 @@ LAYOUTS = [
 
 _FLAGS = {"p": 0, "rw": 1, "us": 2, "a": 5, "d": 6, "ps": 7, "g": 8, "bit9": 9}  # name: bit of the entry
 _WIDE_FLAGS = {"bit12": 12, "bit20": 20, "bit21": 21, "bit29": 29}  # PAT and the low address bits of large pages
-_HIGH_FLAGS = {"bit39": 39, "bit40": 40, "bit51": 51, "bit52": 52, "bit62": 62, "nx": 63}
+_HIGH_FLAGS = {"bit39": 39, "bit40": 40, "bit51": 51, "bit52": 52, "key1": 59, "key2": 60, "bit62": 62, "nx": 63}
+RIGHTS_BY_KEY = 0b10_01_00  # key 1: no access, key 2: no writes
 _CONTROL = {  # name: (register, bit) flipped
     "cr0.wp": ("cr0", x86.CR0_WP),
     "cr4.pse": ("cr4", x86.CR4_PSE),
     "cr4.smep": ("cr4", x86.CR4_SMEP),
     "cr4.smap": ("cr4", x86.CR4_SMAP),
+    "cr4.pke": ("cr4", x86.CR4_PKE),
+    "cr4.pks": ("cr4", x86.CR4_PKS),
     "efer.nxe": ("efer", x86.EFER_NXE),
 }
+_PAIRED_ONLY = ("cr4.pse", "cr4.pke", "cr4.pks", "access.crossing")  # not in all combinations
 _ACCESS = ("access.user", "access.write", "access.fetch", "access.implicit", "access.crossing", "eflags.ac")
 
 
 def deviations(layout: Layout) -> list[str]:
     """The names of all that can differ from the ordinary in this layout, an entry's as "pde.rw"."""
     names = [*_CONTROL, *_ACCESS]
+    if not layout.mode.long:
+        names = [name for name in names if name not in ("cr4.pke", "cr4.pks")]
     for depth, entry in enumerate(layout.path):
         flags = dict(_FLAGS)
         if depth == layout.leaf and layout.mode.levels[depth].large:
@@ -143,7 +150,8 @@ def build(layout: Layout, names: tuple[str, ...]) -> Case | None:
                 value ^= 1 << flips[flag]
         entries[table + (LOWEST if lowest else 0) * mode.entry_size] = value
 
-    control = Control(mode.cr0, PAGE, mode.cr4, mode.efer, 3 if "access.user" in names else 0, "eflags.ac" in names)
+    cpl, ac = 3 if "access.user" in names else 0, "eflags.ac" in names
+    control = Control(mode.cr0, PAGE, mode.cr4, mode.efer, cpl, ac, RIGHTS_BY_KEY, RIGHTS_BY_KEY)
     for name in names:
         if name in _CONTROL:
             register, bit = _CONTROL[name]
@@ -158,7 +166,7 @@ def build(layout: Layout, names: tuple[str, ...]) -> Case | None:
 def enumerated(layout: Layout) -> Iterator[tuple[str, Case]]:
     """All cases of a layout, with their names; some come twice."""
     names = deviations(layout)
-    circumstances = [name for name in (*_CONTROL, *_ACCESS) if name not in ("cr4.pse", "access.crossing")]
+    circumstances = [name for name in (*_CONTROL, *_ACCESS) if name not in _PAIRED_ONLY]
     entry_bits = [name for name in names if name not in (*_CONTROL, *_ACCESS)]
     everything = itertools.chain(
         (
@@ -211,9 +219,22 @@ def test_known_error_codes() -> None:
         ("cr4.smap access.write", 0x03),
         ("pte.p access.fetch", 0x00),
         ("cr4.smap access.implicit access.user", 0x01),
+        ("pte.key1 cr4.pke", 0x21),
+        ("pte.key1 cr4.pke access.user access.write", 0x27),
+        ("pte.key2 cr4.pke access.user access.write", 0x27),
+        ("pte.key2 cr4.pke access.write cr0.wp", 0x23),
+        ("pte.key2 cr4.pke access.write cr0.wp pte.rw", 0x23),
+        ("pte.key1 pte.us cr4.pks", 0x21),
+        ("pte.key2 pte.us cr4.pks access.write cr0.wp", 0x23),
+        ("pte.key1 pte.us cr4.pks access.user", 0x25),
+        ("pte.key1 pte.nx efer.nxe cr4.pke access.fetch", 0x11),
     ]:
         assert outcome(plain, *names.split()).fault == (14, error_code, PATH_GVA), names
-    for names in ("pte.rw access.write", "pte.us pte.rw", "cr4.smap eflags.ac", "cr4.smep access.user access.fetch"):
+    for names in (
+        "pte.rw access.write", "pte.us pte.rw", "cr4.smap eflags.ac", "cr4.smep access.user access.fetch",
+        "pte.key1", "pte.key1 cr4.pks", "pte.key1 pte.us cr4.pke", "pte.key2 cr4.pke access.write", "pte.key2 cr4.pke",
+        "pte.key1 cr4.pke access.fetch", "pde.key1 cr4.pke",
+    ):  # fmt: skip
         assert outcome(plain, *names.split()).fault is None, names
 
 
@@ -228,10 +249,10 @@ def test_rules_differ_only_where_stated() -> None:
                 continue
             pdpte_reserved = layout.mode is PAE and " pdpte." in name
             giga_fault = sdm.fault is not None and (
-                layout.name == "4level-1g" or "4level" in name and "pdpte.ps" in name
+                layout.name.endswith("level-1g") or "level" in name and "pdpte.ps" in name
             )
             implicit_ac = "access.implicit" in name and "eflags.ac" in name
-            assert pdpte_reserved or giga_fault or implicit_ac, name
+            assert pdpte_reserved or giga_fault or implicit_ac or "cr4.pks" in name, name
 
 
 @pytest.mark.parametrize("cpl", [0, 3])
@@ -262,6 +283,11 @@ def test_addresses_that_are_not_canonical(unicorn_mmu: UnicornMmu) -> None:
     case = next(build(Layout(LONG, 3), (name,)) for name in ["cr0.wp"])
     assert case is not None
     gvas = (0x0000_8000_0000_0000, 0xFFFF_7FFF_FFFF_FFF8, 0x0123_4567_89AB_CDE0, 0x0000_7FFF_FFFF_FFFC)
+    accesses = tuple(Access(kind, gva, 8) for kind in Kind for gva in gvas)
+    check(replace(case, accesses=accesses, memory_size=MEMORY_SIZE), unicorn_mmu)
+    case = build(Layout(LONG5, 4), ("cr0.wp",))
+    assert case is not None
+    gvas = (0x0100_0000_0000_0000, 0xFEFF_FFFF_FFFF_FFF8, 0x0000_8000_0000_0000, 0x00FF_FFFF_FFFF_FFFC)
     accesses = tuple(Access(kind, gva, 8) for kind in Kind for gva in gvas)
     check(replace(case, accesses=accesses, memory_size=MEMORY_SIZE), unicorn_mmu)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from tests.oracles.paging_model import CR0_PG, CR4_SMAP, PAGE, Access, Control, Kind, Outcome
 
-CPU_MODEL = x86_const.UC_CPU_X86_EPYC  # announces NX, PSE-36, 1 GiB pages, SMEP and SMAP; no protection keys
+CPU_MODEL = x86_const.UC_CPU_X86_EPYC  # announces NX, PSE-36, 1 GiB pages, SMEP and SMAP
 
 CODE_GPAS = (0x7B5D_3000, 0x3A7E_9000, 0x5C4F_6000)  # below 4 GiB, above any test memory
 STUB_OFFSET = 0x800
@@ -36,6 +37,7 @@ HEADER = 40
 RAX, RBX, RIP, EFLAGS, HFLAGS = 0, 24, 128, 136, 176
 GDT_BASE, GDT_LIMIT = 376 + 8, 376 + 16
 CR0, CR2, CR3, CR4, EFER = 424, 440, 448, 456, 592
+PKRU = 5304
 ERROR_CODE, OLD_EXCEPTION = 5384, 5496
 
 # Bits of HFLAGS beside the CPL in 1:0
@@ -228,6 +230,7 @@ class UnicornMmu:
             CR3: ("Q", control.cr3),
             CR4: ("Q", control.cr4),
             EFER: ("Q", control.efer),
+            PKRU: ("I", control.pkru),
             OLD_EXCEPTION: ("i", -1),
         }
 
@@ -300,4 +303,4 @@ class UnicornMmu:
 
 def _supervisor_twin(control: Control) -> Control:
     """A state whose explicit accesses use the TLB index of the given state's implicit ones."""
-    return Control(control.cr0, control.cr3, control.cr4, control.efer, 0, control.ac and control.cpl < 3)
+    return replace(control, cpl=0, ac=control.ac and control.cpl < 3)
