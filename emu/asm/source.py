@@ -10,6 +10,7 @@ Directives handled here (everything else is Keystone's):
     .macro NAME a, b=default / .endm \\a and \\b in the body are replaced, \\@ is a number that differs in each
                                      expansion; the last parameter may be c:vararg: all that is left, with its commas
     .rept COUNT / .endr              counts and conditions may use constants set above by .equ, .set or NAME =
+    NUMBER:                          a label that may come again; 1b is the last one before, 1f the next one behind
     .if EXPR, .ifdef NAME, .ifndef NAME / .else / .endif
 """
 
@@ -63,6 +64,7 @@ class Macro:
 
 
 MACRO_DEPTH = 32  # nested expansions before a macro counts as endless
+BLOCK_DEPTH = 32  # conditionals and repetitions within each other
 INCLUDE_DEPTH = 8  # nested includes before they count as endless
 REPEAT_LIMIT = 65536  # .rept counts above this are mistakes
 LINES_LIMIT = 1 << 18  # lines after all expansion; more are a mistake
@@ -70,16 +72,28 @@ LINE_LIMIT = 1 << 16  # characters of one of them
 TEXT_LIMIT = 64 << 20  # characters of all of them
 FILE_LIMIT = 16 << 20  # bytes of a source file, and of a file for .incbin
 
+_STRANGE = re.compile(r"[^\t -~]")
+_MOST_DIGITS = 9
+_NUMBERED = re.compile(r"\.L(\d+)\$\d+")
+_REFERENCE = re.compile(STRING.pattern + r"|(?<![\w.$])(?P<digits>\d{1,9})(?P<way>[bf])(?![\w.$])")
 _LABEL = re.compile(r"\s*([.\w$]+):")
 _ASSIGN = re.compile(r"([.\w$]+)\s*=(?!=)\s*(.+)", re.S)
 _OPENERS = {".macro": ".endm", ".rept": ".endr", ".if": ".endif", ".ifdef": ".endif", ".ifndef": ".endif"}
 
 
+def is_numbered(label: str) -> bool:
+    """Whether a label's name was made of a numeric label, which has no name of its own."""
+    return _NUMBERED.fullmatch(label) is not None
+
+
 def strip_comment(line: Line) -> str:
     """The line without its # comment."""
     text = split_outside_strings(line.text, "#")[0].rstrip()
-    if '"' in STRING.sub("", text):
+    code = STRING.sub("", text)
+    if '"' in code:
         raise line.error("a string that does not end")
+    if strange := _STRANGE.search(code):
+        raise line.error(f"{strange[0]!r} belongs to no statement")
     return text
 
 
@@ -109,6 +123,8 @@ class Expander:
     constants: dict[str, int] = field(default_factory=dict)
     labels: dict[str, Line] = field(default_factory=dict)
     _macros: dict[str, Macro] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict)  # of each numeric label: how often it was defined
+    _wanted: dict[str, Line] = field(default_factory=dict)  # what "1f" means, until it comes
     _expansions: int = 0
     _lines: int = 0
     _characters: int = 0
@@ -121,10 +137,13 @@ class Expander:
             AssemblyError: a line of it cannot be expanded.
         """
         text = _source_text(path)
-        lines = [Line(path, number, text) for number, text in enumerate(text.splitlines(), 1)]
+        lines = [Line(path, number, text.rstrip("\r")) for number, text in enumerate(text.split("\n"), 1)]
         yield from self._expand([Line(line.file, line.number, strip_comment(line)) for line in lines], depth, 0)
+        if depth == 0 and self._wanted:
+            name, line = next(iter(self._wanted.items()))
+            raise line.error(f"no label {_NUMBERED.fullmatch(name)[1]} follows")  # type: ignore[index]
 
-    def _expand(self, lines: list[Line], includes: int, macros: int) -> Iterator[Line]:
+    def _expand(self, lines: list[Line], includes: int, macros: int, blocks: int = 0) -> Iterator[Line]:
         at = 0
         while at < len(lines):
             line = lines[at]
@@ -132,8 +151,10 @@ class Expander:
             self._count(line)
             word, _, rest = line.text.strip().partition(" ")
             if word in _OPENERS:
+                if blocks >= BLOCK_DEPTH:
+                    raise line.error(f"more than {BLOCK_DEPTH} blocks within each other")
                 body, otherwise, at = self._block(lines, at, line)
-                yield from self._expand(self._chosen(line, word, rest, body, otherwise), includes, macros)
+                yield from self._expand(self._chosen(line, word, rest, body, otherwise), includes, macros, blocks + 1)
             elif word in (".endm", ".endr", ".endif", ".else"):
                 raise line.error(f"{word} without its beginning")
             elif word == ".include":
@@ -213,7 +234,10 @@ class Expander:
     def _found(self, line: Line, rest: str) -> Path:
         """The file that an .include or .incbin names."""
         name = rest.strip().strip('"')
-        found = [d / name for d in [line.file.parent, *self.include_directories] if (d / name).is_file()]
+        try:
+            found = [d / name for d in [line.file.parent, *self.include_directories] if (d / name).is_file()]
+        except (OSError, ValueError):  # no name of a file: too long, or with a NUL
+            found = []
         if not found:
             raise line.error("no such file to include")
         return found[0]
@@ -222,6 +246,8 @@ class Expander:
         text = line.text
         while label := _LABEL.match(text):
             name = label[1]
+            if name.isdigit():
+                name = self._number(line, name)
             if name in self.labels:
                 first = self.labels[name]
                 raise line.error(f"label {name} is already defined at {first.file.name}:{first.number}")
@@ -239,6 +265,8 @@ class Expander:
             return
         if "\\" in STRING.sub("", text):
             raise line.error("a backslash that names no macro parameter")
+        text = self._numbered_references(line, text)
+        word, _, rest = text.partition(" ")
         assigned = _ASSIGN.fullmatch(text)
         if word == ".incbin":
             yield self._incbin(Line(line.file, line.number, text), rest)
@@ -255,6 +283,31 @@ class Expander:
         except ValueError:
             self.constants.pop(name.strip(), None)  # an expression with labels: Keystone's business
         yield Line(line.file, line.number, f".set {name.strip()}, {expression.strip()}")
+
+    def _number(self, line: Line, digits: str) -> str:
+        """The name of the next one of the labels ``digits:``."""
+        if len(digits) > _MOST_DIGITS:
+            raise line.error(f"a number of at most {_MOST_DIGITS} digits was expected")
+        self._numbers[digits] = self._numbers.get(digits, 0) + 1
+        name = f".L{digits}${self._numbers[digits]}"
+        self._wanted.pop(name, None)
+        return name
+
+    def _numbered_references(self, line: Line, text: str) -> str:
+        """The statement with 1b and 1f, the labels 1: before and behind it, replaced by their names."""
+
+        def name(found: re.Match[str]) -> str:
+            if found["digits"] is None:  # a string
+                return found[0]
+            last = self._numbers.get(found["digits"], 0)
+            if found["way"] == "b" and last == 0:
+                raise line.error(f"no label {found['digits']} comes before this")
+            name = f".L{found['digits']}${last + (found['way'] == 'f')}"
+            if found["way"] == "f":
+                self._wanted.setdefault(name, line)
+            return name
+
+        return _REFERENCE.sub(name, text)
 
     def _instance(self, line: Line, macro: Macro, rest: str) -> list[Line]:
         """The body of a macro with its arguments put in; each line is reported at the macro's use."""

@@ -7,13 +7,13 @@ addresses otherwise than written, and has no spelling at all for a few instructi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from emu.asm import sizes
 from emu.asm.expressions import STRING, fold
+from emu.asm.grammar import DATA, IGNORED, SPACE, TEXT, WORDS, check_label, check_statement
 from emu.asm.source import Line
 
-_FOLDED_DIRECTIVES = (".byte", ".word", ".long", ".quad", *sizes.DIRECTIVES)
+_FOLDED_DIRECTIVES = DATA | SPACE
 _SEGMENT_OPCODES = {
     "push": {"es": "0x06", "cs": "0x0e", "ss": "0x16", "ds": "0x1e"},
     "pop": {"es": "0x07", "ss": "0x17", "ds": "0x1f"},
@@ -27,16 +27,47 @@ _BARE_WORDS = {  # instructions without operands that Keystone encodes for anoth
 }
 _REGISTER = re.compile(r"\b(?:[re]?(?:[a-d]x|[sd]i|[bs]p)|[a-d][hl]|r(?:8|9|1[0-5])[dwb]?|[c-gs]s|[cdt]r\d+)\b", re.I)
 _OFFSET = re.compile(r"\boffset\s+", re.I)
-_LOCAL = re.compile(r"(?<![\w.$])\.L")
 # In 64-bit mode Keystone makes a constant address relative to RIP, but not always rightly.
 _ABSOLUTE = re.compile(r"\[(0x[0-7]?[0-9a-f]{1,7})\]")
-# What statements are made of; other characters can hang Keystone.
-_PLAIN = re.compile(r"[\w\s.,:;+\-*/%&|^~<>=!()\[\]$\"']*")
+_VALUE = re.compile(r"\s+[\w.$]|\s*[\[(]")
+_NAME = re.compile(STRING.pattern + r"|(?<![\w.$])[A-Za-z_.$][\w.$]*", re.A)
 
 
-def local_name(text: str) -> str:
-    """Text with the labels that begin with .L renamed: inside an address Keystone takes the dot for an operator."""
-    return _LOCAL.sub("local_L", text)
+def rename_labels(statements: Iterable[str], labels: Iterable[str], references: bool = False) -> list[str]:
+    """The statements with each label under a name that has no other meaning to Keystone, such as ``wait`` or ``.L1``.
+
+    Args:
+        statements: as respell makes them, or (``references``) names alone.
+        labels: the names of all labels.
+    """
+    names = {label: f"label_{n}" for n, label in enumerate(labels)}
+
+    def renamed(found: re.Match[str]) -> str:
+        name = found[0]
+        if name.lower() in WORDS and _VALUE.match(found.string, found.end()):
+            return name
+        return names.get(name, name)
+
+    def of(statement: str) -> str:
+        if references or statement.endswith(":"):
+            return _NAME.sub(renamed, statement)
+        word, space, rest = statement.partition(" ")
+        return word + space + _NAME.sub(renamed, rest)
+
+    return [of(statement) for statement in statements]
+
+
+def makes_bytes(statement: str) -> bool:
+    """Whether a statement, as respell makes it, becomes at least one byte."""
+    word, _, rest = statement.partition(" ")
+    if word in TEXT:
+        return word != ".ascii" or rest.strip('"') != ""
+    return bool(word) and not word.endswith(":") and (word in DATA or not word.startswith("."))
+
+
+def _plain_text(operands: str) -> str:
+    """Strings with what is not ASCII as the bytes of its UTF-8 form, which Keystone takes in octal."""
+    return "".join(c if c.isascii() else "".join(f"\\{byte:03o}" for byte in c.encode()) for c in operands)
 
 
 def respell(line: Line, mode: int, constants: Mapping[str, int]) -> str:
@@ -48,14 +79,18 @@ def respell(line: Line, mode: int, constants: Mapping[str, int]) -> str:
     Raises:
         AssemblyError: for a statement that Keystone would encode wrongly and that has no right spelling.
     """
-    if not _PLAIN.fullmatch(STRING.sub("''", line.text)):
-        raise line.error("a character that belongs to no statement")
     if line.text.endswith(":"):
-        return local_name(line.text)
+        check_label(line, line.text[:-1])
+        return line.text
+    check_statement(line)
     word, _, rest = line.text.partition(" ")
     word, rest = word.lower(), rest.strip()
-    if '"' not in rest:
-        rest = local_name(_OFFSET.sub("", rest))
+    if word in IGNORED:
+        return ""
+    if '"' in rest:
+        rest = _plain_text(rest)
+    else:
+        rest = _OFFSET.sub("", rest)
         if not word.startswith(".") or word in _FOLDED_DIRECTIVES:
             rest = fold(rest, constants)
     if mode == 64:

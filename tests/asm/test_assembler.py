@@ -174,7 +174,7 @@ def test_includes(tmp_path: Path) -> None:
         ('nop\n.include "program.s"', 2, "without end"),
         ('nop\n.ascii "abc', 2, "does not end"),
         ("nop\nl\\@: nop", 2, "backslash"),
-        ("nop\n@@ foo", 2, "character"),
+        ("nop\n@@ foo", 2, "no instruction"),
         (".code64\nljmp 8:0x9000", 2, "64-bit"),
         (".code32\nlgdt [ebx]", 2, "label"),
         ("nop\n.byte 300", 2, "range"),
