@@ -82,6 +82,9 @@ class BootOptions:
     bios: str | Path | None = None
     """A ROM image to start in; the guest is the disk image that it finds, whatever is in it."""
 
+    no_reboot: bool = False
+    """A reset ends the run; by default the machine starts again."""
+
     serial_input: bytes = b""
     """Bytes that wait at the serial port until the guest looks for them."""
 

@@ -34,7 +34,7 @@ from emu.machine.machine import Machine
 from emu.machine.schedule import DEFAULT_QUANTUM, Schedule
 from emu.machine.vm import Stop, VirtualMachine
 from emu.observe.console import ConsoleWatch
-from emu.observe.outcome import STATUS_CRASH, STATUS_FAULT, STATUS_LIMIT, STATUS_SUCCESS, Ending, Outcome
+from emu.observe.outcome import STATUS_CRASH, STATUS_FAULT, STATUS_LIMIT, STATUS_RESET, STATUS_SUCCESS, Ending, Outcome
 from emu.options import DEFAULT_RAM, BootOptions, disk_options, floppy_options
 from emu.units import format_size
 
@@ -83,6 +83,7 @@ def boot_vm(
     parts = _parts(found, options)
     schedule = Schedule(DEFAULT_QUANTUM if options.quantum_ns is None else options.quantum_ns, options.seed)
     vm = machine.create_vm(name, ram, pool, options.mmu, parts, options.cpus, schedule, options.cpu)
+    vm.restarts = not options.no_reboot
     try:
         vm.boot(guest)
         if vm.cpu.efer & EFER_LMA and "lm" not in vm.model.features:
@@ -187,7 +188,7 @@ def outcome_of(vm: VirtualMachine, stop: Stop) -> Outcome:
     if stop == Stop.POWER_OFF:
         return Outcome(Ending.POWER_OFF, STATUS_SUCCESS, "the guest switched the machine off")
     if stop == Stop.RESET:
-        return Outcome(Ending.RESET, STATUS_SUCCESS, "the guest reset the machine")
+        return Outcome(Ending.RESET, STATUS_RESET, "the guest reset the machine")
     if stop == Stop.CRASH:
         return Outcome(Ending.CRASH, STATUS_CRASH, "the guest crashed: triple fault")
     if stop == Stop.HALTED:

@@ -128,6 +128,9 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--load", type=address, metavar="ADDRESS", help="run a file as a flat binary at this gpa")
     parser.add_argument("--input", metavar="FILE", help="what comes in at the guest's serial port")
+    parser.add_argument(
+        "--no-reboot", action="store_true", help="end the run when the guest resets the machine (default: start again)"
+    )
     parser.add_argument("--audit", action="store_true", help="check every invariant after every change of the mapping")
 
 

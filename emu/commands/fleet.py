@@ -12,7 +12,8 @@ A fleet file is TOML:
   count = 3                   # worker-0, worker-1, worker-2 (default: one, called worker)
   guest = "memory"            # a name that `emu guests` lists, or a file
   append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu, as,
-  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, floppies, devices, input; cpu-schedule
+  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, floppies, devices, no-reboot, input;
+                              # cpu-schedule is --schedule there
   pool = "1M"
   policies = ["swap", "share:rate=100"]
   start = "2ms"               # when it starts (default 0)
@@ -34,7 +35,7 @@ effect; only retire keeps what it has done before the frame that cannot go.
 Numbers in the table are frames (pool, used) and pages; those of a VM that has ended, at its end.
 
 exit status:
-  0            every VM ended well: its guest switched off, reset or wrote 0 to port 0xF4, or its schedule shut it down
+  0            every VM ended well: its guest switched off or wrote 0 to port 0xF4, or its schedule shut it down
   1            some VM did not
   2            bad usage, or an input that cannot be used
   124          a limit was reached before: --max-time, --timeout

@@ -1,10 +1,10 @@
 """Run a guest until it ends.  What it prints goes to standard output, everything else to standard error.
 
 exit status:
-  0            the guest switched the machine off or reset it, the console printed the --until text, or Ctrl-] left
-               --interactive
+  0            the guest switched the machine off, the console printed the --until text, or Ctrl-] left --interactive
   (v << 1) | 1 the guest wrote v to port 0xF4, as with QEMU's isa-debug-exit: its success, v = 0, is status 1
   2            bad usage, or an input that cannot be used
+  122          the guest reset the machine, with --no-reboot; without it, it starts again
   124          a limit was reached: --max-time, --timeout, the frames of the pool, the store of evicted pages; or the
                guest halted for ever
   125          evicted pages cannot be stored or are damaged; or emu itself failed
@@ -160,7 +160,9 @@ def _closing_line(vm: VirtualMachine, outcome: Outcome, status: int, wall: float
 
     name = vm.guest.name if vm.guest else vm.name
     frames = f"{vm.pool.used} of {vm.pool.size} frames used"
-    return f"{name}: {outcome.sentence}; status {status}, {format_time(vm.now)} virtual, {wall:.2f} s wall, {frames}"
+    resets = f" (after {vm.resets} reset{'s' * (vm.resets > 1)})" if vm.resets else ""
+    times = f"{format_time(vm.now)} virtual, {wall:.2f} s wall"
+    return f"{name}: {outcome.sentence}{resets}; status {status}, {times}, {frames}"
 
 
 def _text(data: bytes) -> str:

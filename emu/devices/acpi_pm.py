@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from emu.devices.device import Clock, Device, IrqLine
+from emu.devices.device import Clock, Device, IrqLine, State
 
 TIMER_HZ = 3_579_545  # PM timer clocks a second
 TIMER_BITS = 24
@@ -64,6 +64,11 @@ class AcpiPm(Device):
     def set_acpi_mode(self, on: bool) -> None:
         """Set or clear SCI_EN."""
         self.control = self.control & ~SCI_EN | SCI_EN * on
+        self._update()
+
+    def machine_reset(self, power_up: State) -> None:
+        """The timer, which nothing stops, counts on."""
+        super().machine_reset(power_up | {"half": self._clock() * TIMER_HZ // (NS * HALF)})
         self._update()
 
     def deadline(self) -> int | None:

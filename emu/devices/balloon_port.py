@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from emu.devices.device import Device
+from emu.devices.device import Device, State
 
 INFLATE, DEFLATE = 0, 4  # offsets
 
@@ -40,6 +40,9 @@ class BalloonPort(Device):
     def set_target(self, pages: int) -> None:
         """Ask the guest to have ``pages`` pages in the balloon."""
         self.target = pages
+
+    def machine_reset(self, power_up: State) -> None:
+        """What is asked for is not the guest's to forget."""
 
     def read(self, offset: int, size: int) -> int:
         return self.target if offset == INFLATE else 0

@@ -86,6 +86,11 @@ class _Bus:
                 return claim
         return None
 
+    @property
+    def devices(self) -> list[Device]:
+        """Those that own addresses, each once, in the order of their first ones."""
+        return list({id(device): device for device, _, _ in self._claims}.values())
+
     def unregister(self, device: Device) -> None:
         """Take back all that ``device`` owns."""
         if isinstance(device, Head):

@@ -2,8 +2,8 @@
 
 A device is handed what it needs in its constructor and nothing more: an ``IrqLine`` to raise interrupts, a ``Sink`` for
 the bytes that leave the machine, a ``Clock`` to tell the virtual time, ``GuestMemory`` to transfer by itself. The
-machine calls it in four ways: the guest accesses a register (``read``, ``write``), virtual time reaches the device's
-``deadline`` (``tick``), a snapshot is taken (``state``, ``load_state``).
+machine calls it in five ways: the guest accesses a register (``read``, ``write``), virtual time reaches the device's
+``deadline`` (``tick``), the machine is reset (``machine_reset``), a snapshot is taken (``state``, ``load_state``).
 """
 
 from __future__ import annotations
@@ -75,6 +75,13 @@ class Device:
 
     def tick(self, now_ns: int) -> None:
         """Bring the device to virtual time ``now_ns``. Harmless when early, late or repeated."""
+
+    def machine_reset(self, power_up: State) -> None:
+        """The machine is reset: be as after power-up, when ``state`` returned ``power_up``.
+
+        A device that keeps something over a reset, such as what a battery keeps, says so here.
+        """
+        self.load_state(power_up)
 
     def state(self) -> State:
         """All that ``load_state`` needs to make another device of this class behave the same from here on."""

@@ -137,6 +137,10 @@ class FwCfg(Device):
                 at, self.dma_high = self.dma_high << 32 | half, 0
                 self._carry_out(at)
 
+    def machine_reset(self, power_up: State) -> None:
+        """What the files hold is the machine's configuration, and stays."""
+        self.key = self.position = self.dma_high = 0
+
     def state(self) -> State:
         """The contents are the machine's configuration and not part of it, but what the guest can write is, in hex."""
         written = {name: data.hex() for name, data in self._files.items() if isinstance(data, bytearray)}

@@ -220,6 +220,11 @@ class Hpet(Device):
                 wire.set(self._irq(number) in self.driven)
         self._update_lines()
 
+    def machine_reset(self, power_up: State) -> None:
+        super().machine_reset(power_up)
+        self._on_legacy(False)
+        self._update_lines()
+
     def state(self) -> State:
         timers = [{name: getattr(timer, name) for name in Timer.STATE} for timer in self.timers]
         return super().state() | {"timers": timers}

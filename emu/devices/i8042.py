@@ -135,6 +135,13 @@ class I8042(Device):
             self.keyboard.key(self.typed.pop(0))
         self._update(now_ns)
 
+    def machine_reset(self, power_up: State) -> None:
+        """Whoever types goes on."""
+        typed = self.typed
+        super().machine_reset(power_up)
+        self.typed = typed
+        self._update(self._clock())
+
     def state(self) -> State:
         return super().state() | {"keyboard": self.keyboard.state(), "mouse": self.mouse.state()}
 

@@ -110,6 +110,10 @@ class IdeChannel(Device):
             self._reset_done()
         self._update()
 
+    def machine_reset(self, power_up: State) -> None:
+        super().machine_reset(power_up)
+        self._update()
+
     def state(self) -> State:
         return {
             "selected": self.selected,

@@ -170,6 +170,11 @@ class PciHost(Device):
             if rises:
                 self._on_reset()
 
+    def machine_reset(self, power_up: State) -> None:
+        super().machine_reset(power_up)
+        for function in self.functions.values():
+            function.written(0, CONFIG_SIZE)
+
     def state(self) -> State:
         functions = {f"{device:02x}.{number}": found.state() for (device, number), found in self.functions.items()}
         return {"address": self.address, "reset_control": self.reset_control, "functions": functions}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from emu.devices import fw_cfg, layout, rtc, testdev
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
@@ -134,6 +135,7 @@ class Platform:
         if "testdev" in parts.devices:
             testdev.plug_in(self.bus, self.mmio, self.wire)
         self._tell_firmware(ram, cpus, parts)
+        self._resets = self._power_up_state(a20)
         self._timed: list[Device] = [
             self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power, self._fdc,
         ]  # fmt: skip
@@ -231,6 +233,20 @@ class Platform:
         """
         apic = self._ioapic.line(2 if irq == 0 else irq)
         return Wires(self._pic.line(irq), apic) if irq < 16 and irq != 2 else apic
+
+    def reset(self) -> None:
+        """Be as after power-up, but for what a battery and the world outside keep; virtual time goes on."""
+        for reset in self._resets:
+            reset()
+
+    def _power_up_state(self, a20: A20Gate) -> list[Callable[[], None]]:
+        """What to call at a reset. Devices may drive their interrupts meanwhile, so that controllers come last."""
+        controllers: list[Device] = [self._ioapic, *self.lapics]
+        devices = {id(device): device for device in (*self.bus.devices, *self.mmio.devices)}
+        for device in (self._pic.master, self._pic.slave, *controllers):
+            devices.pop(id(device), None)
+        resets = [partial(device.machine_reset, device.state()) for device in (*devices.values(), *controllers)]
+        return [*resets, partial(self._pic.load_state, self._pic.state()), partial(a20.load_state, a20.state())]
 
     def leave_as_bios(self) -> None:
         """Program interrupt controllers, timer and the DMA cascade as QEMU's BIOS does before it starts a kernel."""

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import ClassVar
 
-from emu.devices.device import Clock, Device, IrqLine
+from emu.devices.device import Clock, Device, IrqLine, State
 from emu.errors import BadInput
 
 INDEX, DATA = range(2)  # port offsets
@@ -44,6 +44,7 @@ A_RS = 0x0F  # rate of the periodic interrupt
 A_32768_HZ = 0x20
 B_SET = 0x80  # no updates
 B_PIE, B_AIE, B_UIE = 0x40, 0x20, 0x10  # enables of the flags in C, at the same bits
+B_SQWE = 0x08  # square wave output
 B_BINARY = 0x04  # DM: binary, else BCD
 B_24H = 0x02  # else 12 hours, with bit 7 of the hours for p.m.
 C_IRQF = 0x80  # a flag is set and enabled: the level of the interrupt line
@@ -198,6 +199,14 @@ class Rtc(Device):
                 self._take_time(self._phase_ns())
         elif index not in (C, D):
             self.cells[index] = value
+        self._update_line()
+
+    def machine_reset(self, power_up: State) -> None:
+        """The battery keeps time and memory; a reset switches the interrupts off, and the square wave."""
+        self._look()
+        self.index, self.nmi_masked = 0, False
+        self.cells[B] &= ~(B_PIE | B_AIE | B_UIE | B_SQWE)
+        self.cells[C] = 0
         self._update_line()
 
     def deadline(self) -> int | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from emu.devices.device import Clock, Device, IrqLine, Sink
+from emu.devices.device import Clock, Device, IrqLine, Sink, State
 
 RBR_THR, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR = range(8)  # register offsets
 
@@ -105,6 +105,14 @@ class Uart16550(Device):
     def offer(self, data: bytes) -> None:
         """Have ``data`` ready for the guest: it arrives without delay, but not before the guest looks for input."""
         self.offered += data
+        self._update()
+
+    def machine_reset(self, power_up: State) -> None:
+        """What is on the way, or waits outside, still comes."""
+        incoming, offered = self.incoming, self.offered
+        super().machine_reset(power_up)
+        self.incoming, self.offered = incoming, offered
+        self._expect()
         self._update()
 
     def deadline(self) -> int | None:

@@ -79,6 +79,9 @@ class VirtioMmio(Device):
         elif size == 4 and offset in self._WRITES:
             self._WRITES[offset](self, value)
 
+    def machine_reset(self, power_up: State) -> None:
+        self._set_status(0)
+
     def state(self) -> State:
         return {"registers": super().state(), "device": self.device.state()}
 

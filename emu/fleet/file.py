@@ -30,7 +30,7 @@ _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "cpu": str,
     "quantum": str, "cpu-schedule": str, "policies": list, "append": str, "as": str, "initrd": str, "disks": list,
-    "floppies": list, "devices": list, "input": str, "start": str, "schedule": list,
+    "floppies": list, "devices": list, "no-reboot": bool, "input": str, "start": str, "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -146,6 +146,7 @@ def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
         disks=tuple(str(directory / disk) for disk in _texts(entry, "disks")),
         floppies=tuple(str(directory / disk) for disk in _texts(entry, "floppies")),
         devices=_texts(entry, "devices"),
+        no_reboot=entry.get("no-reboot", False),
     )
     start = _value("start", parse_time, entry["start"]) if "start" in entry else 0
     return VmPlan(

@@ -81,7 +81,7 @@ class End:
     Attributes:
         how: a value of :class:`emu.observe.outcome.Ending`, or "shut-down" (by its schedule), "not-started" (its
             start was due and impossible).
-        well: the guest switched off, reset or wrote 0 to the exit port, or its schedule shut it down.
+        well: the guest switched off or wrote 0 to the exit port, or its schedule shut it down.
         sentence: for people, without a full stop.
         time: fleet time in ns.
     """
@@ -316,7 +316,7 @@ class Fleet:
         vm.events.drain()
         self.peaks.look(self.running)
         how = how or outcome.ending.value
-        well = how in ("power-off", "reset", "shut-down") or (how == "exit" and vm.exit_value == 0)
+        well = how in ("power-off", "shut-down") or (how == "exit" and vm.exit_value == 0)
         member.end = End(how, well, outcome.sentence, member.started + vm.now)
         member.numbers = MemoryUse.of(vm)
         member.report = summarise(vm, outcome, 0) | {"outcome": how}

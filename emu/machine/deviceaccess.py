@@ -132,8 +132,12 @@ class DeviceAccess:
         cpu = self._running()
         accepted = self._platform.write_msr(cpu.index, index, value)
         cpu.apic_enabled = int(self._platform.lapics[cpu.index].enabled)
+        self.map_apic()
+        return int(not accepted)
+
+    def map_apic(self) -> None:
+        """Have the local APIC's registers in memory where they are now."""
         if self._platform.apic_page_mapped != self._apic_mapped:
             self._apic_mapped = not self._apic_mapped
             gfn = layout.LOCAL_APIC >> PAGE_SHIFT
             self._memory.set_mmio(range(gfn, gfn + 1), self._apic_mapped)
-        return int(not accepted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -56,6 +57,7 @@ class Processor:
         enter_real_mode(self.registers)
         set_hflags_mode(self.engine.env)
         self.native.activity = WAITING if index else RUNNING
+        self._power_up = self.registers.save()
 
     def _fill_native(self, vm_at: int) -> None:
         native = self.native
@@ -154,6 +156,25 @@ class Processor:
         native.pdptes_for = NO_PDPTES
         native.activity = WAITING
         runloop.forget_translations(self.native_at)
+
+    def reset(self, now: int) -> None:
+        """The state after power-up, with every register: the first processor runs, the others wait.
+
+        Args:
+            now: virtual time in ns.
+        """
+        self.init()
+        self.registers.restore(self._power_up)
+        native = self.native
+        native.tsc_offset = native.shutdown = native.intr_line = native.yielded = 0
+        native.apic_enabled = 1
+        native.vtime = max(native.vtime, now)
+        native.activity = WAITING if self.index else RUNNING
+
+    def begin(self, start: Callable[[CpuState], None]) -> None:
+        """Let a guest set the first state of a processor that is as after power-up."""
+        start(self.registers)
+        set_hflags_mode(self.engine.env)
 
     def start_up(self, vector: int, now: int) -> bool:
         """A start-up message (SIPI): begin in real mode at ``vector`` << 12.  False when it does not wait for one.

@@ -27,7 +27,7 @@ from emu.dmm.policy import Policy
 from emu.dmm.pool import Pool
 from emu.dmm.space import SharedMachine, Space
 from emu.engine import engine
-from emu.engine.cpustate import CpuState, set_hflags_mode
+from emu.engine.cpustate import CpuState
 from emu.engine.eventlog import EventLog
 from emu.engine.events import EVENT_TYPES, Event
 from emu.engine.native import address_of, signed
@@ -36,6 +36,7 @@ from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.machine.inputs import ProcessorInputs
 from emu.machine.processor import Processor
+from emu.machine.reset import reset, start
 from emu.machine.schedule import Schedule
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.mmu.shadowtables import ENTRIES
@@ -59,7 +60,7 @@ class Stop(Enum):
 
     EXIT = auto()  # the guest wrote to the exit port: ``exit_value``
     POWER_OFF = auto()  # the guest switched the machine off
-    RESET = auto()  # the guest reset the machine
+    RESET = auto()  # the guest reset the machine, and shall not start again
     CRASH = auto()  # triple fault
     HALTED = auto()  # HLT, and nothing can ever wake the guest
     DEADLINE = auto()  # the virtual time asked for has come
@@ -98,6 +99,8 @@ class VirtualMachine:
         platform: its devices.
         exit_value: what the guest wrote to the exit port, None before that.
         exits: how often the native plane was left, by reason.
+        restarts: whether a reset starts the guest again; else :meth:`run` returns RESET.
+        resets: how often the guest has reset the machine.
         selected: the number of the processor to look at; None for the one that runs, or ran last.
     """
 
@@ -133,7 +136,7 @@ class VirtualMachine:
         self.memory = PhysicalMemory(self.dmm)
         self._inputs = ProcessorInputs(
             native, self.processors, self.paging,
-            now=lambda: self.now, reset=lambda: self._guest_ends(Stop.RESET), stop=self._attention,
+            now=lambda: self.now, reset=self._guest_resets, stop=self._attention,
         )  # fmt: skip
         self.platform = Platform(
             ram, self.memory, lambda: self.now, parts,
@@ -141,7 +144,7 @@ class VirtualMachine:
             set_intr=self._inputs.set_intr, raise_nmi=self._inputs.raise_nmi,
             on_init=self._inputs.init, on_startup=self._inputs.start_up, set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
-            on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=lambda: self._guest_ends(Stop.RESET),
+            on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=self._guest_resets,
         )  # fmt: skip
         for processor, apic in zip(self.processors, self.platform.lapics, strict=True):
             processor.native.apic_at = apic.shared_at
@@ -150,7 +153,10 @@ class VirtualMachine:
         )
         self.guest: Guest | None = None
         self.exit_value: int | None = None
+        self.restarts = True
+        self.resets = 0
         self._ended: Stop | None = None
+        self._reset_requested = False
         self.exits = Exits()
         self._stop_requested = False
         self._asleep = False
@@ -207,10 +213,7 @@ class VirtualMachine:
             if gfn < len(self.p2m):
                 self.p2m.set(gfn, PageType.IMAGE)
         self.guest = guest
-        if guest.after_bios:
-            self.platform.leave_as_bios()
-        guest.start(self._running.registers)
-        set_hflags_mode(self._running.engine.env)
+        start(guest, self.platform, self._running)
 
     def attach(self, policy: Policy) -> None:
         """Put a memory policy in force."""
@@ -331,7 +334,9 @@ class VirtualMachine:
             if reason != Reason.NEED or self.events.has_listeners:  # the DMM changes nobody's plans
                 self._devices.plan()
             native.pause_at = min(limit, reached + SLICE_NS)
-            native.stop = int(self._ended is not None or self._stop_requested or bool(self._inputs.inits))
+            native.stop = int(
+                self._ended is not None or self._stop_requested or self._reset_requested or bool(self._inputs.inits)
+            )
             reason = _REASONS[runloop.run(self.native_at)]
             reached = native.reached
             running = self.processors[native.current]
@@ -347,17 +352,21 @@ class VirtualMachine:
                 running.registers.block_nmi()
                 self._inject(VECTOR_NMI)
             elif reason == Reason.HALT:
-                if self._ended is None and not self._sleep(limit):
+                if self._ended is None and not self._reset_requested and not self._sleep(limit):
                     running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
                     running.native.vtime = max(running.native.vtime, native.round_start)
                     return Stop.HALTED
                 reached = self._reached()
-            elif reason == Reason.SHUTDOWN:
+            elif reason == Reason.SHUTDOWN and not self._reset_requested:
                 return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
             elif reason == Reason.ENGINE_ERROR:
                 error = engine.error_text(running.native.engine_error)
                 raise EngineFault(f"{self.name}: {error} at pc {running.registers.pc:#x}")
             within_block = stepping.is_within_block(running.native)
+            if self._reset_requested and (not within_block or reason == Reason.SHUTDOWN):
+                self._reset()
+                within_block = False
+                reached = self._reached()
             if not within_block:
                 if self._inputs.inits:
                     self._inputs.take_inits()
@@ -428,6 +437,25 @@ class VirtualMachine:
             self._ended = how
             self.native.closed = 1
         self._attention()
+
+    def _guest_resets(self) -> None:
+        if self.restarts and self._ended is None:
+            self._reset_requested = True
+            self.native.closed = 1
+            self._attention()
+        else:
+            self._guest_ends(Stop.RESET)
+
+    def _reset(self) -> None:
+        """Carry out the reset that the guest has asked for; no engine runs."""
+        assert self.guest is not None
+        self.resets += 1
+        self._reset_requested = False
+        self.native.closed = 0
+        self._inputs.inits.clear()
+        reset(self.guest, self.platform, self.processors, self.dmm, self.memory, self.now)
+        self._devices.map_apic()
+        self._devices.plan()
 
     def _set_a20(self, level: bool) -> None:
         mask = -1 if level else ~A20

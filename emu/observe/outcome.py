@@ -7,6 +7,7 @@ from enum import Enum
 
 STATUS_SUCCESS = 0
 STATUS_BAD_INPUT = 2
+STATUS_RESET = 122
 STATUS_LIMIT = 124  # as timeout(1)
 STATUS_FAULT = 125  # emu itself failed
 STATUS_CRASH = 134  # as a process killed by SIGABRT, seen from a shell
@@ -25,7 +26,7 @@ class Ending(Enum):
     STORE_FULL = "store-full"  # a page had to be evicted, and its contents fit nowhere
     STORE_FAILED = "store-failed"  # the contents of an evicted page cannot be written or are damaged
     POWER_OFF = "power-off"  # the guest switched the machine off
-    RESET = "reset"  # the guest reset the machine
+    RESET = "reset"  # the guest reset the machine, and was not to start again
     STOPPED = "stopped"  # somebody called VirtualMachine.request_stop
 
 

@@ -68,7 +68,7 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
 
     Returns:
         ``guest``, ``guest_kind``, ``vm``; ``outcome`` (:class:`emu.observe.outcome.Ending`), ``status``,
-        ``exit_value`` (None when the guest wrote none), ``message``; ``virtual_ns``, ``wall_s``; ``mmu``;
+        ``exit_value`` (None when the guest wrote none), ``message``; ``resets``; ``virtual_ns``, ``wall_s``; ``mmu``;
         ``policies``, by name with their statistics; ``cpus``; ``ram_bytes``, ``pool_frames``, ``pool_bytes``,
         ``frames_used``,
         ``shadow_tables`` (in use); ``memory``, the fields of :class:`MemoryUse`; ``console_bytes``; ``exits``, how
@@ -82,6 +82,7 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
         "status": outcome.status,
         "exit_value": vm.exit_value,
         "message": outcome.sentence,
+        "resets": vm.resets,
         "virtual_ns": vm.now,
         "wall_s": round(wall, 6),
         "mmu": vm.paging.name,

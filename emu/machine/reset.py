@@ -1,0 +1,58 @@
+"""Reset: a VM starts again as a PC does.
+
+Devices are as after power-up, but for what a battery keeps (time of day, CMOS) and what the world outside holds (disks,
+input that nobody has looked at).  Processors are too: the first one begins where the guest begins, the others wait.
+Memory keeps its contents, as DRAM does that is refreshed all the time, and what was loaded before the first instruction
+is loaded again, as a BIOS or the loader of a kernel would.  Virtual time goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emu.addr import PAGE_SHIFT
+from emu.boot.guest import Guest
+from emu.boot.image import GuestImage
+from emu.devices.platform import Platform
+from emu.dmm.dmm import DMM
+from emu.dmm.p2m import PageType
+from emu.dmm.physical import PhysicalMemory
+from emu.machine.processor import Processor
+
+
+def reset(
+    guest: Guest, platform: Platform, processors: Sequence[Processor], dmm: DMM, memory: PhysicalMemory, now: int
+) -> None:
+    """Start ``guest`` again; no engine runs.
+
+    Args:
+        now: virtual time in ns.
+
+    Raises:
+        OutOfFrames: a page of the guest's image needs a frame and there is none.
+    """
+    platform.reset()
+    if dmm.balloon.policy is not None:  # the driver that gave those pages is gone
+        dmm.balloon.policy.deflate(sorted(dmm.balloon.policy.held))
+    for processor in processors:
+        processor.reset(now)
+    _load_again(guest.image, dmm, memory)
+    start(guest, platform, processors[0])
+
+
+def start(guest: Guest, platform: Platform, processor: Processor) -> None:
+    """Set devices and the first processor, which are as after power-up, for the guest's first instruction."""
+    if guest.after_bios:
+        platform.leave_as_bios()
+    processor.begin(guest.start)
+
+
+def _load_again(image: GuestImage, dmm: DMM, memory: PhysicalMemory) -> None:
+    """Write the pages of the image that may have changed."""
+    for gfn in image.gfns():
+        if not dmm.is_memory(gfn):
+            continue
+        resident = dmm.is_resident(gfn)
+        origin = dmm.p2m.origin(gfn) if resident else dmm.p2m.type(gfn)
+        if origin is not PageType.IMAGE or (resident and dmm.p2m.dirty(gfn)):
+            memory.write(gfn << PAGE_SHIFT, image.page(gfn))
