@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emu.boot.guest import Guest
+from emu.devices.keys import parse_keys
 from emu.engine.events import BY_NAME, EVENT_TYPES, Event
 from emu.errors import BadInput
 from emu.machine.vm import VirtualMachine
@@ -142,6 +143,20 @@ class GuestUnderTest:
     def send(self, data: bytes | str) -> None:
         """Put bytes in at the serial port, one character time after the other."""
         self.vm.platform.uart.receive(data.encode() if isinstance(data, str) else data)
+
+    def press(self, keys: str) -> None:
+        """Press keys one after the other, such as "dir<enter>" or "<ctrl-c>" (:mod:`emu.devices.keys`).
+
+        Raises:
+            BadInput: there is no such key; none is pressed.
+        """
+        for chord in parse_keys(keys):
+            self.vm.platform.keyboard.press(*chord)
+
+    @property
+    def screen(self) -> str:
+        """The text screen: a line for each of its 25 rows, without the spaces at its end."""
+        return "".join(row.rstrip() + "\n" for row in self.vm.platform.vga.text().rows)
 
     def wait_for(self, text: str, max_time: str | int | float = "1s") -> None:
         """Run until the guest has printed ``text``; what earlier calls waited for does not count again.

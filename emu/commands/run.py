@@ -25,8 +25,8 @@ from emu.commands.files import OutputFile, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.commands.screen import Screen, progress
 from emu.errors import BadInput
-from emu.observe.console import Typist, parse_typing
 from emu.observe.outcome import Ending, Outcome
+from emu.observe.typist import Typist, parse_keys_typing, parse_typing
 from emu.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -39,11 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_guest_arguments(parser)
     parser.add_argument(
         "--type",
+        dest="typings",
         action="append",
+        type=parse_typing,
         default=[],
         metavar="TEXT@PROMPT",
-        help="type TEXT at the serial port when the console prints PROMPT, repeatable, one after the other; "
-        r"\n, \r, \t, \e, \\ and \xNN stand for bytes. As in --type 'root\n@login: '",
+        help="type TEXT at the serial port when the console or the text screen shows PROMPT, repeatable, one after the "
+        r"other; \n, \r, \t, \e, \\ and \xNN stand for bytes. As in --type 'root\n@login: '",
+    )
+    parser.add_argument(
+        "--keys",
+        dest="typings",
+        action="append",
+        type=parse_keys_typing,
+        metavar="TEXT@PROMPT",
+        help="the same at the keyboard, in one order with --type; <enter>, <up>, <f1>, <ctrl-c>, … are keys",
     )
     parser.add_argument(
         "--interactive", action="store_true", help="the terminal is the guest's serial port; Ctrl-] leaves"
@@ -67,7 +77,6 @@ def main(options: argparse.Namespace) -> int:
         raise BadInput("--until", "expected some text")
     if options.interactive and not sys.stdin.isatty():
         raise BadInput("--interactive", "standard input is no terminal; --input or --type feed a guest without one")
-    typings = [parse_typing(text) for text in options.type]
     begin = time.perf_counter()
     with explain_slow_start():
         vm = boot_from(options)
@@ -81,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
             screen = Screen(sys.stderr.buffer, "standard error")
         else:
             screen = Screen(sys.stdout.buffer)
-        typist = Typist(vm, typings)
+        typist = Typist(vm, options.typings)
         vm.platform.listen(screen)
         status, outcome = _run(vm, options, screen, events_file)
         wall = time.perf_counter() - begin
@@ -90,7 +99,8 @@ def main(options: argparse.Namespace) -> int:
 
             print(report(vm), file=sys.stderr)
         if typist.left:
-            print(f"emu: --type: the console never printed {_text(typist.left[0].prompt)}", file=sys.stderr)
+            waiting = typist.left[0]
+            print(f"emu: {waiting.option}: the console never printed {_text(waiting.prompt)}", file=sys.stderr)
         for policy in vm.dmm.policies:
             for remark in policy.remarks():
                 print(f"emu: {remark}", file=sys.stderr)

@@ -31,6 +31,9 @@ class GuestMemory(Protocol):
 
     def write(self, gpa: int, data: bytes) -> None: ...
 
+    def peek(self, gpa: int, size: int) -> bytes:
+        """As ``read``, for those who only look: nothing changes that a guest or a memory policy could notice."""
+
 
 class BalloonDriver(Protocol):
     """Who asks a guest's balloon devices for pages, and is told what the guest gives up.

@@ -122,6 +122,15 @@ class I8042(Device):
         self.typed += chord(codes)
         self._expect(self._clock())
 
+    def move_mouse(self, right: int = 0, up: int = 0, wheel: int = 0, buttons: int = 0) -> None:
+        """Move the mouse by so many counts, and its wheel by so many clicks towards the person.
+
+        Args:
+            buttons: those that are held now: bit 0 left, 1 right, 2 middle.
+        """
+        self.mouse.move(right, up, wheel, buttons)
+        self._update(self._clock())
+
     # ---- the machine's side ----
 
     def deadline(self) -> int | None:

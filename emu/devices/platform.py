@@ -25,6 +25,7 @@ from emu.devices.hpet import Hpet
 from emu.devices.i8042 import I8042
 from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
+from emu.devices.monitor import Monitor
 from emu.devices.parts import NO_PARTS, Parts
 from emu.devices.pci import PM_BASE, PM_ENABLE, POWER_PLACE, i440fx
 from emu.devices.pic import PicPair
@@ -66,6 +67,7 @@ class Platform:
         uart: the first serial port; its output is part of the console.
         keyboard: keyboard and mouse.
         vga: the display.
+        monitor: tells what is on the text screen.
         lapics: the local APIC of each processor.
         virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
         fw_cfg: what QEMU tells its firmware.
@@ -105,7 +107,8 @@ class Platform:
             self.wire(layout.IRQ_KEYBOARD), self.wire(layout.IRQ_MOUSE), clock, a20.set_i8042, on_reset
         )
         self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
-        self.vga = Vga(memory, clock)
+        self.vga = Vga(lambda gpa, size: memory.peek(gpa, size), clock)
+        self.monitor = Monitor(self.vga)
         self.fw_cfg = FwCfg(memory)
         self._add_disks(parts.disks)
         self._add_floppies(memory, parts.floppies)
@@ -285,7 +288,13 @@ class Platform:
         return self.lapics[cpu].write_msr(index, value)
 
     def deadline(self) -> int:
-        """Virtual time in ns at which a device wants :meth:`tick`; NEVER when none does."""
+        """Virtual time in ns at which a device wants :meth:`tick`, or somebody looks at the screen; else NEVER."""
+        look = self.monitor.deadline() if self.monitor.watchers else None
+        earliest = self.wake_deadline()
+        return earliest if look is None else min(earliest, look)
+
+    def wake_deadline(self) -> int:
+        """As :meth:`deadline`, but only for what can wake a processor."""
         earliest = NEVER
         for device in self._timed:
             deadline = device.deadline()
@@ -297,6 +306,7 @@ class Platform:
         """Bring all devices to virtual time ``now``."""
         for device in self._timed:
             device.tick(now)
+        self.monitor.tick(now)
 
     def _print(self, data: bytes) -> None:
         self.console += data

@@ -1,4 +1,4 @@
-"""What hangs at the keyboard controller: a keyboard with 102 keys and a mouse that nobody moves.
+"""What hangs at the keyboard controller: a keyboard with 102 keys and a mouse with three buttons and a wheel.
 Sources: IBM PS/2 Hardware Interface Technical Reference (keyboard, mouse); Microsoft, Keyboard Scan Code Specification.
 
 Both get single bytes, commands and their arguments, and answer each with ACK, RESEND (not understood) or what the
@@ -9,6 +9,10 @@ command asks for.
     mouse     E6 E7 scaling 1:1, 2:1  E8 resolution (1)  E9 status  EA stream mode  EB poll  EC no wrap mode
               EE wrap mode  F0 remote mode  F2 identify  F3 rate (1)  F4 report  F5 do not  F6 defaults  FE resend
               FF reset and test
+
+A mouse reports three bytes: buttons (0 left, 1 right, 2 middle), bit 3, signs of x and y in bits 4 and 5 and their
+overflows in 6 and 7; x to the right; y upwards. Sample rates 200, 100, 80 one after the other switch the wheel on
+(Microsoft IntelliMouse): the mouse is then identified by 3, and a fourth byte has the wheel's way.
 
 A key is named here by its make code in scan code set 1, 0xE0 in front for extended keys; bit 7 is its release. In
 set 2, which keyboards send unless told otherwise, keys have other codes and a release is F0 and the code. The
@@ -194,27 +198,67 @@ class Keyboard(Ps2Device):
 
 
 class Mouse(Ps2Device):
-    """The mouse: two buttons, no wheel, no movement."""
+    """The mouse. What it is moved while nobody asks for it is lost, but for the buttons."""
 
     STATE: ClassVar[tuple[str, ...]] = (
-        *Ps2Device.STATE, "reporting", "remote", "wrapping", "double", "resolution", "rate",
+        *Ps2Device.STATE, "reporting", "remote", "wrapping", "double", "resolution", "rate", "rates", "has_wheel",
+        "buttons", "moved",
     )  # fmt: skip
     RESOLUTION, RATE = 0xE8, 0xF3
-    REPORT = (0x08, 0, 0)  # bit 3 is always set; no button, no way in x, none in y
+    FARTHEST = 255  # counts of a report in either direction
+    WHEEL_ID, WHEEL_RATES = 3, [200, 100, 80]
 
     SWITCHES: ClassVar[dict[int, tuple[str, bool]]] = {
         0xE6: ("double", False), 0xE7: ("double", True), 0xEA: ("remote", False), 0xF0: ("remote", True),
         0xEC: ("wrapping", False), 0xEE: ("wrapping", True), 0xF4: ("reporting", True), 0xF5: ("reporting", False),
     }  # fmt: skip
     ANSWERS: ClassVar[dict[int, tuple[int, ...]]] = dict.fromkeys((*SWITCHES, 0xE8, 0xE9, 0xF3, 0xF6), ()) | {
-        0xEB: REPORT,
-        0xF2: (MOUSE_ID,),
+        0xEB: (),
+        0xF2: (),
         0xFF: (TEST_PASSED, MOUSE_ID),
     }
 
     def __init__(self) -> None:
         super().__init__()
+        self.buttons = 0
+        self.has_wheel = False
+        self.moved = [0, 0, 0]  # in remote mode since the last report: right, up, wheel
+        self.rates: list[int] = []  # the last ones that were set
+        self.wrapping = self.remote = self.reporting = False
         self._defaults()
+
+    def move(self, right: int, up: int, wheel: int, buttons: int) -> None:
+        """Somebody moves it, by counts, and holds these buttons.
+
+        Args:
+            wheel: clicks towards the person.
+        """
+        changed = buttons != self.buttons
+        self.buttons = buttons
+        if self.remote or not self.reporting:
+            if self.remote:
+                self.moved = [self.moved[0] + right, self.moved[1] + up, self.moved[2] + wheel]
+            return
+        while changed or right or up or (wheel and self.has_wheel):
+            changed = False
+            step = [self._within(right, self.FARTHEST), self._within(up, self.FARTHEST), self._within(wheel, 7)]
+            if len(self.queue) + 4 <= QUEUE:
+                self.queue += self._report(*step)
+            right, up, wheel = right - step[0], up - step[1], wheel - step[2]
+
+    @staticmethod
+    def _within(way: int, most: int) -> int:
+        return max(-most, min(way, most))
+
+    def _report(self, right: int, up: int, wheel: int) -> list[int]:
+        first = 0x08 | self.buttons | (right < 0) << 4 | (up < 0) << 5
+        return [first, right & 0xFF, up & 0xFF, *([wheel & 0xFF] if self.has_wheel else [])]
+
+    def _poll(self) -> list[int]:
+        """What has happened since the last report in remote mode, as far as one report can tell."""
+        right, up, wheel = self.moved
+        self.moved = [0, 0, 0]
+        return self._report(self._within(right, self.FARTHEST), self._within(up, self.FARTHEST), self._within(wheel, 7))
 
     def write(self, value: int) -> None:
         """A byte from the controller."""
@@ -226,11 +270,15 @@ class Mouse(Ps2Device):
             self.answer(ACK)
         elif command == self.RATE:
             self.rate = value
+            self.rates = [*self.rates[-2:], value]
+            if self.rates == self.WHEEL_RATES:
+                self.has_wheel = True
             self.answer(ACK)
         elif value == 0xFE:
             self.answer(self.last)
         elif value in self.ANSWERS:
             if value in (0xF6, 0xFF):
+                self.has_wheel = self.has_wheel and value == 0xF6
                 self._defaults()
             elif value in self.SWITCHES:
                 name, on = self.SWITCHES[value]
@@ -239,11 +287,22 @@ class Mouse(Ps2Device):
                 self.argument_of = value if value in (self.RESOLUTION, self.RATE) else 0
             self.answer(ACK, *self.ANSWERS[value])
             if value == 0xE9:
-                self.answer(self.remote << 6 | self.reporting << 5 | self.double << 4, self.resolution, self.rate)
+                self.answer(self._status(), self.resolution, self.rate)
+            elif value == 0xEB:
+                self.answer(*self._poll())
+            elif value == 0xF2:
+                self.answer(self.WHEEL_ID if self.has_wheel else MOUSE_ID)
         else:
             self.answer(RESEND)
 
+    def _status(self) -> int:
+        left, right, middle = (self.buttons >> bit & 1 for bit in range(3))
+        modes = self.remote << 6 | self.reporting << 5 | self.double << 4
+        return modes | left << 2 | middle << 1 | right
+
     def _defaults(self) -> None:
+        self.moved, self.rates = [0, 0, 0], []
+        self.queue.clear()
         self.reporting = self.remote = self.wrapping = self.double = False
         self.resolution = 2  # 4 counts a millimetre
         self.rate = 100  # reports a second

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from emu.devices.device import Clock, Device, GuestMemory
+from emu.devices.device import Clock, Device
 
 COLUMNS, ROWS = 80, 25
 CELL_LINES = 16  # scan lines of a character, as Cursor counts them
@@ -85,6 +85,8 @@ ATTRIBUTE_BITS = b"\x3f" * 16 + bytes.fromhex("EF FF 3F 0F 0F")
 CP437_LOW, CP437_DELETE = " ☺☻♥♦♣♠•◘○◙♂♀♪♫☼►◄↕‼¶§▬↨↑↓→←∟↔▲▼", "⌂"  # Python has control characters there
 CP437 = CP437_LOW + bytes(range(32, 127)).decode("cp437") + CP437_DELETE + bytes(range(128, 256)).decode("cp437")
 
+CP437_OF_LATIN_1 = dict(enumerate(CP437))  # for str.translate
+
 Rgb = tuple[int, int, int]  # 0 to 255 each
 
 
@@ -115,6 +117,13 @@ class Screen:
     palette: tuple[Rgb, ...]
 
 
+class ScreenText(NamedTuple):
+    """The characters on the screen: 25 rows of 80, and what of its row stands before the cursor, if that is seen."""
+
+    rows: tuple[str, ...]
+    before_cursor: str
+
+
 def ega_colours() -> list[int]:
     """The DAC after mode 3 was set, 3 x 256 values of 6 bits: entry rgbRGB of the first 64 has R as 2/3 and r as 1/3
     of full red, the others are black."""
@@ -127,7 +136,7 @@ def ega_colours() -> list[int]:
 
 
 class Vga(Device):
-    """The chip. Text is read from ``memory``; ``clock`` says where the beam is."""
+    """The chip. ``look`` reads guest memory, where the text is, without touching it; ``clock`` is for the beam."""
 
     STATE: ClassVar[tuple[str, ...]] = (
         "misc", "feature", "sequencer_index", "sequencer", "crtc_index", "crtc", "graphics_index", "graphics",
@@ -135,8 +144,8 @@ class Vga(Device):
         "dac_state", "dac_latch",
     )  # fmt: skip
 
-    def __init__(self, memory: GuestMemory, clock: Clock) -> None:
-        self._memory = memory
+    def __init__(self, look: Callable[[int, int], bytes], clock: Clock) -> None:
+        self._look = look
         self._clock = clock
         self.misc = MISC_MODE_3
         self.feature = 0
@@ -284,11 +293,9 @@ class Vga(Device):
 
         Blinking characters and the cursor are always in their visible phase.
         """
-        off = not self.attribute_index & ATTR_DISPLAY or self.sequencer[SEQ_CLOCKING] & CLOCK_SCREEN_OFF
-        if off or self.is_graphics():
+        if self._is_blank():
             return Screen(((Cell(" ", 0, 0),) * COLUMNS,) * ROWS, None, self._palette())
-        mono = self.graphics[GFX_MISC] & GFX_MISC_MAP == GFX_MAP_MONO
-        text = self._memory.read(MONO_TEXT if mono else TEXT, TEXT_SIZE)
+        text = self._text_memory()
         blinking = bool(self.attribute[ATTR_MODE] & ATTR_MODE_BLINK)
         kinds = [_cell_kind(attribute, blinking) for attribute in range(256)]
         start, pitch = self._start(), self._pitch()
@@ -297,6 +304,25 @@ class Vga(Device):
             places = (2 * ((start + row * pitch + column) % CHARACTERS) for column in range(COLUMNS))
             rows.append(tuple(Cell(CP437[text[place]], *kinds[text[place + 1]]) for place in places))
         return Screen(tuple(rows), self._cursor(), self._palette())
+
+    def text(self) -> ScreenText:
+        """The characters of ``screen`` alone, twenty times as fast."""
+        if self._is_blank():
+            return ScreenText((" " * COLUMNS,) * ROWS, "")
+        characters = self._text_memory()[::2].decode("latin-1").translate(CP437_OF_LATIN_1)
+        start, pitch = self._start(), self._pitch()
+        twice = characters + characters  # a row may go over the end
+        rows = tuple(twice[at : at + COLUMNS] for at in ((start + row * pitch) % CHARACTERS for row in range(ROWS)))
+        cursor = self._cursor()
+        return ScreenText(rows, "" if cursor is None else rows[cursor.row][: cursor.column])
+
+    def _is_blank(self) -> bool:
+        off = not self.attribute_index & ATTR_DISPLAY or self.sequencer[SEQ_CLOCKING] & CLOCK_SCREEN_OFF
+        return bool(off or self.is_graphics())
+
+    def _text_memory(self) -> bytes:
+        mono = self.graphics[GFX_MISC] & GFX_MISC_MAP == GFX_MAP_MONO
+        return self._look(MONO_TEXT if mono else TEXT, TEXT_SIZE)
 
     def _start(self) -> int:
         """Character of text memory at the top left."""

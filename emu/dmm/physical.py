@@ -34,6 +34,23 @@ class PhysicalMemory:
             gpa, size = gpa + length, size - length
         return b"".join(pieces)
 
+    def peek(self, gpa: int, size: int) -> bytes:
+        """As :meth:`read`, for those who only look: a page is not accessed by it, and one that nothing was ever stored
+        to stays without a frame.  (One that is elsewhere has to come back.)"""
+        dmm = self._dmm
+        pieces = []
+        while size > 0:
+            gfn, offset = divmod(gpa, PAGE_SIZE)
+            length = min(size, PAGE_SIZE - offset)
+            if not dmm.is_memory(gfn):
+                pieces.append(b"\xff" * length)
+            elif dmm.p2m.type(gfn) is PageType.EMPTY:
+                pieces.append(bytes(length))
+            else:
+                pieces.append(dmm.memory.pages[dmm.populate(gfn), offset : offset + length].tobytes())
+            gpa, size = gpa + length, size - length
+        return b"".join(pieces)
+
     def write(self, gpa: int, data: bytes) -> None:
         """Change guest memory from outside the guest, with the same consequences as a store of its own."""
         dmm = self._dmm

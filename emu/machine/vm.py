@@ -255,7 +255,7 @@ class VirtualMachine:
     @property
     def waits_for_input(self) -> bool:
         """Whether the last run left the guest halted with no device that wakes it by itself, as a timer does."""
-        return self._asleep and self.platform.deadline() == NEVER
+        return self._asleep and self.platform.wake_deadline() == NEVER
 
     def request_stop(self) -> None:
         """Make :meth:`run` return before the guest's next block of code.  May be called from listeners and devices."""
@@ -400,10 +400,12 @@ class VirtualMachine:
         native = self.native
         if not any(processor.can_be_woken for processor in self.processors):
             return False
+        if self.platform.monitor.watchers:
+            self.platform.monitor.look(self._reached())  # nothing is drawn while all sleep
         while self._ended is None and not any(processor.has_work for processor in self.processors):
-            if min(self.platform.deadline(), limit) == NEVER:
+            if min(self.platform.wake_deadline(), limit) == NEVER:
                 return False  # a policy's epoch wakes nobody
-            wake = min(self.platform.deadline(), self.dmm.policies.next_epoch)
+            wake = min(self.platform.wake_deadline(), self.dmm.policies.next_epoch)
             native.round_start = max(self._reached(), min(wake, limit))
             native.clock = max(native.clock, native.round_start)
             native.log_time = max(native.log_time, native.round_start)

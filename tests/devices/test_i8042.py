@@ -185,7 +185,7 @@ def test_keyboard_commands(board: Board) -> None:
 
 
 def test_linux_probes_the_mouse(board: Board) -> None:
-    """psmouse_probe, and the sequences by which it looks for better mice, all of which say: just a mouse."""
+    """psmouse_probe, and the sequences by which it looks for better mice: this one has a wheel."""
     board.command(0x60, 0x47)
     board.mouse(0xFF)
     assert board.mouse_answer() == [ACK, 0xAA, 0x00]
@@ -195,7 +195,7 @@ def test_linux_probes_the_mouse(board: Board) -> None:
         board.mouse(0xF3, rate)
         assert board.mouse_answer() == [ACK, ACK]
     board.mouse(0xF2)
-    assert board.mouse_answer() == [ACK, 0x00]
+    assert board.mouse_answer() == [ACK, 0x03]
     for resolution in (0, 0, 0, 0):
         board.mouse(0xE8, resolution)
     assert board.mouse_answer() == [ACK] * 8
@@ -206,9 +206,47 @@ def test_linux_probes_the_mouse(board: Board) -> None:
     board.mouse(0xF6, 0xF4, 0xE7, 0xE9)
     assert board.mouse_answer() == [ACK, ACK, ACK, ACK, 0x30, 2, 100]
     board.mouse(0xEB)
-    assert board.mouse_answer() == [ACK, 0x08, 0, 0]
+    assert board.mouse_answer() == [ACK, 0x08, 0, 0, 0]
+    board.mouse(0xFF, 0xF2)
+    assert board.mouse_answer() == [ACK, 0xAA, 0, ACK, 0]
     board.mouse(0xEE, 0xF2, 0x55, 0xEC, 0xF5, 0xF0, 0xEA)
     assert board.mouse_answer() == [ACK, 0xF2, 0x55, ACK, ACK, ACK, ACK]
+
+
+def test_a_mouse_that_is_moved(board: Board) -> None:
+    board.command(0x60, 0x47)
+    board.chip.move_mouse(right=5)  # nobody asks for it
+    board.mouse(0xF4)
+    assert board.mouse_answer() == [ACK]
+    rises = board.irq12.rises
+    board.chip.move_mouse(right=3, up=-2, buttons=1)
+    assert board.irq12.level
+    assert board.mouse_answer() == [0x29, 3, 0xFE]
+    assert board.irq12.rises == rises + 3
+    board.chip.move_mouse(buttons=1)  # nothing is new
+    board.chip.move_mouse(right=-300, buttons=1)
+    assert board.mouse_answer() == [0x19, 0x01, 0, 0x19, 0xD3, 0]
+    board.chip.move_mouse(wheel=1, buttons=0)  # it has none so far
+    assert board.mouse_answer() == [0x08, 0, 0]
+    for rate in (200, 100, 80):
+        board.mouse(0xF3, rate)
+    assert board.mouse_answer() == [ACK] * 6
+    board.chip.move_mouse(wheel=-1, buttons=4)
+    assert board.mouse_answer() == [0x0C, 0, 0, 0xFF]
+    board.mouse(0xE9)
+    assert board.mouse_answer() == [ACK, 0x22, 2, 80]
+
+
+def test_a_mouse_that_is_asked(board: Board) -> None:
+    board.command(0x60, 0x47)
+    board.mouse(0xF0)
+    assert board.mouse_answer() == [ACK]
+    board.chip.move_mouse(right=200)
+    board.chip.move_mouse(right=100, up=1, buttons=2)
+    board.mouse(0xEB)
+    assert board.mouse_answer() == [ACK, 0x0A, 0xFF, 1]
+    board.mouse(0xEB)
+    assert board.mouse_answer() == [ACK, 0x0A, 0, 0]
 
 
 def test_mouse_interrupts_and_keyboard_goes_first(board: Board) -> None:

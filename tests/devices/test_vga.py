@@ -38,7 +38,7 @@ class Board:
     def __init__(self) -> None:
         self.now_ns = 0
         self.memory = Memory()
-        self.vga = Vga(self.memory, lambda: self.now_ns)
+        self.vga = Vga(self.memory.read, lambda: self.now_ns)
         self.bus = PortBus()
         self.bus.register(BASE, PORTS, self.vga)
 

@@ -8,8 +8,9 @@ import pytest
 
 from emu.errors import BadInput
 from emu.machine.vm import VirtualMachine
-from emu.observe.console import ConsoleWatch, Typing, Typist, parse_typing
+from emu.observe.console import ConsoleWatch
 from emu.observe.outcome import Ending
+from emu.observe.typist import Typing, Typist, parse_typing
 from emu.session import boot_vm, run_vm
 
 # Prints what comes in at the serial port, a dot for each time that HLT ends, and stops at a q.  No timer runs.

@@ -34,7 +34,7 @@ class NoMemory:
 
 
 def test_the_standard_palette_is_that_of_mode_3() -> None:
-    assert STANDARD_PALETTE == Vga(NoMemory(), lambda: 0).screen().palette
+    assert STANDARD_PALETTE == Vga(lambda gpa, size: bytes(size), lambda: 0).screen().palette
 
 
 # ---- text ----
