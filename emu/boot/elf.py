@@ -7,6 +7,7 @@ either: one within a segment's virtual addresses is virtual.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,8 @@ from emu.errors import BadInput
 MACHINES = ("EM_386", "EM_X86_64")
 TYPES = ("ET_EXEC", "ET_DYN")
 _SECTION_ALIGNMENT = 16  # bytes; symbols and debugging information need no more
+_PHYS32_ENTRY = 18  # type of Xen's note that tells the entry point for PVH
+_MAX_NOTES = 1 << 20  # bytes of notes that are looked at
 _SH_ADDR = {32: (12, "<I"), 64: (16, "<Q")}  # by class: where a section header has its address
 
 
@@ -47,7 +50,9 @@ class Sections:
     form: str
 
     def load(self, loader: Loader) -> bytes:
-        """Place the sections that no segment loads above everything else; returns the headers with their addresses.
+        """Place the sections that no segment loads at the end of memory; returns the headers with their addresses.
+
+        Kernels take what lies behind them for their heap, so nothing is placed there that they did not ask for.
 
         Where there is no room for them, their addresses remain 0, which means that they are not loaded.
         """
@@ -56,7 +61,7 @@ class Sections:
         for address_at, offset, length in self.unloaded:
             places.append((address_at, offset, length, size))
             size += -(-length // _SECTION_ALIGNMENT) * _SECTION_ALIGNMENT
-        gpa = loader.room(size, _SECTION_ALIGNMENT, loader.top)
+        gpa = loader.room_at_end(size, _SECTION_ALIGNMENT)
         if gpa is not None:
             for address_at, offset, length, distance in places:
                 loader.put(gpa + distance, Part(loader.file, offset, length))
@@ -66,10 +71,19 @@ class Sections:
 
 @dataclass(frozen=True)
 class ElfKernel:
-    """An ELF file's program, and its section headers if it has any."""
+    """An ELF file.
+
+    Attributes:
+        program: what is loaded and entered.
+        sections: its section headers, if it has any.
+        pvh_entry: gpa of the entry point for PVH (a note of Xen), if it has one.
+        bits: its class, 32 or 64.
+    """
 
     program: Program
     sections: Sections | None
+    pvh_entry: int | None
+    bits: int
 
 
 def read_elf(path: Path) -> ElfKernel:
@@ -83,7 +97,8 @@ def read_elf(path: Path) -> ElfKernel:
             elf = ELFFile(stream)
             _check_kind(path, elf)
             headers = _table(path, elf, stream, "program", elf["e_phoff"], elf["e_phentsize"], elf["e_phnum"])
-            return ElfKernel(_program(path, elf, headers), _sections(path, elf, stream))
+            sections = _sections(path, elf, stream)
+            return ElfKernel(_program(path, elf, headers), sections, _pvh_entry(elf, stream, headers), elf.elfclass)
     except ELFError as error:
         raise BadInput(str(path), f"the ELF file is broken: {error}") from None
     except OSError as error:
@@ -128,6 +143,31 @@ def _program(path: Path, elf: ELFFile, headers: list[Any]) -> Program:
     if not segments:
         raise BadInput(str(path), "this ELF file has no segments to load")
     return Program(tuple(segments), elf["e_entry"] if entry is None else entry)
+
+
+def _pvh_entry(elf: ELFFile, stream: IO[bytes], headers: list[Any]) -> int | None:
+    """The descriptor of Xen's note XEN_ELFNOTE_PHYS32_ENTRY (xen/include/public/elfnote.h)."""
+    for header in headers:
+        if header.p_type == "PT_NOTE":
+            stream.seek(header.p_offset)
+            notes = stream.read(min(header.p_filesz, _MAX_NOTES))
+            for name, kind, data in _notes(notes):
+                if name == b"Xen\0" and kind == _PHYS32_ENTRY and len(data) >= 4:
+                    return int.from_bytes(data[:4], "little")
+    return None
+
+
+def _notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """Name, type and descriptor of each note; all are padded to four bytes."""
+    at = 0
+    while at + 12 <= len(data):
+        name_size, size, kind = struct.unpack_from("<III", data, at)
+        name = at + 12
+        descriptor = name + -(-name_size // 4) * 4
+        at = descriptor + -(-size // 4) * 4
+        if at > len(data):
+            return
+        yield data[name : name + name_size], kind, data[descriptor : descriptor + size]
 
 
 def _sections(path: Path, elf: ELFFile, stream: IO[bytes]) -> Sections | None:

@@ -35,6 +35,7 @@ class Kind(Enum):
     LINUX = "linux"
     MULTIBOOT = "multiboot"
     MULTIBOOT2 = "multiboot2"
+    ELF = "elf"
     FLOPPY = "floppy"
     DISK = "disk"
     FLAT = "flat"
@@ -42,8 +43,8 @@ class Kind(Enum):
 
 DESCRIPTIONS = {
     Kind.FIRMWARE: "guest of emu", Kind.SOURCE: "assembler source", Kind.LINUX: "Linux bzImage",
-    Kind.MULTIBOOT: "multiboot kernel", Kind.MULTIBOOT2: "multiboot 2 kernel", Kind.FLOPPY: "floppy disk",
-    Kind.DISK: "disk image", Kind.FLAT: "flat binary",
+    Kind.MULTIBOOT: "multiboot kernel", Kind.MULTIBOOT2: "multiboot 2 kernel", Kind.ELF: "ELF kernel",
+    Kind.FLOPPY: "floppy disk", Kind.DISK: "disk image", Kind.FLAT: "flat binary",
 }  # fmt: skip
 WORDS = {kind.value: kind for kind in Kind if kind is not Kind.FIRMWARE}  # of --as
 DISK_KINDS = (Kind.FLOPPY, Kind.DISK)  # what a BIOS boots
@@ -110,6 +111,15 @@ def _multiboot2(head: Head) -> str | None:
     return "a boot sector is at its beginning" if head.is_bootable and not head.is_elf else None
 
 
+def _elf(head: Head) -> str | None:
+    if not head.is_elf:
+        return "no ELF file"
+    if len(head.data) < ELF_HEADER_SIZE:
+        return "its header is truncated"
+    machine = int.from_bytes(head.data[18:20], "little")
+    return None if machine in (EM_386, EM_X86_64) else f"it is for machine {machine}"
+
+
 def _floppy(head: Head) -> str | None:
     if not has_floppy_size(head.size):
         return f"{head.size} bytes are the size of none"
@@ -135,6 +145,7 @@ TESTS: tuple[tuple[Kind, Callable[[Head], str | None]], ...] = (
     (Kind.LINUX, _linux),
     (Kind.MULTIBOOT, _multiboot),
     (Kind.MULTIBOOT2, _multiboot2),
+    (Kind.ELF, _elf),
     (Kind.FLOPPY, _floppy),
     (Kind.DISK, _disk),
     (Kind.FLAT, _flat),

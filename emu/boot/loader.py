@@ -147,7 +147,9 @@ class Loader:
                 where = f"its segment {segment.gpa:#x} to {segment.end:#x}"
                 if any(part.start <= segment.gpa and segment.end <= part.stop for part in self._usable):
                     raise BadInput(str(self._path), f"{where} overlaps another one")
-                raise BadInput(str(self._path), f"{where} is not in usable RAM ({self._usable_text()})")
+                hint = "; a kernel is linked to the gpa that it runs at, such as -Ttext=0x100000, and without -pie"
+                hint = hint if segment.gpa < FIRST_FREE else ""
+                raise BadInput(str(self._path), f"{where} is not in usable RAM ({self._usable_text()}){hint}")
             self.image.add(segment.gpa, Part(self.file, segment.offset, segment.file_size))
         if not any(segment.gpa <= program.entry < segment.end for segment in program.segments):
             raise BadInput(str(self._path), f"its entry point {program.entry:#x} is not in what is loaded")
@@ -186,6 +188,12 @@ class Loader:
             if gpa + size <= part.stop:
                 return gpa
         return None
+
+    def room_at_end(self, size: int, alignment: int) -> int | None:
+        """The highest gpa with so many free bytes above the kernel, or None."""
+        part = self._free[-1] if self._free else range(0)
+        gpa = (part.stop - size) // alignment * alignment
+        return gpa if gpa >= max(part.start, self.top) else None
 
     def put(self, gpa: int, source: Source | bytes) -> None:
         """Place bytes where there is :meth:`room`."""

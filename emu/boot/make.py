@@ -29,8 +29,8 @@ def make_guest(
         BadInput: the guest does not assemble, does not fit, or is of a kind without support.
     """
     # each kind imports what it needs, so that no guest waits for the loaders of the others
-    if initrd is not None and found.kind not in (Kind.LINUX, Kind.MULTIBOOT, Kind.MULTIBOOT2):
-        raise BadInput("--initrd", f"{found.name} takes none: it is no Linux or multiboot kernel")
+    if initrd is not None and found.kind not in (Kind.LINUX, Kind.MULTIBOOT, Kind.MULTIBOOT2, Kind.ELF):
+        raise BadInput("--initrd", f"{found.name} takes none: it is no kernel")
     if load is not None and found.kind not in (Kind.FLAT, Kind.SOURCE):
         raise BadInput("--load", f"{found.name} is not a flat binary: it has an address of its own")
     if found.kind == Kind.LINUX:
@@ -41,6 +41,11 @@ def make_guest(
         from emu.boot.bios import bios_guest
 
         return bios_guest(found.name, ram, cpus)
+    elif found.kind == Kind.ELF:
+        from emu.boot.elf_kernel import elf_guest
+        from emu.boot.tables import ACPI
+
+        guest = elf_guest(found.path, ram, append, initrd, ACPI)
     elif found.kind in (Kind.MULTIBOOT, Kind.MULTIBOOT2):
         guest = _multiboot_guest(found, ram, append, initrd, cpus)
     else:

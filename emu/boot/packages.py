@@ -43,6 +43,21 @@ def memtest() -> Path:
     return _only(_unpacked("memtest86+"), "boot/memtest86+x64.bin")
 
 
+def ipxe() -> Path:
+    """iPXE in the shape of a Linux kernel."""
+    return _only(_unpacked("ipxe"), "boot/ipxe.lkrn")
+
+
+def memdisk() -> Path:
+    """SYSLINUX's memdisk, which boots a disk image from memory; it has the shape of a Linux kernel."""
+    return _only(_unpacked("syslinux-common"), "usr/lib/syslinux/memdisk")
+
+
+def xen() -> Path:
+    """The Xen hypervisor, an ELF file for multiboot, as it is in the package: compressed by gzip."""
+    return _only(_unpacked("xen-hypervisor-4.17-amd64"), "boot/xen-*-amd64.gz")
+
+
 def seabios() -> Path:
     """SeaBIOS for QEMU, 256 KiB."""
     return _only(_unpacked("seabios"), "usr/share/seabios/bios-256k.bin")

@@ -1,0 +1,66 @@
+"""Boot loaders and a hypervisor that others made, each entered as it wants to be."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from emu.boot import packages
+from emu.testing import boot
+from tests.boot.bios_disks import source
+from tests.systems.conftest import fetched
+
+MMUS = ["shadow", "nested"]
+SECTOR_0 = """
+.code16
+    xor ax, ax
+    mov ds, ax
+    mov es, ax
+    mov ax, 0x0201                  # the second sector of the disk that booted
+    mov cx, 0x0002
+    xor dh, dh
+    mov bx, 0x9000
+    int 0x13
+    jc failed
+    mov si, 0x9000
+    mov cx, 8
+next:
+    lodsb
+    out 0xE9, al
+    loop next
+failed:
+    xor al, al
+    out 0xF4, al
+    hlt
+"""
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_memdisk_boots_a_floppy_from_memory(tmp_path: Path, mmu: str) -> None:
+    image = bytearray(1_474_560)
+    code = source(SECTOR_0, 0x7C00)
+    image[: len(code)] = code
+    image[510:520] = b"\x55\xaasector 1"
+    path = tmp_path / "floppy"
+    path.write_bytes(image)
+    guest = boot(fetched(packages.memdisk), ram="16M", initrd=str(path), mmu=mmu)
+    assert guest.run(max_time="5s") == 1, guest.describe()
+    assert "Loading boot sector... booting...\r\nsector 1" in guest.console
+
+
+def test_ipxe_finds_no_network_and_says_so(tmp_path: Path) -> None:
+    guest = boot(fetched(packages.ipxe), ram="32M")
+    guest.wait_for("Open Source Network Boot Firmware", max_time="10s")
+    guest.wait_for("No more network devices", max_time="30s")
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_xen_misses_its_first_guest(tmp_path: Path, mmu: str) -> None:
+    """It is a multiboot kernel that asks the BIOS in real mode, reads ACPI tables and wants its guest as a module."""
+    path = tmp_path / "xen"
+    path.write_bytes(gzip.decompress(fetched(packages.xen).read_bytes()))
+    guest = boot(path, ram="128M", append="com1=115200 console=com1 noreboot", mmu=mmu)
+    guest.wait_for("VGA is text mode 80x25, font 8x16", max_time="10s")
+    guest.wait_for("dom0 kernel not specified", max_time="10s")
