@@ -25,7 +25,6 @@ TRAP_BASE = 1 << 40  # machine address of the write-trapped alias of machine mem
 WATCH_BASE = 1 << 41  # machine address of the alias where every access is seen
 MMIO_BASE = 1 << 42  # machine address of device registers
 MMIO_SIZE = 1 << 32  # bytes: gpas at which there can be any
-WINDOW_GVA = 1 << 62  # never canonical, never 32-bit: names one frame while its translated code is dropped
 
 READ, WRITE, FETCH = 0, 1, 2  # kinds of access
 

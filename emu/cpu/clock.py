@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from emu.cpu.breakpoints import at_debugged_block, run_alone
 from emu.cpu.stepping import at_block, entered_block
-from emu.engine import cpustate
+from emu.engine import blockend, cpustate  # noqa: F401
 from emu.engine.blockclock import INLINE
 from emu.engine.cpustate import (
     BASE,

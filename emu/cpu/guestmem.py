@@ -65,7 +65,7 @@ def _translate(cpu_at: int, gva: int, access: int, implicit: int) -> int:
         store64(eflags_at, eflags & ~cpustate.FLAG_AC)
     status = walk(cpu, gva, access, False)
     if cpu.marked_code:
-        drop_marked_code(cpu_at)
+        drop_marked_code(cpu_at, 0)
     store64(eflags_at, eflags)
     if status == FAULT:
         cpu.fault_vector = VECTOR_PF

@@ -21,13 +21,34 @@ LIBRARY = str(uclib._name)  # path
 
 _IMPORTS: dict[str, Any] = {}
 _HELPERS: dict[str, Any] = {}
+_BEFORE: dict[str, Any] = {}
+_stubs: mmap.mmap | None = None  # where the machine code of _stub lies
 _done = False
+
+_SLOT_RELOCATIONS = (6, 7)  # R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT
 
 
 def replace_import(name: str, function: Any) -> None:
-    """Make the library call ``function``, a callback, where it calls ``name`` by its procedure linkage table."""
+    """Make the library use ``function``, a callback, where it calls ``name`` or takes its address by its tables.
+
+    A function of the library's own is called so from other files than its own.
+    """
     assert not _done
     _IMPORTS[name] = function
+
+
+def call_before(name: str, function: Any) -> None:
+    """Make the library call ``function`` before each call of ``name`` that :func:`replace_import` would see.
+
+    Args:
+        function: a callback with the signature "qqq": from the host address of the arguments, a word each, the return
+            address after the first six, and the address of ``name``, to the address of the function that is called
+            then.  It may change the arguments.  It has returned before that, so that the engine may jump out of
+            ``name``; out of a function of ours that calls ``name`` it may not, because Python's frames do not survive
+            that where the native plane is not compiled.
+    """
+    assert not _done
+    _BEFORE[name] = function
 
 
 def replace_helper(name: str, function: Any) -> None:
@@ -49,40 +70,82 @@ def replace_functions() -> None:
     global _done
     if not _done:
         for name, function in _IMPORTS.items():
-            _patch(_import_slot(uclib._handle, name.encode()), function.address_of)
+            for slot in _import_slots(uclib._handle, name.encode()):
+                _patch(slot, function.address_of)
+        _place_stubs()
         _replace_helpers()
     _done = True
 
 
+def function_address(name: str) -> int:
+    """The host address of a function that the library exports."""
+    return ctypes.cast(getattr(uclib, name), ctypes.c_void_p).value or 0
+
+
 def helper_address(name: str) -> int:
     """The host address of one of the translator's helpers."""
-    return ctypes.cast(getattr(uclib, f"helper_{name}_x86_64"), ctypes.c_void_p).value or 0
+    return function_address(f"helper_{name}_x86_64")
 
 
 class _LinkMap(ctypes.Structure):
     _fields_ = [("address", ctypes.c_uint64), ("name", ctypes.c_char_p), ("dynamic", ctypes.c_uint64)]
 
 
-def _import_slot(handle: int, name: bytes) -> int:
-    """The address of the slot through which a loaded shared library calls the imported function ``name``.
+def _import_slots(handle: int, name: bytes) -> list[int]:
+    """The addresses of the slots through which a loaded shared library calls or points to the function ``name``.
 
-    ELF gABI: the dynamic section leads to the PLT relocations, their symbols to the names.
+    ELF gABI: the dynamic section leads to the relocations, their symbols to the names.
 
     Raises:
-        EngineMismatch: the library imports no such function.
+        EngineMismatch: the library has no such slot.
     """
     table: dict[int, int] = {}
     at = _LinkMap.from_address(handle).dynamic
     while tag := ctypes.c_uint64.from_address(at).value:
         table[tag] = ctypes.c_uint64.from_address(at + 8).value
         at += 16
-    strings, symbols, size, relocations = table[5], table[6], table[2], table[23]  # STRTAB SYMTAB PLTRELSZ JMPREL
-    entries = np.ctypeslib.as_array((ctypes.c_uint64 * (size // 8)).from_address(relocations)).reshape(-1, 3)
-    for offset, info, _ in entries.tolist():
-        name_offset = ctypes.c_uint32.from_address(symbols + 24 * (info >> 32)).value
-        if ctypes.string_at(strings + name_offset, len(name) + 1) == name + b"\0":
-            return _LinkMap.from_address(handle).address + offset
-    raise EngineMismatch(f"Unicorn does not import {name.decode()}: emu needs Unicorn 2.1.4 for Linux")
+    strings = ctypes.string_at(table[5], table[10])  # STRTAB STRSZ
+    names = []  # where the name lies in the strings; it may be the end of a longer one, too
+    place = strings.find(name + b"\0")
+    while place >= 0:
+        names.append(place)
+        place = strings.find(name + b"\0", place + 1)
+    found = []
+    for begin, size in ((table[23], table[2]), (table[7], table[8])):  # JMPREL PLTRELSZ, RELA RELASZ
+        entries = np.ctypeslib.as_array((ctypes.c_uint64 * (size // 8)).from_address(begin)).reshape(-1, 3)
+        entries = entries[np.isin(entries[:, 1] & 0xFFFF_FFFF, _SLOT_RELOCATIONS)]
+        used = entries[:, 1] >> 32
+        symbols = np.ctypeslib.as_array((ctypes.c_uint32 * (6 * int(used.max() + 1))).from_address(table[6]))  # SYMTAB
+        slots = entries[np.isin(symbols[6 * used], names), 0]
+        found += [_LinkMap.from_address(handle).address + offset for offset in slots.tolist()]
+    if not found:
+        raise EngineMismatch(f"Unicorn does not use {name.decode()}: emu needs Unicorn 2.1.4 for Linux")
+    return found
+
+
+def _stub(function: int, name: int) -> bytes:
+    """Machine code that calls ``function`` with the arguments that it gets, and jumps to where that says.
+
+    System V ABI: arguments in RDI, RSI, RDX, RCX, R8, R9, then on the stack; the result in RAX.
+    """
+    push_all = b"\x41\x51\x41\x50\x51\x52\x56\x57"  # R9 .. RDI
+    pop_all = b"\x5f\x5e\x5a\x59\x41\x58\x41\x59"
+    load_rsi, load_rax = b"\x48\xbe" + struct.pack("<Q", name), b"\x48\xb8" + struct.pack("<Q", function)
+    mov_rdi_rsp, call_rax, jmp_rax = b"\x48\x89\xe7", b"\xff\xd0", b"\xff\xe0"
+    align, unalign = b"\x48\x83\xec\x08", b"\x48\x83\xc4\x08"  # the stack, to 16 bytes
+    return push_all + mov_rdi_rsp + load_rsi + align + load_rax + call_rax + unalign + pop_all + jmp_rax
+
+
+def _place_stubs() -> None:
+    """Carry out :func:`call_before`."""
+    global _stubs
+    _stubs = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(_stubs))
+    for name, function in _BEFORE.items():
+        at = base + _stubs.tell()
+        _stubs.write(_stub(function.address_of, function_address(name)))
+        for slot in _import_slots(uclib._handle, name.encode()):
+            _patch(slot, at)
 
 
 def _patch(slot: int, value: int) -> None:

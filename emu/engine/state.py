@@ -38,11 +38,15 @@ class Cpu(Protocol):
     check_exit_at: int
     on_block_at: int
     if_helpers_at: int
+    translator_at: int  # of its TCGContext, once a block has been translated
 
     # virtual time and blocks of code (emu.cpu.clock, emu.engine.blockclock)
     vtime: int  # ns
     limit: int  # ns; the block clock looks at what wants attention then
     flush_at_block: int
+    translating: int  # host address of the translator's DisasContextBase (emu.engine.blockend)
+    cut_gva: int  # the block at this gva, which is translated next,
+    cut_count: int  # shall hold so many instructions at most
     stopped: int
     block_gva: int
     block_size: int
@@ -79,6 +83,7 @@ class Cpu(Protocol):
 
     # results of the last walk and the last TLB miss (emu.mmu.walk, emu.mmu.fill)
     walk_at: int
+    marked_at: int  # of an i64 for each frame whose code walks have changed
     walk_gpa: int
     walk_writable: int
     walk_user: int
@@ -86,12 +91,11 @@ class Cpu(Protocol):
     walk_key: int
     walk_dirty: int
     walk_level: int
-    marked_code: int
+    marked_code: int  # frames noted at marked_at
     miss_kind: int
     miss_error: int
     need_gfn: int
     need_intent: int
-    window_mfn: int
 
     # registers that the engine does not keep (emu.cpu.msr)
     apic_at: int  # of the record of its local APIC (emu.devices.lapic_state)

@@ -20,7 +20,7 @@ from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
 from emu.engine.state import HALTED, RUNNING, WAITING, Cpu, CpuStructure, cpu_offset
 from emu.mmu import fill
-from emu.mmu.walk import NO_PDPTES
+from emu.mmu.walk import MARKED_MOST, NO_PDPTES
 
 _FLAGS_AT_RESET = 2
 
@@ -50,7 +50,7 @@ class Processor:
         self.engine = engine.Engine(memory.at, memory.frames << 12)
         assume(self.engine.env, model.identity)
         self.registers = CpuState(self.engine.env)
-        self._scratch = np.zeros(16, np.int64)
+        self._scratch = np.zeros(16 + MARKED_MOST, np.int64)
         self._fill_native(vm_at)
         self._hook()
         weakref.finalize(self, engine.forget_clock, self.native.vtime_at)
@@ -74,7 +74,8 @@ class Processor:
         native.vtime_at = self.native_at + cpu_offset("vtime")
         native.scratch_at = address_of(self._scratch)
         native.walk_at = address_of(self._scratch) + 32
-        native.window_mfn = native.root_mfn = native.cr3 = native.pause_rip = -1
+        native.marked_at = address_of(self._scratch) + 128
+        native.root_mfn = native.cr3 = native.pause_rip = -1
         native.pdptes_for = NO_PDPTES
         native.cr4_allowed = self._cr4_bits
         native.step_gva = NOWHERE

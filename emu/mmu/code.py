@@ -16,8 +16,9 @@ a frame that nobody has written to since the last one costs no flush.
 
 from __future__ import annotations
 
-from emu.addr import FETCH, NO_FRAME, PAGE_MASK, WINDOW_GVA
-from emu.engine.engine import drop_code, drop_code_at, flush_all_tlbs, flush_tlb
+from emu.addr import FETCH, PAGE_MASK
+from emu.engine import cpustate
+from emu.engine.engine import drop_code_at, flush_all_tlbs, flush_tlb
 from emu.engine.native import (
     inlined,
     load8,
@@ -74,10 +75,7 @@ def drop_frame_code(cpu_at: int, mfn: int) -> None:
     for index in range(vm.cpu_count):
         if translators >> index & 1:
             cpu = cpu_number(vm, index)
-            flush_tlb(cpu)
-            cpu.window_mfn = mfn
-            drop_code(cpu, WINDOW_GVA, 4096)
-            cpu.window_mfn = NO_FRAME
+            drop_code_at(cpu, mfn << 12, PAGE_MASK + 1)
             flush_tlb(cpu)
     store16(vm.code_cpus_at + 2 * mfn, 0)
     flags_at = vm.frame_flags_at + mfn
@@ -155,10 +153,24 @@ def note_direct_entry(vm: Vm, mfn: int) -> None:
     store32(vm.written_at + 4 * mfn, vm.flush_epoch)
 
 
-@outlined("vq")
-def drop_marked_code(cpu_at: int) -> None:
-    """A walk outside a TLB miss has set accessed or dirty bits among code: drop that."""
+@outlined("qqq")
+def drop_marked_code(cpu_at: int, running: int) -> int:
+    """Walks have set accessed or dirty bits among code: drop that.
+
+    Args:
+        running: 1 when an instruction is being executed; may change the results of the last walk.
+
+    Returns:
+        1 when the running block lies there, so that the running instruction must be executed on its own.
+    """
     cpu = cpu_record(cpu_at)
-    mfn = cpu.marked_code - 1
-    cpu.marked_code = 0
-    drop_frame_code(cpu_at, mfn)
+    user = load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
+    in_use = 0
+    while cpu.marked_code:  # looking for the running block walks, too
+        cpu.marked_code -= 1
+        mfn = load64(cpu.marked_at + 8 * cpu.marked_code)
+        if running:
+            in_use |= drop_changed_code(cpu_at, mfn, 1 if user else 0)
+        else:
+            drop_frame_code(cpu_at, mfn)
+    return in_use

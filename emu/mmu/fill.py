@@ -1,16 +1,17 @@
 """The engine's socket: answers its TLB misses, and takes the stores that it traps.
 
-A miss ends in one of three ways: a TLB entry; a refusal, which stops the engine at the instruction with
-``cpu.miss_kind`` telling why (a guest page fault, a non-canonical address, or a question for the DMM); nothing else.
+A miss ends in one of two ways: a TLB entry, with which the instruction goes on; a refusal, which stops the engine at
+the beginning of the instruction with ``cpu.miss_kind`` telling why (a guest page fault, a non-canonical address, or a
+question for the DMM).
 
 Which entries may execute or store, where frames hold code, follows from :mod:`emu.mmu.code`.
 """
 
 from __future__ import annotations
 
-from emu.addr import FETCH, MMIO_BASE, NO_FRAME, PAGE_MASK, READ, TRAP_BASE, WINDOW_GVA, WRITE
+from emu.addr import FETCH, MMIO_BASE, NO_FRAME, PAGE_MASK, READ, TRAP_BASE, WRITE
 from emu.engine import cpustate, eventlog
-from emu.engine.alone import REFUSED, REFUSED_FETCH, refuses
+from emu.engine.alone import REFUSED, REFUSED_FETCH, refuses, within_block
 from emu.engine.debugregs import STEPPING, WATCHED, restrict_entry, watches_page
 from emu.engine.engine import (
     ACCESS_READ,
@@ -21,6 +22,7 @@ from emu.engine.engine import (
     note_large_page,
 )
 from emu.engine.events import Cr3Switch, TableWrite
+from emu.engine.miss import is_user_access, missed_gva, restore_state
 from emu.engine.native import (
     callback,
     inlined,
@@ -38,6 +40,7 @@ from emu.mmu.code import (
     CODE_IN_USE,
     drop_changed_code,
     drop_frame_code,
+    drop_marked_code,
     load_bytes,
     note_direct_entry,
     note_translator,
@@ -46,7 +49,8 @@ from emu.mmu.code import (
     stores_into_block,
     translators_of,
 )
-from emu.mmu.implicit import is_implicit_supervisor_access
+from emu.mmu.operand import is_read_to_write
+from emu.mmu.ownstack import is_on_own_stack
 from emu.mmu.walk import (
     DIRTY,
     FAULT,
@@ -247,38 +251,49 @@ def miss(cpu_at: int, gva: int, access: int, user: int, entry_at: int) -> int:
     return grant(cpu, entry_at, access, mfn, readable, writable, trapped, executable, user != 0)
 
 
+@outlined("vqq")
+def _refuse(cpu_at: int, access: int) -> None:
+    """Put the guest back to the beginning of the instruction whose access is refused for ``miss_kind``."""
+    cpu = cpu_record(cpu_at)
+    restore_state(cpu)
+    if access == READ and cpu.miss_kind == FAULT and is_read_to_write(cpu_at):
+        cpu.miss_error |= pte.ERROR_W
+
+
 @callback("bqqiqq")
 def on_tlb_fill(uc: int, gva: int, access: int, entry_at: int, cpu_at: int) -> bool:
-    """Unicorn's UC_HOOK_TLB_FILL."""
+    """Unicorn's UC_HOOK_TLB_FILL, by way of :mod:`emu.engine.miss`."""
     cpu = cpu_record(cpu_at)
-    if gva == WINDOW_GVA and cpu.window_mfn != NO_FRAME:
-        store64(entry_at, cpu.window_mfn << 12)
-        store32(entry_at + 8, PROT_READ | PROT_EXEC)
-        return True
     kind = access - ACCESS_READ
+    if kind == FETCH and not within_block(cpu):  # the block before has been executed to its end
+        cpu.block_size = 0
+        cpu.entered_size = 0
     if refuses(cpu):
         cpu.miss_kind = REFUSED_FETCH if kind == FETCH else REFUSED
+        _refuse(cpu_at, kind)
         return False
     refresh_if_changed(cpu)
     if cpu.watching and kind != FETCH and cpu.watch_step != STEPPING and watches_page(cpu.at, gva, kind):
         cpu.miss_kind = WATCHED
+        _refuse(cpu_at, kind)
         return False
-    user = load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3
-    status = miss(cpu.at, gva, kind, 1 if user else 0, entry_at)
-    if status == FAULT and user and kind != FETCH and is_implicit_supervisor_access(cpu.at, gva):
-        status = miss(cpu.at, gva, kind, 0, entry_at)
-        cpu.flush_at_block = 1
-        cpu.limit = 0  # emu.cpu.clock looks at it before the next block
-    if cpu.marked_code:
-        mfn = cpu.marked_code - 1
-        cpu.marked_code = 0
-        if drop_changed_code(cpu_at, mfn, 1 if user else 0) and status == OK:
-            status = CODE_IN_USE
+    user = 1 if is_user_access() else 0
+    if not user and load32(cpu.env + cpustate.HFLAGS) & cpustate.HF_CPL == 3 and is_on_own_stack(
+        cpu.at, missed_gva(), kind
+    ):
+        user = 1
+        if load64(cpu.env + cpustate.CR4) & cpustate.CR4_SMAP:  # the engine keeps the entry for supervisors
+            cpu.flush_at_block = 1
+            cpu.limit = 0  # emu.cpu.clock looks at it before the next block
+    status = miss(cpu.at, gva, kind, user, entry_at)
+    if cpu.marked_code and drop_marked_code(cpu_at, 1) and status == OK:
+        status = CODE_IN_USE
     if status == OK:
         if cpu.watching:
             restrict_entry(cpu.at, gva, kind, entry_at)
         return True
     cpu.miss_kind = status
+    _refuse(cpu_at, kind)
     return False
 
 

@@ -28,6 +28,8 @@ from emu.engine.cpustate import (
     EFER_NXE,
     EFLAGS,
     FLAG_AC,
+    HF_CPL,
+    HFLAGS,
     PKRU,
 )
 from emu.engine.native import inlined, load8, load32, load64, outlined, store32, store64
@@ -44,6 +46,7 @@ OK, FAULT, NEED, NON_CANONICAL = 0, 1, 2, 3
 _P2M_RIGHT_READ, _P2M_RIGHT_WRITE, ALL_RIGHTS = 1, 2, 7  # Intent.READ, Intent.WRITE, every right
 HOLE, RAM, MMIO, SHARED = 0, 2, 5, 6  # PageType
 YOUNG, ACCESSED, DIRTY = 1 << 3, 1 << 8, 1 << 9  # in a P2M entry
+MARKED_MOST = 16  # frames with marked code at once: each walk comes through four, and drops come soon
 _ROOT_PAE = 0xFFFF_FFE0  # CR3 bits that locate the page-directory-pointer table
 _ROOT_32 = 0xFFFF_F000
 _PDPTES = cpu_offset("pdpte0")
@@ -206,8 +209,10 @@ def permitted(cpu: Cpu, access: int, user: bool, writable: int, user_page: int, 
         if access == FETCH:
             if cr4 & CR4_SMEP:
                 return False
-        elif cr4 & CR4_SMAP and not load64(cpu.env + EFLAGS) & FLAG_AC:
-            return False
+        elif cr4 & CR4_SMAP:
+            implicit = load32(cpu.env + HFLAGS) & HF_CPL == 3  # EFLAGS.AC does not count for those
+            if implicit or not load64(cpu.env + EFLAGS) & FLAG_AC:
+                return False
     if access == WRITE:
         return writable != 0 or (not user and not load64(cpu.env + CR0) & CR0_WP)
     if access == FETCH:
@@ -234,7 +239,8 @@ def error_code(cpu: Cpu, access: int, user: bool, cause: int) -> int:
 def set_bits(cpu: Cpu, gpa: int, entry: int, wide: bool, bits: int) -> int:
     """Set accessed or dirty bits in a guest entry; 0 when the DMM must be asked first.
 
-    Where the entry lies among code, ``marked_code`` tells the frame, plus 1: its translated code is stale.
+    Where the entry lies among code, its frame joins the ``marked_code`` frames at ``marked_at``: their translated code
+    is stale.
     """
     vm = vm_of(cpu)
     host = host_address(cpu, gpa, _P2M_RIGHT_WRITE)
@@ -242,8 +248,9 @@ def set_bits(cpu: Cpu, gpa: int, entry: int, wide: bool, bits: int) -> int:
         return 0
     mfn = (host - vm.ram_at) >> 12
     if mfn != vm.void_mfn:
-        if load8(vm.frame_flags_at + mfn) & FRAME_CODE:
-            cpu.marked_code = mfn + 1
+        if load8(vm.frame_flags_at + mfn) & FRAME_CODE and cpu.marked_code < MARKED_MOST:
+            store64(cpu.marked_at + 8 * cpu.marked_code, mfn)
+            cpu.marked_code += 1
         if wide:
             store64(host, entry | bits)
         else:
