@@ -8,8 +8,9 @@ nanoseconds.  Nothing here reads the host's clock.
 from __future__ import annotations
 
 from emu.cpu.breakpoints import at_debugged_block, run_alone
-from emu.cpu.stepping import at_block, entered_block
+from emu.cpu.stepping import BEGINS_ALONE, SETTLED, at_block, entered_block
 from emu.engine import blockend, cpustate  # noqa: F401
+from emu.engine.alone import AGAIN, EXECUTING
 from emu.engine.blockclock import INLINE
 from emu.engine.cpustate import (
     BASE,
@@ -27,7 +28,8 @@ from emu.engine.cpustate import (
     TSC_AUX,
 )
 from emu.engine.debugregs import STEPPING
-from emu.engine.engine import flush_tlb, leave_engine, stop
+from emu.engine.engine import flush_tlb, leave_engine, running_cpu, stop
+from emu.engine.library import call_before
 from emu.engine.native import callback, inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record, show_time, vm_of
 
@@ -78,8 +80,12 @@ def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
     if cpu.flush_at_block:
         cpu.flush_at_block = 0
         flush_tlb(cpu)
-    if cpu.stepping and at_block(cpu_at, gva, size):
-        return
+    alone = False
+    if cpu.stepping:
+        begins = at_block(cpu_at, gva, size)
+        if begins == SETTLED:
+            return
+        alone = begins == BEGINS_ALONE
     must_stop = vm.stop or cpu.pending or cpu.vtime >= vm.round_end or cpu.yielded or accepts_nmi(cpu)
     if not must_stop and cpu.vtime + size > vm.round_end and _turn_is_drawn(cpu):
         if not _in_interrupt_shadow(cpu):  # else the block holds one instruction
@@ -103,7 +109,7 @@ def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
         cpu.block_gva = gva
         cpu.block_size = size
         if cpu.stepping:
-            entered_block(cpu, gva)
+            entered_block(cpu, gva, alone)
 
 
 @callback("vqqiq")
@@ -141,6 +147,24 @@ def leave_block(cpu: Cpu) -> None:
             cpu.vtime -= left
         cpu.block_size = 0
         cpu.entered_size = 0
+
+
+@callback("qqq")
+def before_leaving(arguments_at: int, leave: int) -> int:
+    """Before cpu_loop_exit_noexc(CPUState *): a store changes its own block, and is executed again in one of its own.
+
+    RIP is that of the instruction already.
+    """
+    cpu_at = running_cpu()
+    if cpu_at:
+        cpu = cpu_record(cpu_at)
+        leave_block(cpu)
+        if cpu.step_alone == EXECUTING:
+            cpu.step_alone = AGAIN
+    return leave
+
+
+call_before("cpu_loop_exit_noexc_x86_64", before_leaving)
 
 
 @inlined

@@ -19,7 +19,7 @@ from emu.cpu.breakpoints import again_watched_step, begin_watched_step
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.cpu.portio import DENIED
-from emu.cpu.stepping import note_halt
+from emu.cpu.stepping import note_executed
 from emu.engine import cpustate
 from emu.engine.alone import REFUSED, forget_instruction, run_refused_alone, within_block
 from emu.engine.cpustate import EFLAGS, FLAG_IF
@@ -192,6 +192,7 @@ def _run_processor(cpu: Cpu) -> int:
         cpu.limit = 0 if urgent else next_limit(cpu)
         cpu.stopped = 0
         cpu.miss_kind = OK
+        cpu.miss_fetch = 0
         error = start(cpu, cpu.single)
         if cpu.stopped:
             if cpu.step_over:
@@ -202,6 +203,8 @@ def _run_processor(cpu: Cpu) -> int:
             continue
         if cpu.miss_kind != OK:  # the instruction at RIP could not be executed
             leave_block(cpu)
+            if cpu.miss_fetch:
+                note_executed(cpu)  # the instruction before
             if cpu.miss_kind == WATCHED:
                 forget_instruction(cpu)
                 begin_watched_step(cpu)
@@ -269,7 +272,7 @@ def _run(vm: Vm) -> int:
             cpu.activity = HALTED
             cpu.block_size = 0
             if vm.started > 1:
-                note_halt(cpu)
+                note_executed(cpu)
         elif reason != _STOP or cpu.step_over:
             return reason
 

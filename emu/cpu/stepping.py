@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 from emu.cpu.guestmem import load_linear_code_byte
 from emu.engine.alone import (
+    AGAIN,
     ASKED,
     EXECUTING,
     FETCHING,
@@ -39,6 +40,7 @@ from emu.engine.native import inlined, load32, outlined
 from emu.engine.state import Cpu, Vm, cpu_record, vm_of
 
 UNLIMITED = 1 << 62  # step_count: no limit
+BEGINS, SETTLED, BEGINS_ALONE = 0, 1, 2  # results of at_block
 WITHIN_BLOCK = 1 << Cr3Switch.KIND | 1 << TableWrite.KIND | 1 << ShadowFill.KIND | 1 << ShadowZap.KIND
 
 
@@ -75,16 +77,18 @@ def _leave_alone(cpu: Cpu) -> None:
         if cpu.counting:
             vm_of(cpu).step_count -= 1
         if within_block(cpu) and _code_sum(cpu.at) != cpu.step_sum:
-            # it has changed its own block: the engine would have left that, and begun anew with this instruction
-            cpu.vtime += cpu.step_size
+            # it has changed its own block: the engine would have left that, and a new block begins behind it
+            cpu.vtime -= cpu.block_gva + cpu.block_size - cpu.step_gva
+            cpu.block_size = 0
+            cpu.entered_size = 0
             cpu.step_gva = NOWHERE
     cpu.step_alone = NOT_ALONE
     cpu.step_shadow = 0  # the engine has cleared it behind the instruction
 
 
 @inlined
-def note_halt(cpu: Cpu) -> None:
-    """A processor has executed HLT while others go on: no block of its own follows that would note it."""
+def note_executed(cpu: Cpu) -> None:
+    """What a processor was about to do is done, and no block of its own follows that would note it."""
     if cpu.stepping and cpu.step_alone == EXECUTING:
         _leave_alone(cpu)
         if _is_over(cpu):
@@ -96,17 +100,23 @@ def at_block(cpu_at: int, gva: int, size: int) -> int:
     """The engine is about to execute a block while stepping is on.
 
     Returns:
-        1 when that is settled, 0 when the block begins as it does without stepping.
+        SETTLED; BEGINS when the block begins as it does without stepping; BEGINS_ALONE when it then holds the one
+        instruction that is to run alone.
     """
     cpu = cpu_record(cpu_at)
     vm = vm_of(cpu)
-    if cpu.step_alone == EXECUTING or cpu.step_alone == FETCHING:
+    begins = BEGINS
+    if cpu.step_alone == AGAIN:
+        clear_shadow(cpu)
+        cpu.step_alone = NOT_ALONE
+        begins = BEGINS_ALONE
+    elif cpu.step_alone == EXECUTING or cpu.step_alone == FETCHING:
         _leave_alone(cpu)
     if not within_block(cpu) or gva != cpu.step_gva:
         cpu.step_gva = NOWHERE
         if _is_over(cpu):
             vm.stop = 1
-        return 0
+        return begins
     rest = cpu.block_gva + cpu.block_size - gva
     if cpu.step_alone == ASKED:
         if size >= rest:
@@ -133,13 +143,13 @@ def at_block(cpu_at: int, gva: int, size: int) -> int:
         _restart(cpu)
     else:
         cpu.step_gva = gva + size if size < rest else NOWHERE
-    return 1
+    return SETTLED
 
 
 @inlined
-def entered_block(cpu: Cpu, gva: int) -> None:
-    """A block has begun while stepping is on."""
-    if cpu.single or load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:
+def entered_block(cpu: Cpu, gva: int, alone: bool) -> None:
+    """A block has begun while stepping is on; ``alone`` as :func:`at_block` has said."""
+    if alone or cpu.single or load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:
         cpu.step_alone = EXECUTING  # it holds one instruction anyway
     elif cpu.counting:
         ask(cpu, gva)

@@ -13,9 +13,10 @@ from emu.engine.state import Cpu, cpu_record, vm_of
 NOWHERE = -1  # step_gva: not within a block that was stopped
 
 # step_alone: how far an instruction that runs alone has come
-NOT_ALONE, ASKED, LAST, EXECUTING, FETCHING = 0, 1, 2, 3, 4
+NOT_ALONE, ASKED, LAST, EXECUTING, FETCHING, AGAIN = 0, 1, 2, 3, 4, 5
 # ASKED: the next block shall hold one instruction.  LAST: that is the last one of its block, so the engine shall make
 # the block without the shadow.  EXECUTING: it is being executed.  FETCHING: nothing runs yet, code may be fetched.
+# AGAIN: it stores into its own block, so the engine has left that and executes it once more, in a block of its own.
 
 REFUSED = 8  # miss_kind: the access must be made by an instruction that runs alone
 REFUSED_FETCH = 9  # miss_kind: the same for code; no instruction has begun

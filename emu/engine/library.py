@@ -42,10 +42,10 @@ def call_before(name: str, function: Any) -> None:
 
     Args:
         function: a callback with the signature "qqq": from the host address of the arguments, a word each, the return
-            address after the first six, and the address of ``name``, to the address of the function that is called
-            then.  It may change the arguments.  It has returned before that, so that the engine may jump out of
-            ``name``; out of a function of ours that calls ``name`` it may not, because Python's frames do not survive
-            that where the native plane is not compiled.
+            address after the first six, and the address of ``name`` or of what replaces it, to the address of the
+            function that is called then.  It may change the arguments.  It has returned before that, so that the engine
+            may jump out of ``name``; out of a function of ours that calls ``name`` it may not, because Python's frames
+            do not survive that where the native plane is not compiled.
     """
     assert not _done
     _BEFORE[name] = function
@@ -143,7 +143,8 @@ def _place_stubs() -> None:
     base = ctypes.addressof(ctypes.c_char.from_buffer(_stubs))
     for name, function in _BEFORE.items():
         at = base + _stubs.tell()
-        _stubs.write(_stub(function.address_of, function_address(name)))
+        replaced = _IMPORTS.get(name)
+        _stubs.write(_stub(function.address_of, replaced.address_of if replaced else function_address(name)))
         for slot in _import_slots(uclib._handle, name.encode()):
             _patch(slot, at)
 

@@ -94,6 +94,7 @@ class Cpu(Protocol):
     marked_code: int  # frames noted at marked_at
     miss_kind: int
     miss_error: int
+    miss_fetch: int  # nothing has begun: the next block cannot be fetched
     need_gfn: int
     need_intent: int
 

@@ -185,8 +185,15 @@ def _note_large_page(cpu: Cpu, gva: int, level: int) -> None:
 
 
 @inlined
-def _grant_mmio(cpu: Cpu, entry_at: int, gfn: int, writable: bool) -> None:
-    """Let the accesses through a TLB entry reach the devices; such pages have no shadow entries."""
+def _grant_mmio(cpu: Cpu, entry_at: int, gfn: int, access: int, writable: bool) -> None:
+    """Let the accesses through a TLB entry reach the devices; such pages have no shadow entries.
+
+    What is fetched from there are the ones of the void frame, by an entry for nothing else.
+    """
+    if access == FETCH:
+        store64(entry_at, vm_of(cpu).void_mfn << 12)
+        store32(entry_at + 8, PROT_EXEC)
+        return
     store64(entry_at, MMIO_BASE + (gfn << 12))
     store32(entry_at + 8, PROT_READ | (PROT_WRITE if writable and cpu.walk_dirty != 0 else 0))
 
@@ -237,8 +244,9 @@ def miss(cpu_at: int, gva: int, access: int, user: int, entry_at: int) -> int:
     if cpu.walk_level > 1:
         _note_large_page(cpu, gva, cpu.walk_level)
     user_page, nx, key = cpu.walk_user, cpu.walk_nx, cpu.walk_key
-    if is_mmio(cpu, gfn) and access != FETCH:
-        _grant_mmio(cpu, entry_at, gfn, permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx, key))
+    if is_mmio(cpu, gfn):
+        allowed = permitted(cpu, WRITE, user, cpu.walk_writable, user_page, nx, key)
+        _grant_mmio(cpu, entry_at, gfn, access, allowed)
         return OK
     if not vm.nested:
         shadow.fill(cpu.at, gva, entry)
@@ -256,6 +264,7 @@ def _refuse(cpu_at: int, access: int) -> None:
     """Put the guest back to the beginning of the instruction whose access is refused for ``miss_kind``."""
     cpu = cpu_record(cpu_at)
     restore_state(cpu)
+    cpu.miss_fetch = 1 if access == FETCH else 0
     if access == READ and cpu.miss_kind == FAULT and is_read_to_write(cpu_at):
         cpu.miss_error |= pte.ERROR_W
 

@@ -426,3 +426,58 @@ there:
     guest = boot(program("real", code), ram="16M", mmu=mmu, audit=True)
     guest.expect_status(3, "10ms")
     assert (guest.vm.cpu.rcx & 0xFFFF, guest.vm.cpu.rbx & 0xFFFF) == (2, 2)
+
+
+FETCHES = """
+.code16
+    jmp start
+.include "platform.inc"
+.include "protected.inc"
+.include "console.inc"
+.include "interrupts.inc"
+.code16
+start:
+    enter_protected_mode gdt_pointer
+    call install_idt
+    set_gate 6, back
+    mov dword ptr [0x20000], 0x83
+    mov dword ptr [0x20000 + 0x3FB * 4], 0xFEC00083
+    mov eax, cr4
+    or eax, 0x10
+    mov cr4, eax
+    mov eax, 0x20000
+    mov cr3, eax
+    mov eax, cr0
+    or eax, 0x80000000
+    mov cr0, eax
+    mov eax, [0xFEE00030]
+    print_hex eax
+    mov eax, 0xFEE00380
+    jmp eax                     # what is fetched there is no code: #UD
+back:
+    mov eax, [0xFEE00030]
+    print_hex eax
+    mov eax, cr3
+    mov cr3, eax
+    mov eax, [0xFEE00030]
+    print_hex eax
+    mov dword ptr [0xFEE00080], 0x20
+    mov eax, [0xFEE00080]
+    print_hex eax
+    xor eax, eax
+    jmp exit
+.balign 8
+gdt_start:
+    gdt_flat
+gdt_end:
+gdt_pointer:
+    gdt_pointer_to gdt_start, gdt_end
+"""
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "nested"])
+def test_a_fetch_from_a_device_s_page_leaves_the_device_there(mmu: str) -> None:
+    guest = boot(FETCHES, mmu=mmu, ram="2M")
+    assert guest.run(max_time="10ms") == 1
+    version, *rest = guest.console.split("0x")[1:]
+    assert rest == [version, version, "00000020"] and version.endswith("14")
