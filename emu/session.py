@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from emu.addr import PAGE_SIZE
+from emu.addr import PAGE_SHIFT, PAGE_SIZE
 from emu.boot.detect import Found, detect
 from emu.boot.guest import Guest
 from emu.boot.kinds import DISK_KINDS, Kind
@@ -26,6 +26,7 @@ from emu.devices import layout
 from emu.devices.disk import Disk
 from emu.devices.floppy import FloppyDisk
 from emu.devices.parts import Parts
+from emu.devices.vbe import MEMORY_SIZE
 from emu.dmm import catalog
 from emu.dmm.errors import OutOfFrames, StoreError, StoreFull
 from emu.engine.cpustate import EFER_LMA
@@ -78,11 +79,14 @@ def boot_vm(
         guest = _load(found, ram, options)
     above_ram = len(guest.image.gfns_outside(layout.ram_ranges(ram))) * PAGE_SIZE  # a ROM has frames, too
     pool = wanted + above_ram if options.pool is None else wanted
+    alone = machine is None
     if machine is None:
         machine = _machine_for(ram, pool, wanted, options)
     parts = _parts(found, options)
     schedule = Schedule(DEFAULT_QUANTUM if options.quantum_ns is None else options.quantum_ns, options.seed)
     vm = machine.create_vm(name, ram, pool, options.mmu, parts, options.cpus, schedule, options.cpu)
+    if options.pool is None and alone:
+        vm.memory.reserve = MEMORY_SIZE >> PAGE_SHIFT
     vm.restarts = not options.no_reboot
     try:
         vm.boot(guest)
@@ -121,7 +125,7 @@ def _machine_for(ram: int, pool: int, wanted: int, options: BootOptions) -> Mach
     if size > host:
         reason = f"{format_size(wanted)} and what maps it do not fit into the {host >> 20}M of this host"
         raise BadInput("--ram" if options.pool is None else "--pool", reason)
-    return Machine(size)
+    return Machine(size + (MEMORY_SIZE if options.pool is None else 0))  # untouched, it costs nothing
 
 
 def _parts(found: Found | None, options: BootOptions) -> Parts:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emu.boot.image import GuestImage
+from emu.devices.vbe import VideoMode
 from emu.engine.cpustate import CpuState
 
 
@@ -19,6 +20,7 @@ class Guest:
         start: sets the first CPU state; it gets the CPU in the state after reset.
         kind: the boot protocol, for people.
         after_bios: it expects the interrupt controllers and the timer as a BIOS leaves them.
+        video: the graphics mode that is on from the start; None for text.
     """
 
     name: str
@@ -26,3 +28,4 @@ class Guest:
     image: GuestImage
     start: Callable[[CpuState], None]
     after_bios: bool = False
+    video: VideoMode | None = None

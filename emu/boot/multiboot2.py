@@ -8,22 +8,25 @@
 
     boot information, 8-byte-aligned: u32 size, u32 reserved, tags; a tag: u32 type, u32 size
      1 command line    2 boot loader name   3 module              4 basic memory information   6 memory map
+     8 framebuffer
      9 ELF sections   14 ACPI 1.0 RSDP     15 ACPI 2.0 RSDP      21 load base address
 
-EFI tags are for EFI alone and mean nothing here. Modules are always page-aligned, the screen is in text mode whatever
-the kernel asks for. The command line begins with the kernel's name, as for multiboot 1.
+EFI tags are for EFI alone and mean nothing here. Modules are always page-aligned. A kernel with a framebuffer tag gets
+the graphics mode that it asks for, or the nearest thing to it, any other kernel text mode. The command line begins with
+the kernel's name, as for multiboot 1.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from emu.boot import multiboot_header
 from emu.boot.e820 import memory_map
 from emu.boot.elf import Sections, read_elf
+from emu.boot.framebuffer import colour_fields, framebuffer_fields, wanted_mode
 from emu.boot.guest import Guest
 from emu.boot.kinds import DESCRIPTIONS, ELF_MAGIC, Kind
 from emu.boot.loader import NAME, Loader, Program, address_program, c_string
@@ -35,14 +38,15 @@ ARCHITECTURE_I386 = 0
 HEADER_SIZE = 16  # bytes before the tags
 OPTIONAL = 1  # flag of a header tag
 
-END, INFORMATION_REQUEST, ADDRESS, ENTRY = 0, 1, 2, 3  # header tags that do something
+END, INFORMATION_REQUEST, ADDRESS, ENTRY, WANTED_FRAMEBUFFER = 0, 1, 2, 3, 5  # header tags that do something
 RELOCATABLE = 10
 BODIES = {  # of the header tags that the specification knows: bytes without the 8 of type, flags and size
-    INFORMATION_REQUEST: 0, ADDRESS: 16, ENTRY: 4, 4: 4, 5: 12, 6: 0, 7: 0, 8: 4, 9: 4, RELOCATABLE: 16,
+    INFORMATION_REQUEST: 0, ADDRESS: 16, ENTRY: 4, 4: 4, WANTED_FRAMEBUFFER: 12, 6: 0, 7: 0, 8: 4, 9: 4,
+    RELOCATABLE: 16,
 }  # fmt: skip
 FILE_START = 0xFFFF_FFFF  # load_addr: load from the file's beginning
 
-COMMAND_LINE, LOADER_NAME, MODULE, BASIC_MEMORY, MEMORY_MAP = 1, 2, 3, 4, 6  # boot information tags
+COMMAND_LINE, LOADER_NAME, MODULE, BASIC_MEMORY, MEMORY_MAP, FRAMEBUFFER = 1, 2, 3, 4, 6, 8  # boot information tags
 ELF_SECTIONS, ACPI_OLD, ACPI_NEW, LOAD_BASE = 9, 14, 15, 21
 LAST_KNOWN = LOAD_BASE  # the highest type of boot information that the specification has
 MMAP_ENTRY = "<QQII"  # gpa, bytes, type, reserved
@@ -89,6 +93,9 @@ def multiboot2_guest(
     tags.append(_tag(BASIC_MEMORY, struct.pack("<II", loader.lower, loader.upper)))
     entries = (struct.pack(MMAP_ENTRY, entry.gpa, entry.size, entry.kind, 0) for entry in memory_map(ram))
     tags.append(_tag(MEMORY_MAP, struct.pack("<II", struct.calcsize(MMAP_ENTRY), 0) + b"".join(entries)))
+    wanted = header.words(WANTED_FRAMEBUFFER)
+    mode = None if wanted is None else wanted_mode(*wanted)
+    tags.append(_tag(FRAMEBUFFER, framebuffer_fields(mode) + bytes(2) + colour_fields(mode)))
     if sections:
         fields = struct.pack("<III", sections.count, sections.entry_size, sections.names)
         tags.append(_tag(ELF_SECTIONS, fields + sections.load(loader)))
@@ -100,7 +107,7 @@ def multiboot2_guest(
         tags.append(_tag(LOAD_BASE, struct.pack("<I", program.gpa)))
     body = b"".join((*tags, _tag(END, b"")))
     info = loader.place(struct.pack("<II", 8 + len(body), 0) + body, 8)
-    return loader.guest(DESCRIPTIONS[Kind.MULTIBOOT2], program.entry, BOOT_MAGIC, info)
+    return replace(loader.guest(DESCRIPTIONS[Kind.MULTIBOOT2], program.entry, BOOT_MAGIC, info), video=mode)
 
 
 def read_header(name: str, head: bytes) -> Header:

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the memory events as JSON lines; with - to standard output, and the console to standard error",
     )
     parser.add_argument(
-        "--screen", metavar="FILE", help="the text screen at the end of the run: a PNG, or - for standard output"
+        "--screen", metavar="FILE", help="the screen at the end of the run: a PNG, or text with - for standard output"
     )
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
 
@@ -143,9 +143,16 @@ def _run(
 
 
 def _picture(vm: VirtualMachine, name: str) -> bytes:
-    """The text screen as a PNG; for standard output as text, with colours where that is a terminal."""
+    """The screen as a PNG; for standard output as text, with colours where that is a terminal."""
     from emu.observe.screen import as_ansi, as_png, as_text
 
+    graphics = vm.platform.vbe.picture()
+    if graphics is not None:
+        from emu.observe.picture import picture_png
+
+        mode = graphics.mode
+        told = f"graphics, {mode.width}x{mode.height} with {mode.depth} bits a pixel: --screen FILE draws it\n"
+        return picture_png(graphics) if name != "-" else told.encode()
     shown = vm.platform.vga.screen()
     if name != "-":
         return as_png(shown)

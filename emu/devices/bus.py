@@ -91,6 +91,10 @@ class _Bus:
         """Those that own addresses, each once, in the order of their first ones."""
         return list({id(device): device for device, _, _ in self._claims}.values())
 
+    def bases(self, device: Device) -> list[int]:
+        """The first address of each range that ``device`` owns."""
+        return [base for owner, base, _ in self._claims if owner is device]
+
     def unregister(self, device: Device) -> None:
         """Take back all that ``device`` owns."""
         if isinstance(device, Head):

@@ -35,6 +35,22 @@ class GuestMemory(Protocol):
         """As ``read``, for those who only look: nothing changes that a guest or a memory policy could notice."""
 
 
+class BoardMemory(GuestMemory, Protocol):
+    """Pseudo-physical memory for those who say where in it devices are."""
+
+    def is_hole(self, gfns: range) -> bool:
+        """Whether there is nothing at ``gfns``."""
+
+    def set_mmio(self, gfns: range, mapped: bool = True) -> None:
+        """Let accesses to ``gfns`` reach the devices, or make them holes again."""
+
+    def add_memory(self, gfns: range) -> None:
+        """Have memory, of zeros, where there are holes."""
+
+    def take_memory(self, gfns: range) -> dict[int, bytes]:
+        """Make holes of what ``add_memory`` has added; the contents of its pages, by number, but for pages of zeros."""
+
+
 class BalloonDriver(Protocol):
     """Who asks a guest's balloon devices for pages, and is told what the guest gives up.
 

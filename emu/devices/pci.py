@@ -9,10 +9,11 @@ Ports by offset from 0xCF8:
     4-7  CONFIG_DATA: the four bytes of that register
 A function that does not exist reads as all ones.
 
-The board has the functions that make a PC's chips findable; their ports are fixed, so no BAR decodes anything:
+The board has the functions that make a PC's chips findable; their ports are fixed, and only the display adapter has
+BARs that decode something (emu.devices.pci_bars):
     00:00.0  host bridge         00:01.0  ISA bridge, PIIX3
     00:01.1  IDE, both channels at their old addresses, no bus master
-    00:01.3  power management, PIIX4
+    00:01.3  power management, PIIX4                    00:02.0  VGA (emu.devices.vbe)
 They come up as a BIOS leaves them, for kernels that are started without one.
 """
 
@@ -61,6 +62,7 @@ IDE_TIMING = (0x40, 0x42)  # u16 a channel
 IDE_DECODE = 0x8000  # the channel is on
 PM_BASE = 0x40  # u32: I/O address, bit 0 set
 POWER_PLACE = (1, 3)  # device, function
+VGA_PLACE = (2, 0)
 PM_ENABLE = 0x80  # bit 0: PM_BASE is decoded
 DEVACTB = 0x58  # u32, bit 25: APM port writes cause SMIs
 

@@ -6,7 +6,8 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from emu.devices import fw_cfg, layout, rtc, testdev
+from emu.addr import PAGE_SHIFT, PAGE_SIZE
+from emu.devices import fw_cfg, layout, rtc, testdev, vbe
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
 from emu.devices.apic_bus import ApicBus
 from emu.devices.apic_page import ApicPage
@@ -14,7 +15,7 @@ from emu.devices.balloon_port import BalloonPort
 from emu.devices.bus import MmioBus, PortBus
 from emu.devices.console import DebugConsole
 from emu.devices.cpu_pins import CpuPins
-from emu.devices.device import BalloonDriver, Device, GuestMemory, IrqLine
+from emu.devices.device import BalloonDriver, BoardMemory, Device, GuestMemory, IrqLine
 from emu.devices.disk import Disk
 from emu.devices.dma import Dma
 from emu.devices.exit import ExitPort
@@ -27,14 +28,17 @@ from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
 from emu.devices.monitor import Monitor
 from emu.devices.parts import NO_PARTS, Parts
-from emu.devices.pci import PM_BASE, PM_ENABLE, POWER_PLACE, i440fx
+from emu.devices.pci import PM_BASE, PM_ENABLE, POWER_PLACE, VGA_PLACE, PciHost, i440fx
+from emu.devices.pci_bars import PciBars
 from emu.devices.pic import PicPair
 from emu.devices.pit import Pit, SystemControlPort
 from emu.devices.port92 import A20Gate, Port92
 from emu.devices.post import PostCodes
 from emu.devices.rtc import Rtc
 from emu.devices.uart import Uart16550
+from emu.devices.vbe import Vbe, VgaRegisters
 from emu.devices.vga import Vga
+from emu.devices.video_memory import VideoMemory
 from emu.devices.virtio import VirtioDevice
 from emu.devices.virtio_balloon import VirtioBalloon
 from emu.devices.virtio_blk import VirtioBlock
@@ -47,7 +51,7 @@ from emu.units import NEVER
 
 
 class Platform:
-    """A PC: what QEMU's ``pc`` machine has, with a display in text mode.
+    """A PC: what QEMU's ``pc`` machine has.
 
     Args:
         ram: bytes of guest memory, for those who tell the guest.
@@ -66,7 +70,7 @@ class Platform:
         bus, mmio: I/O ports, and device registers in memory.
         uart: the first serial port; its output is part of the console.
         keyboard: keyboard and mouse.
-        vga: the display.
+        vga: the display; vbe: its graphics.
         monitor: tells what is on the text screen.
         lapics: the local APIC of each processor.
         virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
@@ -77,7 +81,7 @@ class Platform:
     def __init__(
         self,
         ram: int,
-        memory: GuestMemory,
+        memory: BoardMemory,
         clock: Callable[[], int],
         parts: Parts = NO_PARTS,
         *,
@@ -109,6 +113,8 @@ class Platform:
         self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
         self.vga = Vga(lambda gpa, size: memory.peek(gpa, size), clock)
         self.monitor = Monitor(self.vga)
+        video = VideoMemory(memory, vbe.MEMORY_SIZE, layout.VIDEO_FRAME_BUFFER)
+        self.vbe = Vbe(self.vga, video.switch_on, video.look)
         self.fw_cfg = FwCfg(memory)
         self._add_disks(parts.disks)
         self._add_floppies(memory, parts.floppies)
@@ -116,6 +122,7 @@ class Platform:
         balloon_port = BalloonPort(balloon.inflate, balloon.deflate)
         balloon.front_ends += [balloon_port.set_target, self.virtio_balloon.set_target]
         pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset)
+        self._add_graphics(pci, video)
         self._power_function = pci.functions[POWER_PLACE]
         self._power_function.written = self._place_power_ports
         ports: list[tuple[int, int, Device]] = [
@@ -127,6 +134,7 @@ class Platform:
             (layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, self._power),
             (layout.SMI_PORT, layout.SMI_PORTS, SmiCommandPorts(self._power)),
             (layout.VGA_PORT, layout.VGA_PORTS, self.vga),
+            (layout.VBE_PORT, layout.VBE_PORTS, self.vbe),
             (layout.FW_CFG_PORT, layout.FW_CFG_PORTS, self.fw_cfg),
             (layout.PCI_PORT, layout.PCI_PORTS, pci),
             (layout.DEBUG_CONSOLE_PORT, layout.DEBUG_CONSOLE_PORTS, DebugConsole(self._print)),
@@ -179,6 +187,25 @@ class Platform:
         self.bus.register(layout.SYSTEM_CONTROL_PORT, layout.SYSTEM_CONTROL_PORTS, SystemControlPort(self._pit, clock))
         self.bus.register(layout.RTC_PORT, layout.RTC_PORTS, self._rtc)
         self.mmio.register(layout.HPET, layout.HPET_SIZE, self._hpet)
+
+    def _add_graphics(self, pci: PciHost, video: VideoMemory) -> None:
+        """The PCI side of the display adapter."""
+        function = vbe.vga_function()
+        pci.functions[VGA_PLACE] = function
+        registers = VgaRegisters(self.vga, self.vbe)
+        self.mmio.register(layout.VGA_REGISTERS, vbe.REGISTERS_SIZE, registers)
+        bars = PciBars(function)
+        bars.add(0, vbe.MEMORY_SIZE, layout.VIDEO_FRAME_BUFFER, video.place, prefetchable=True)
+        bars.add(2, vbe.REGISTERS_SIZE, layout.VGA_REGISTERS, partial(self._place_registers, registers))
+
+    def _place_registers(self, device: Device, gpa: int | None) -> None:
+        """The registers of a PCI device have come to a page of their own, or have gone; what else is there stays."""
+        for base in self.mmio.bases(device):
+            self.mmio.unregister(device)
+            self._memory.set_mmio(range(base >> PAGE_SHIFT, (base >> PAGE_SHIFT) + 1), False)
+        if gpa is not None and self._memory.is_hole(range(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + 1)):
+            self.mmio.register(gpa, PAGE_SIZE, device)
+            self._memory.set_mmio(range(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + 1))
 
     def _add_disks(self, disks: Sequence[Disk]) -> None:
         if len(disks) > 2:

@@ -343,6 +343,11 @@ class Vga(Device):
             return None
         return Cursor(row, column, top * CELL_LINES // lines, ((bottom + 1) * CELL_LINES - 1) // lines)
 
+    def dac_colours(self) -> tuple[Rgb, ...]:
+        """The 256 colours of a picture of 8 bits a pixel."""
+        parts = [value << 2 | value >> 4 for value in self.dac]
+        return tuple((parts[n], parts[n + 1], parts[n + 2]) for n in range(0, len(parts), 3))
+
     def _palette(self) -> tuple[Rgb, ...]:
         """The colours of the 16 values that an attribute can have."""
         colours = []

@@ -154,6 +154,20 @@ class P2M:
         kind = self.entries[gfns] >> 4 & 15
         return gfns[(kind == PageType.RAM) | (kind == PageType.SHARED)]
 
+    def set_run(self, gfns: range, kind: PageType) -> None:
+        """Make EMPTY pages of holes, or holes of EMPTY pages.
+
+        Raises:
+            ValueError: one of them is something else.
+        """
+        before = {PageType.EMPTY: PageType.HOLE, PageType.HOLE: PageType.EMPTY}[kind]
+        entries = self.entries[gfns.start : gfns.stop]
+        if len(entries) != len(gfns) or (entries != before << 4).any():
+            raise ValueError(f"gfns {gfns.start:#x} to {gfns.stop - 1:#x} are not all {before.name}")
+        entries[:] = kind << 4
+        self._elsewhere.update(gfns)
+        self._known = None
+
     def set(
         self, gfn: int, kind: PageType, mfn: int = NO_FRAME, rights: Intent = NO_RIGHTS, marks: int = 0
     ) -> None:

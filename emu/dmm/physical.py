@@ -10,14 +10,18 @@ from emu.dmm.p2m import ACCESSED, DIRTY, Intent, PageType
 
 
 class PhysicalMemory:
-    """The memory of one VM; satisfies :class:`emu.devices.device.GuestMemory`.
+    """The memory of one VM; satisfies :class:`emu.devices.device.BoardMemory`.
 
     Args:
         dmm: of the VM.
+
+    Attributes:
+        reserve: frames that the pool may grow by for memory beside RAM.
     """
 
     def __init__(self, dmm: DMM) -> None:
         self._dmm = dmm
+        self.reserve = 0
 
     def read(self, gpa: int, size: int) -> bytes:
         """Guest memory from outside the guest; pages that are not resident are populated; holes read as all ones."""
@@ -67,6 +71,39 @@ class PhysicalMemory:
                 dmm.memory.pages[mfn, offset : offset + length] = np.frombuffer(data, np.uint8, length, done)
                 dmm.space.paging.rewritten(gfn, mfn)
             done += length
+
+    def is_hole(self, gfns: range) -> bool:
+        """Whether there is nothing at ``gfns``: neither memory nor a device."""
+        entries = self._dmm.p2m.entries[gfns.start : gfns.stop]
+        return len(entries) == len(gfns) and not entries.any()
+
+    def add_memory(self, gfns: range) -> None:
+        """Have memory, of zeros, at ``gfns``, which must be holes; the pool grows by what is reserved for that."""
+        dmm, space = self._dmm, self._dmm.space
+        space.p2m.set_run(gfns, PageType.EMPTY)
+        space.paging.forget_translations()
+        frames = min(self.reserve, len(gfns), dmm.memory.free)
+        if frames:
+            self.reserve -= frames
+            dmm.grow(frames)
+        space.changed()
+
+    def take_memory(self, gfns: range) -> dict[int, bytes]:
+        """Make holes of ``gfns``, which is all memory that :meth:`add_memory` has added.
+
+        Returns:
+            Contents by page, counted from the first; pages of zeros are left out.
+        """
+        dmm, space = self._dmm, self._dmm.space
+        contents = {}
+        for number, gfn in enumerate(gfns):
+            if dmm.p2m.type(gfn) is not PageType.EMPTY:
+                contents[number] = self.peek(gfn * PAGE_SIZE, PAGE_SIZE)
+                dmm.discard(gfn)
+        space.p2m.set_run(gfns, PageType.HOLE)
+        space.paging.forget_translations()
+        space.changed()
+        return contents
 
     def set_mmio(self, gfns: range, mapped: bool = True) -> None:
         """Let every access to ``gfns``, which must be holes, reach the devices; or make them holes again.

@@ -44,6 +44,8 @@ def start(guest: Guest, platform: Platform, processor: Processor) -> None:
     """Set devices and the first processor, which are as after power-up, for the guest's first instruction."""
     if guest.after_bios:
         platform.leave_as_bios()
+    if guest.video is not None:
+        platform.vbe.set_mode(guest.video)
     processor.begin(guest.start)
 
 

@@ -27,6 +27,7 @@
 .include "clock.inc"
 .include "serial.inc"
 .include "video.inc"
+.include "vbe.inc"
 .include "teletype.inc"
 .include "keymap.inc"
 .include "keyboard.inc"

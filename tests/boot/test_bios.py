@@ -268,14 +268,11 @@ def test_e820_refuses_what_it_cannot_serve(tmp_path: Path) -> None:
 
 
 def test_services_that_are_not_there(tmp_path: Path) -> None:
-    apm, nothing, pci, vesa = probe(
-        tmp_path, call(0x15, eax=0x5300), call(0x15, eax=0), call(0x1A, eax=0xB101), call(0x10, eax=0x4F00)
-    )
+    apm, nothing, pci = probe(tmp_path, call(0x15, eax=0x5300), call(0x15, eax=0), call(0x1A, eax=0xB101))
     for found in (apm, nothing):
         assert isinstance(found, Result)
         assert found.carry and found.ah == 0x86
     assert isinstance(pci, Result) and pci.carry and pci.ah == 0x81
-    assert isinstance(vesa, Result) and vesa.al != 0x4F
 
 
 def test_the_configuration_table(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ tag 2 size 12 emu
 MODULE_TAGS = """tag 3 size 33 at {one:#010x} bytes 0x0000138a one first module: AB
 tag 3 size 20 at {two:#010x} bytes 0x00000002 two: CD
 """
-MEMORY = """tag 4 size 16 0x0000027f 0x00003c00
+MEMORY_MAP = """tag 4 size 16 0x0000027f 0x00003c00
 tag 6 size 136 entries of 0x00000018 version 0x00000000
  0x00000000 0x00000000 size 0x00000000 0x0009fc00 type 0x00000001
  0x00000000 0x0009fc00 size 0x00000000 0x00000400 type 0x00000002
@@ -172,6 +172,8 @@ tag 6 size 136 entries of 0x00000018 version 0x00000000
  0x00000000 0x00100000 size 0x00000000 0x00f00000 type 0x00000001
  0x00000000 0xfffc0000 size 0x00000000 0x00040000 type 0x00000002
 """
+TEXT_SCREEN = "tag 8 size 32 0x000b8000 0x00000000\n"
+MEMORY = MEMORY_MAP + TEXT_SCREEN
 END = "tag 0 size 8\n"
 
 
@@ -293,7 +295,8 @@ def test_what_a_loader_may_ignore(here: Path) -> None:
         tag(1, 1, 6, 8, 14), tag(1, 99, optional=True), tag(4, 3), tag(5, 1024, 768, 32), tag(6), tag(7), tag(8, 0),
         tag(9, 0), tag(77, 1, 2, 3, optional=True),
     )  # fmt: skip
-    assert run(elf_kernel(here, header2(*tags))) == GOLDEN + MEMORY + END
+    graphics = "tag 8 size 38 0xfd000000 0x00000000\n"
+    assert run(elf_kernel(here, header2(*tags))) == GOLDEN + MEMORY_MAP + graphics + END
 
 
 def test_the_header_lies_within_the_first_32_kib(here: Path) -> None:
