@@ -14,8 +14,8 @@
 #   INT 12h    memory size            INT 1Ch  called at each tick       INT 46h  parameters of disk 1
 #   INT 13h    disks                  INT 4Ah  called at the alarm
 #
-# What is written to the screen also goes to the first serial port, and what comes in there counts as typed: a machine
-# without screen and keyboard has a console all the same.
+# What is written to the screen also goes to the first serial port, unless a program prints there itself, and what comes
+# in there counts as typed: a machine without screen and keyboard has a console all the same.
 #
 # The image is 64 KiB and lies at 0xF0000. The assembler counts from 0, so a label is an offset in segment F000. The
 # code is in the lower half; what has to be at a certain place is in the upper half, at the end of this file.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from emu.debug.look import read
-from emu.testing import GuestUnderTest
+from emu.testing import GuestUnderTest, boot
 from tests.boot.bios_disks import (
     SCREEN,
     Dump,
@@ -312,3 +314,45 @@ def test_serial_services(tmp_path: Path) -> None:
     assert received.al == ord("k") and not received.ah & 0x80
     assert nothing.ah & 0x80  # nobody sends: it gave up
     assert no_port.ax == 0x0300
+
+
+# ---- programs that print on the serial port themselves ---------------------------------------------------------------
+
+
+BOTH_WAYS = """
+.code16
+    xor ax, ax
+    mov ds, ax
+    mov ax, 0x0E00 + '!'            # nobody has taken the port yet
+    int 0x10
+{set_up}
+    mov si, offset text
+next:
+    lodsb
+    test al, al
+    jz end
+    mov ah, 0x0E
+    int 0x10
+{send}
+    jmp next
+end:
+    xor al, al
+    out 0xF4, al
+    hlt
+text: .asciz "both ways"
+"""
+BY_INT_14 = ("    mov ax, 0x00E3\n xor dx, dx\n int 0x14\n", "    mov ah, 0x01\n xor dx, dx\n int 0x14\n")
+BY_PORTS = ("    mov dx, 0x3FC\n mov al, 0x0B\n out dx, al\n", "    mov dx, 0x3F8\n out dx, al\n")
+BY_SCREEN = ("", "")
+
+
+@pytest.mark.parametrize("ways", [BY_INT_14, BY_PORTS, BY_SCREEN], ids=["int14h", "ports", "screen"])
+def test_what_a_program_sends_itself_appears_once(tmp_path: Path, ways: tuple[str, str]) -> None:
+    set_up, send = ways
+    text = BOTH_WAYS.format(set_up=set_up, send=send)
+    guest = run(tmp_path, text)
+    assert guest.console == "!both ways"
+    assert "!both ways" in screen(guest, 0)
+    flat = boot(text, ram="2M", load=0x7C00)  # entered without the BIOS's start
+    assert flat.run(max_time="1s") == 1
+    assert flat.console == "!both ways"
