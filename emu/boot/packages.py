@@ -53,6 +53,16 @@ def memdisk() -> Path:
     return _only(_unpacked("syslinux-common"), "usr/lib/syslinux/memdisk")
 
 
+def grub() -> Path:
+    """GRUB's rescue disk, for a floppy or a hard disk drive."""
+    return _only(_unpacked("grub-rescue-pc"), "usr/lib/grub-rescue/grub-rescue-floppy.img")
+
+
+def gnumach() -> Path:
+    """GNU Mach, a 64-bit ELF file for multiboot, as it is in the package: compressed by gzip."""
+    return _only(_unpacked("gnumach-image-1.8-486"), "boot/gnumach-*-486.gz")
+
+
 def xen() -> Path:
     """The Xen hypervisor, an ELF file for multiboot, as it is in the package: compressed by gzip."""
     return _only(_unpacked("xen-hypervisor-4.17-amd64"), "boot/xen-*-amd64.gz")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from emu.boot import packages
+from emu.observe.typist import Typist, parse_typing
 from emu.testing import boot
 from tests.boot.bios_disks import source
 from tests.systems.conftest import fetched
@@ -64,3 +65,36 @@ def test_xen_misses_its_first_guest(tmp_path: Path, mmu: str) -> None:
     guest = boot(path, ram="128M", append="com1=115200 console=com1 noreboot", mmu=mmu)
     guest.wait_for("VGA is text mode 80x25, font 8x16", max_time="10s")
     guest.wait_for("dom0 kernel not specified", max_time="10s")
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_gnu_mach_misses_its_first_server(tmp_path: Path, mmu: str) -> None:
+    path = tmp_path / "gnumach"
+    path.write_bytes(gzip.decompress(fetched(packages.gnumach).read_bytes()))
+    guest = boot(path, ram="32M", append="console=com0", mmu=mmu)
+    guest.wait_for("GNU Mach 1.8", max_time="5s")
+    guest.wait_for("biosmem: 00000000000009fc00:0000000000000a0000, reserved", max_time="5s")
+    guest.wait_for("No bootstrap code loaded with the kernel!", max_time="10s")
+
+
+def test_grub_reads_the_tables_of_the_machine() -> None:
+    """It draws its menu by INT 10h, reads itself by INT 13h, and knows ACPI, PCI and the memory map."""
+    guest = boot(fetched(packages.grub), ram="32M", as_="disk", cpus=2)
+    typist = Typist(
+        guest.vm,
+        [
+            parse_typing(text)
+            for text in (
+                "c@command-line.",
+                *(rf"{line}\n@grub> " for line in ("set pager=0", "lsacpi", "lspci", "lsmmap", "ls")),
+            )
+        ],
+    )
+    guest.wait_for("(hd0)", max_time="60s")
+    assert not typist.left
+    for text in (
+        "RSDPv2 signature:RSD PTR  chksum:", "APIC  118B rev=3", "LAPIC ACPI_ID=01 APIC_ID=01 Flags=00000001",
+        "00:00.0 8086:1237 [0600] Host Bridge", "base_addr = 0x100000, length = 0x1f00000, available RAM",
+    ):  # fmt: skip
+        assert text in guest.console
+    assert "invalid" not in guest.console
