@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--screen", metavar="FILE", help="the screen at the end of the run: a PNG, or text with - for standard output"
     )
+    parser.add_argument("--serial2", metavar="FILE", help="a second serial port; write to FILE what is printed there")
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
 
 
@@ -77,6 +78,8 @@ def main(options: argparse.Namespace) -> int:
         raise BadInput("--until", "expected some text")
     if options.interactive and not sys.stdin.isatty():
         raise BadInput("--interactive", "standard input is no terminal; --input or --type feed a guest without one")
+    if options.serial2 is not None and "serial2" not in options.devices:
+        options.devices = [*options.devices, "serial2"]
     begin = time.perf_counter()
     with explain_slow_start():
         vm = boot_from(options)
@@ -86,6 +89,10 @@ def main(options: argparse.Namespace) -> int:
         events_file = open_output(files, "--events", options.events, inputs)
         summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
         screen_file = open_output(files, "--screen", options.screen, inputs, [events_file, summary_file])
+        outputs = [events_file, summary_file, screen_file]
+        serial2_file = open_output(files, "--serial2", options.serial2, inputs, outputs)
+        if serial2_file is not None:
+            vm.platform.serial2_sinks.append(serial2_file.write)
         if options.events == "-":
             screen = Screen(sys.stderr.buffer, "standard error")
         else:

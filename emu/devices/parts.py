@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from emu.devices.disk import Disk
 from emu.devices.floppy import FloppyDisk
 
-DEVICES = {"testdev": "kvm-unit-tests' device, as QEMU's pc-testdev"}
+DEVICES = {
+    "serial2": "a second serial port (COM2)",
+    "testdev": "kvm-unit-tests' device, as QEMU's pc-testdev",
+}
 """By name: what ``--device`` can add."""
 
 

@@ -69,6 +69,7 @@ class Platform:
     Attributes:
         bus, mmio: I/O ports, and device registers in memory.
         uart: the first serial port; its output is part of the console.
+        uart2: the second one, if there is one; serial2: what was printed there, and serial2_sinks: who gets it, too.
         keyboard: keyboard and mouse.
         vga: the display; vbe: its graphics.
         monitor: tells what is on the text screen.
@@ -101,6 +102,8 @@ class Platform:
         self.mmio = MmioBus()
         self.console = bytearray()
         self._sinks: list[Callable[[bytes], None]] = []
+        self.serial2 = bytearray()
+        self.serial2_sinks: list[Callable[[bytes], None]] = []
         self._clock = clock
         self._memory = memory
         self._add_interrupt_controllers(cpus, running, CpuPins(set_intr, raise_nmi, on_init, on_startup))
@@ -143,6 +146,10 @@ class Platform:
         ]
         for base, length, device in ports:
             self.bus.register(base, length, device)
+        self.uart2: Uart16550 | None = None
+        if "serial2" in parts.devices:
+            self.uart2 = Uart16550(self.wire(layout.IRQ_COM2), self._print_serial2, clock)
+            self.bus.register(layout.COM2_PORT, layout.COM_PORTS, self.uart2)
         if "testdev" in parts.devices:
             testdev.plug_in(self.bus, self.mmio, self.wire)
         self._tell_firmware(ram, cpus, parts)
@@ -150,6 +157,8 @@ class Platform:
         self._timed: list[Device] = [
             self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power, self._fdc,
         ]  # fmt: skip
+        if self.uart2 is not None:
+            self._timed.append(self.uart2)
 
     def _place_power_ports(self, offset: int, size: int) -> None:
         """The guest has written into the PCI function that says where the ports of power management are."""
@@ -334,6 +343,11 @@ class Platform:
         for device in self._timed:
             device.tick(now)
         self.monitor.tick(now)
+
+    def _print_serial2(self, data: bytes) -> None:
+        self.serial2 += data
+        for sink in self.serial2_sinks:
+            sink(data)
 
     def _print(self, data: bytes) -> None:
         self.console += data
