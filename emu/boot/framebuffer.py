@@ -29,7 +29,7 @@ COLOURS = {  # size and position of red, green and blue by depth, in bits; and o
     32: (8, 16, 8, 8, 8, 0, 8, 24),
 }  # fmt: skip
 
-_MODE_ATTRIBUTES = 0xFB  # there, in colour, graphics, no VGA, no window, linear
+MODE_ATTRIBUTES = 0xFB  # there, in colour, graphics, no VGA, no window, linear
 _LINEAR = 0x4000  # bit of a mode's number
 _NO_NUMBER = 0x01FF
 
@@ -75,7 +75,7 @@ def vesa_information() -> bytes:
 def vesa_mode_information(mode: VideoMode) -> bytes:
     """What INT 10h, AX=4F01h tells of a mode, 256 bytes."""
     info = bytearray(256)
-    struct.pack_into("<H14xHHH", info, 0, _MODE_ATTRIBUTES, mode.pitch, mode.width, mode.height)
+    struct.pack_into("<H14xHHH", info, 0, MODE_ATTRIBUTES, mode.pitch, mode.width, mode.height)
     info[0x16:0x1F] = bytes((8, 16, 1, mode.depth, 1, 4 if mode.depth == 8 else 6, 0, 0, 1))
     info[0x1F:0x27] = bytes(COLOURS.get(mode.depth, (0,) * 8))
     struct.pack_into("<I", info, 0x28, layout.VIDEO_FRAME_BUFFER)

@@ -20,6 +20,7 @@ from emu.boot.linux_params import (
     GDT,
     MAX_COMMAND_LINE,
     PAGE_TABLES,
+    asked_mode,
     boot_params,
 )
 from emu.boot.linux_setup import setup_guest
@@ -55,9 +56,10 @@ def linux_guest(path: Path, ram: int, append: str = "", initrd: Path | None = No
     if len(command_line) > min(header.command_line_max, MAX_COMMAND_LINE):
         raise BadInput("--append", f"{len(command_line)} characters, {name} takes {header.command_line_max}")
     initrd_place = place_initrd(image, initrd, header.initrd_max, needed, low_end) if initrd else (0, 0)
-    image.add(BOOT_PARAMS, boot_params(header.bytes, ram, *initrd_place))
+    mode = asked_mode(append)
+    image.add(BOOT_PARAMS, boot_params(header.bytes, ram, *initrd_place, mode))
     image.add(COMMAND_LINE, command_line + b"\0")
-    return Guest(name, "Linux bzImage", image, Entry(image, KERNEL, header.in_long_mode), after_bios=True)
+    return Guest(name, "Linux bzImage", image, Entry(image, KERNEL, header.in_long_mode), after_bios=True, video=mode)
 
 
 class Entry:

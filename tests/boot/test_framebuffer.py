@@ -9,9 +9,11 @@ import pytest
 
 from emu.boot.framebuffer import DEFAULT, wanted_mode
 from emu.boot.guest import Guest
+from emu.boot.linux_params import asked_mode, boot_params
 from emu.boot.multiboot import multiboot_guest
 from emu.boot.multiboot2 import multiboot2_guest
 from emu.devices.vbe import MEMORY_SIZE, VideoMode
+from emu.errors import BadInput
 from emu.testing import GuestUnderTest, boot
 from tests.boot.kernels import Load, elf, header2, tag
 
@@ -106,3 +108,31 @@ def test_every_wish_becomes_a_mode_that_fits() -> None:
             for depth in (0, 8, 15, 24, 32, 64):
                 mode = wanted_mode(width, height, depth)
                 assert mode.pitch * mode.height <= MEMORY_SIZE and mode.width < 0x10000
+
+
+@pytest.mark.parametrize(
+    ("append", "mode"),
+    [
+        ("quiet", None),
+        ("vga=normal", None),
+        ("vga=0xF07", None),
+        ("quiet vga=791 ro", VideoMode(1024, 768, 16)),
+        ("vga=0x344", VideoMode(1024, 768, 32)),
+        ("vga=0x344 vga=ask", None),
+        ("nvga=0x344", None),
+    ],
+)
+def test_the_mode_of_a_linux_command_line(append: str, mode: VideoMode | None) -> None:
+    assert asked_mode(append) == mode
+
+
+def test_a_mode_that_linux_cannot_have() -> None:
+    with pytest.raises(BadInput, match=r"--append: vga=0x3aa: no such mode; there are .*0x344 \(1024x768x32\)"):
+        asked_mode("vga=0x3aa")
+
+
+def test_what_linux_is_told() -> None:
+    page = boot_params(b"", RAM, mode=VideoMode(800, 600, 32))
+    assert page[0x0F] == 0x23 and struct.unpack_from("<HHH", page, 0x12) == (800, 600, 32)
+    assert struct.unpack_from("<II", page, 0x18) == (FRAME_BUFFER, 30)
+    assert struct.unpack_from("<H", page, 0x24) == (3200,) and page[0x26:0x2E] == bytes((8, 16, 8, 8, 8, 0, 8, 24))
