@@ -36,7 +36,7 @@ def bios_guest(name: str, ram: int, cpus: int = 1) -> Guest:
     """
     image = GuestImage()
     place_rom(image, ram, cpus)
-    return Guest(name, "disk, by the built-in BIOS", image, _at_reset(layout.BIOS_AREA))
+    return Guest(name, "disk, by the built-in BIOS", image, _at_reset(layout.BIOS_AREA), has_bios=True)
 
 
 def rom_guest(path: Path, ram: int) -> Guest:
@@ -55,7 +55,7 @@ def rom_guest(path: Path, ram: int) -> Guest:
     image.add(layout.HIGH_RAM - size, source)
     low = min(size, LOW_ROM)
     image.add(layout.EXTENDED_MEMORY - low, BytesSource(source.read(size - low, low)))
-    return Guest(path.name, "ROM image", image, _at_reset(RESET_BASE))
+    return Guest(path.name, "ROM image", image, _at_reset(RESET_BASE), has_bios=True)
 
 
 def _open_rom(path: Path) -> Source:

@@ -21,6 +21,7 @@ class Guest:
         kind: the boot protocol, for people.
         after_bios: it expects the interrupt controllers and the timer as a BIOS leaves them.
         video: the graphics mode that is on from the start; None for text.
+        has_bios: it begins in a BIOS at the reset vector, which looks in CMOS memory why the processor was reset.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Guest:
     start: Callable[[CpuState], None]
     after_bios: bool = False
     video: VideoMode | None = None
+    has_bios: bool = False

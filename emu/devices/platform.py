@@ -65,6 +65,7 @@ class Platform:
         balloon: gets what the guest tells its balloon devices, and tells them how many pages to ask for.
         on_exit: gets the value written to the exit port.
         on_power_off, on_reset: the guest switches the machine off, or resets it.
+        on_cpu_reset: the guest resets the processor, by the keyboard controller or port 0x92; on_reset by default.
 
     Attributes:
         bus, mmio: I/O ports, and device registers in memory.
@@ -97,6 +98,7 @@ class Platform:
         on_exit: Callable[[int], None],
         on_power_off: Callable[[], None],
         on_reset: Callable[[], None],
+        on_cpu_reset: Callable[[], None] | None = None,
     ) -> None:
         self.bus = PortBus()
         self.mmio = MmioBus()
@@ -111,7 +113,7 @@ class Platform:
         self.uart = Uart16550(self.wire(layout.IRQ_COM1), self._print, clock)
         a20 = A20Gate(set_a20)
         self.keyboard = I8042(
-            self.wire(layout.IRQ_KEYBOARD), self.wire(layout.IRQ_MOUSE), clock, a20.set_i8042, on_reset
+            self.wire(layout.IRQ_KEYBOARD), self.wire(layout.IRQ_MOUSE), clock, a20.set_i8042, on_cpu_reset or on_reset
         )
         self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
         self.vga = Vga(lambda gpa, size: memory.peek(gpa, size), clock)
@@ -132,7 +134,7 @@ class Platform:
             (layout.COM1_PORT, layout.COM_PORTS, self.uart),
             (layout.KEYBOARD_DATA_PORT, 1, self.keyboard.data),
             (layout.KEYBOARD_COMMAND_PORT, 1, self.keyboard.command),
-            (layout.SYSTEM_CONTROL_PORT_A, 1, Port92(a20.set_port92, on_reset)),
+            (layout.SYSTEM_CONTROL_PORT_A, 1, Port92(a20.set_port92, on_cpu_reset or on_reset)),
             (layout.POST_PORT, 1, PostCodes()),
             (layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, self._power),
             (layout.SMI_PORT, layout.SMI_PORTS, SmiCommandPorts(self._power)),
@@ -272,6 +274,11 @@ class Platform:
         """
         apic = self._ioapic.line(2 if irq == 0 else irq)
         return Wires(self._pic.line(irq), apic) if irq < 16 and irq != 2 else apic
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a program is to go on behind a reset of the processor."""
+        return self._rtc.resumes
 
     def reset(self) -> None:
         """Be as after power-up, but for what a battery and the world outside keep; virtual time goes on."""

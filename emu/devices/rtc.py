@@ -53,6 +53,8 @@ D_VRT = 0x80  # the battery is good
 PM = 0x80  # hours in 12-hour mode
 ANY = 0xC0  # alarm: both bits set, every value matches
 
+SHUTDOWN = 0x0F  # why the processor is reset
+RESUME_CODES = (0x05, 0x09, 0x0A)  # go on at 40:67, after an EOI; behind a move of a block of memory; at 40:67
 FLOPPY_TYPES = 0x10  # high half drive A, low half drive B; 4 is 1.44 MB
 DISK_TYPES = 0x12  # high half first disk, low half second; 0xF: see 0x19 and 0x1A
 EQUIPMENT = 0x14  # bit 0 floppy drives, 7:6 their number - 1; bit 1 FPU, bit 2 pointing device, 5:4 0 for VGA
@@ -165,6 +167,11 @@ class Rtc(Device):
         self.set_cell(DISK_TRANSLATION, others | (translation & 3) << 2 * number)
 
     # ---- what the guest and the machine see ----
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a program is to go on behind a reset of the processor: what cell 0x0F says to a BIOS."""
+        return self.cells[SHUTDOWN] in RESUME_CODES
 
     def read(self, offset: int, size: int) -> int:
         if offset == INDEX:

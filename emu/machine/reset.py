@@ -2,6 +2,9 @@
 
 Devices are as after power-up, but for what a battery keeps (time of day, CMOS) and what the world outside holds (disks,
 input that nobody has looked at).  Processors are too: the first one begins where the guest begins, the others wait.
+Only the processors are reset, and the devices go on, where a program says in CMOS memory that it wants to go on behind
+that: a 286 could leave protected mode only so, by the keyboard controller or by a triple fault.
+
 Memory keeps its contents, as DRAM does that is refreshed all the time, and what was loaded before the first instruction
 is loaded again, as a BIOS or the loader of a kernel would.  Virtual time goes on.
 """
@@ -38,6 +41,13 @@ def reset(
         processor.reset(now)
     _load_again(guest.image, dmm, memory)
     start(guest, platform, processors[0])
+
+
+def reset_processors(guest: Guest, processors: Sequence[Processor], now: int) -> None:
+    """Start the guest's BIOS again, and reset nothing but the processors; no engine runs."""
+    for processor in processors:
+        processor.reset(now)
+    processors[0].begin(guest.start)
 
 
 def start(guest: Guest, platform: Platform, processor: Processor) -> None:

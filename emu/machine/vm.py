@@ -36,7 +36,7 @@ from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.machine.inputs import ProcessorInputs
 from emu.machine.processor import Processor
-from emu.machine.reset import reset, start
+from emu.machine.reset import reset, reset_processors, start
 from emu.machine.schedule import Schedule
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.mmu.shadowtables import ENTRIES
@@ -136,7 +136,7 @@ class VirtualMachine:
         self.memory = PhysicalMemory(self.dmm)
         self._inputs = ProcessorInputs(
             native, self.processors, self.paging,
-            now=lambda: self.now, reset=self._guest_resets, stop=self._attention,
+            now=lambda: self.now, reset=self._guest_resets_cpu, stop=self._attention,
         )  # fmt: skip
         self.platform = Platform(
             ram, self.memory, lambda: self.now, parts,
@@ -144,7 +144,8 @@ class VirtualMachine:
             set_intr=self._inputs.set_intr, raise_nmi=self._inputs.raise_nmi,
             on_init=self._inputs.init, on_startup=self._inputs.start_up, set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
-            on_power_off=lambda: self._guest_ends(Stop.POWER_OFF), on_reset=self._guest_resets,
+            on_power_off=lambda: self._guest_ends(Stop.POWER_OFF),
+            on_reset=self._guest_resets, on_cpu_reset=self._guest_resets_cpu,
         )  # fmt: skip
         for processor, apic in zip(self.processors, self.platform.lapics, strict=True):
             processor.native.apic_at = apic.shared_at
@@ -155,6 +156,7 @@ class VirtualMachine:
         self.exit_value: int | None = None
         self.restarts = True
         self.resets = 0
+        self._devices_stay = False  # in the reset that is requested
         self._ended: Stop | None = None
         self._reset_requested = False
         self.exits = Exits()
@@ -358,7 +360,9 @@ class VirtualMachine:
                     return Stop.HALTED
                 reached = self._reached()
             elif reason == Reason.SHUTDOWN and not self._reset_requested:
-                return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
+                if not self._resumes:
+                    return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
+                self._guest_resets_cpu()
             elif reason == Reason.ENGINE_ERROR:
                 error = engine.error_text(running.native.engine_error)
                 raise EngineFault(f"{self.name}: {error} at pc {running.registers.pc:#x}")
@@ -448,13 +452,30 @@ class VirtualMachine:
         else:
             self._guest_ends(Stop.RESET)
 
+    @property
+    def _resumes(self) -> bool:
+        """Whether the guest goes on behind a reset of its processor."""
+        return self.guest is not None and self.guest.has_bios and self.platform.resumes and self._ended is None
+
+    def _guest_resets_cpu(self) -> None:
+        if not self._resumes:
+            self._guest_resets()
+            return
+        self._reset_requested = self._devices_stay = True
+        self.native.closed = 1
+        self._attention()
+
     def _reset(self) -> None:
         """Carry out the reset that the guest has asked for; no engine runs."""
         assert self.guest is not None
-        self.resets += 1
         self._reset_requested = False
         self.native.closed = 0
         self._inputs.inits.clear()
+        if self._devices_stay:
+            self._devices_stay = False
+            reset_processors(self.guest, self.processors, self.now)
+            return
+        self.resets += 1
         reset(self.guest, self.platform, self.processors, self.dmm, self.memory, self.now)
         self._devices.map_apic()
         self._devices.plan()

@@ -170,6 +170,51 @@ resumed:
     assert guest.vm.exit_value == 0x33
 
 
+RESETS_OF_THE_PROCESSOR = {
+    "keyboard controller": "mov al, 0xFE\n out 0x64, al\nforever: jmp forever",
+    "port 0x92": "mov al, 1\n out 0x92, al\nforever: jmp forever",
+    "triple fault": "lidt [none]\n int3\nnone: .long 0, 0",
+}
+
+
+@pytest.mark.parametrize("how", RESETS_OF_THE_PROCESSOR)
+def test_a_program_goes_on_behind_a_reset_of_the_processor(tmp_path: Path, how: str) -> None:
+    """Devices are as they were: the mask of the interrupt controller, here, and the run goes on with --no-reboot."""
+    program = """
+.code16
+    mov word ptr [0x467], offset resumed
+    mov word ptr [0x469], 0
+    mov al, 0x0F
+    out 0x70, al
+    mov al, 0x0A
+    out 0x71, al
+    mov al, 0xB5
+    out 0x21, al
+    mov eax, cr0
+    or al, 1
+    mov cr0, eax
+    RESET
+resumed:
+    mov eax, cr0
+    and al, 1
+    mov ah, al
+    in al, 0x21
+    or al, ah
+    out 0xF4, al
+""".replace("RESET", RESETS_OF_THE_PROCESSOR[how])
+    guest = start(tmp_path, sector_disk(program), no_reboot=True)
+    guest.run(max_time="1s")
+    assert (guest.vm.exit_value, guest.vm.resets) == (0xB5, 0)
+
+
+def test_without_a_reason_in_cmos_the_machine_is_reset(tmp_path: Path) -> None:
+    reset = RESETS_OF_THE_PROCESSOR["keyboard controller"]
+    guest = start(tmp_path, sector_disk(f".code16\n {reset}\n"), no_reboot=True)
+    assert guest.run(max_time="1s") == 122
+    crash = start(tmp_path, sector_disk(".code16\n lidt [none]\n int3\nnone: .long 0, 0\n"))
+    assert crash.run(max_time="1s") == 134
+
+
 @pytest.mark.parametrize(("code", "vector"), [("ud2", "06"), ("xor cx, cx\n div cl", "00")])
 def test_an_exception_that_nobody_handles_is_reported(tmp_path: Path, code: str, vector: str) -> None:
     guest = start(tmp_path, sector_disk(f".code16\nnop\nnop\n{code}\n"))
