@@ -23,6 +23,7 @@ from emu.devices import layout
 
 ROM_SIZE = 0x1_0000  # bytes of our BIOS
 ROM_SEGMENT = 0xF000
+BIOS32_CHECKSUM = 10  # offset in the header of the 32-bit service directory
 MAX_RANGES = 64  # of a memory map in our BIOS
 
 VECTORS = 256
@@ -91,6 +92,8 @@ def bios_rom(ram: int) -> bytes:
     packed = b"".join(entry.pack() for entry in entries)
     at = image.symbols["memory_map"]
     rom[at : at + len(packed)] = packed
+    at = image.symbols["bios32"]
+    rom[at + BIOS32_CHECKSUM] = -sum(rom[at : at + 16]) & 0xFF
     return bytes(rom)
 
 

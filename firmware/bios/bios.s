@@ -38,6 +38,7 @@
 .include "floppy.inc"
 .include "memory.inc"
 .include "system.inc"
+.include "pci.inc"
 
 # ---- from reset to boot sector ---------------------------------------------------------------------------------------
 
