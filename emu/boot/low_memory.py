@@ -32,23 +32,27 @@ DISK_PARAMETERS = {0x41: 0x3D, 0x46: 0x4D}  # vector: offset of the table that i
 BDA = 0x400  # gpa
 BDA_SIZE = 0x100
 EBDA_SIZE = 0x400
+EBDA_INTERRUPTS = 0x1FE  # offset in it
 KEYS, KEYS_END = 0x1E, 0x3E  # the keyboard's buffer, offsets in the BDA
 EQUIPMENT = 0x0226  # coprocessor, PS/2 mouse, colour display with 80 columns, one serial port
 _BYTE, _WORD, _DWORD = "<B", "<H", "<I"
 
 
-def place_low_memory(image: GuestImage, ram: int, cpus: int) -> None:
+def place_low_memory(image: GuestImage, ram: int, cpus: int, after_bios: bool = False) -> None:
     """Put all of that below what ``image`` has there already.
 
     Args:
         ram: bytes of guest memory.
         cpus: number of processors, for the tables.
+        after_bios: interrupt controllers and timer are as a BIOS leaves them; else our BIOS sets them up when a service
+            first has to wait.
     """
     ebda = ebda_gpa(ram)
     below = GuestImage()
     below.add(0, _Vectors(ebda))
     below.add(BDA, data_area(ebda))
-    below.add(ebda, struct.pack(_BYTE, EBDA_SIZE >> 10).ljust(EBDA_SIZE, b"\0"))
+    below.add(ebda, bytes((EBDA_SIZE >> 10,)))
+    below.add(ebda + EBDA_INTERRUPTS, bytes((after_bios,)))
     place_rom(below, ram, cpus)
     image.add_below(below)
 

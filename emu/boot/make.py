@@ -52,7 +52,7 @@ def make_guest(
         guest = _flat_guest(found, ram, append, load)
     from emu.boot.low_memory import place_low_memory
 
-    place_low_memory(guest.image, ram, cpus)
+    place_low_memory(guest.image, ram, cpus, guest.after_bios)
     return guest
 
 

@@ -76,6 +76,7 @@ power_on:
     mov cx, 0x100 / 2
     rep stosw
     call find_memory                # first of all: FS, the extended data area
+    mov byte ptr fs:[EBDA_INTERRUPTS], 1
     call set_vectors
     call start_interrupt_controllers
     call start_local_apic

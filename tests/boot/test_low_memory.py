@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from emu.boot.low_memory import BDA, EBDA_SIZE, data_area, ebda_gpa, place_low_m
 from emu.debug.look import read
 from emu.devices import layout
 from emu.errors import BadInput
+from emu.observe.typist import Typist, parse_typing
 from emu.testing import boot
 from tests.boot.bios_disks import RAM
-from tests.boot.kernels import Load, elf, header1
+from tests.boot.kernels import Load, code, elf, header1
+from tests.oracles.qemu_guest import QEMU, have_qemu
 
 TICKS, MIDNIGHT = range(0x6C, 0x70), 0x70  # offsets in the BDA
 DISKS = 0x75
@@ -112,6 +115,37 @@ def test_a_flat_guest_calls_the_bios(mmu: str, tmp_path: Path) -> None:
     assert guest.exit_status == 1
 
 
+def test_a_flat_guest_waits_for_the_bios() -> None:
+    """Interrupt controllers and timer are as at reset until a service has to wait."""
+    source = services("""
+        mov ah, 0x86                # a millisecond
+        xor cx, cx
+        mov dx, 1000
+        int 0x15
+        jc failed
+        mov ax, 0x0E00 + '>'
+        int 0x10
+        xor ah, ah                  # a key
+        int 0x16
+        out 0xE9, al
+    tick:
+        xor ah, ah                  # a tick of the timer
+        int 0x1A
+        mov bx, dx
+    next:
+        hlt
+        xor ah, ah
+        int 0x1A
+        cmp bx, dx
+        je next
+    failed:
+    """)
+    guest = boot(source.replace("hlt", "sti\n hlt", 1), ram="2M")
+    Typist(guest.vm, [parse_typing("k@>")])
+    assert guest.run(max_time="2s") == 1, guest.describe()
+    assert guest.console == ">k"
+
+
 def words(memory: bytes, anchor: bytes, size: int) -> Iterator[int]:
     for at in range(0, len(memory), 16):
         if memory[at : at + len(anchor)] == anchor and not sum(memory[at : at + size]) & 0xFF:
@@ -139,3 +173,50 @@ def test_a_machine_of_a_few_pages(tmp_path: Path) -> None:
     assert guest.vm.platform.console == bytes((63,))
     with pytest.raises(BadInput):
         boot(path, ram="4K")
+
+
+SAME_ON_QEMU = {  # offset in the BIOS data area: bytes that are compared
+    0x00: 2, 0x0E: 2, 0x13: 2, 0x1A: 4, 0x49: 1, 0x4A: 2, 0x60: 2, 0x63: 2, 0x80: 4, 0x84: 1, 0x85: 2, 0x87: 1,
+    0x8A: 1, 0x96: 1,
+}  # fmt: skip
+LOOK = """
+start:
+    mov esi, 0x400
+    mov ecx, 0x100
+next:
+    lodsb
+    out PORT_CONSOLE, al
+    dec ecx
+    jnz next
+    mov esi, 0x40                   # INT 10h and 13h
+    mov ecx, 16
+vectors:
+    lodsb
+    out PORT_CONSOLE, al
+    dec ecx
+    jnz vectors
+    mov al, 0
+    out PORT_EXIT, al
+    hlt
+"""
+
+
+@pytest.mark.skipif(not have_qemu(), reason=f"{QEMU} is not installed")
+def test_a_multiboot_kernel_finds_what_it_finds_on_qemu(tmp_path: Path) -> None:
+    header = header1()
+    data = header + code(tmp_path, LOOK, 0x10_0000 + len(header))
+    kernel, console = tmp_path / "kernel", tmp_path / "console"
+    kernel.write_bytes(elf([Load(0x10_0000, data)], 0x10_0000 + len(header)))
+    command = [
+        QEMU, "-accel", "tcg", "-m", "16M", "-display", "none", "-serial", "null", "-kernel", str(kernel),
+        "-debugcon", f"file:{console}", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+    ]  # fmt: skip
+    assert subprocess.run(command, timeout=60, stdin=subprocess.DEVNULL, check=False).returncode == 1
+    theirs = console.read_bytes()[-0x110:]
+    guest = boot(kernel, ram="16M")
+    assert guest.run(max_time="10ms") == 1
+    ours = bytes(guest.vm.platform.console)
+    for at, size in SAME_ON_QEMU.items():
+        assert ours[at : at + size] == theirs[at : at + size], hex(at)
+    for vector in range(0x100, 0x110, 4):
+        assert any(ours[vector : vector + 4]) and any(theirs[vector : vector + 4])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
 
 from emu.boot import packages
+from emu.boot.initramfs import build_initramfs
 from emu.observe.typist import Typist, parse_typing
 from emu.testing import boot
 from tests.boot.bios_disks import source
@@ -98,3 +100,15 @@ def test_grub_reads_the_tables_of_the_machine() -> None:
     ):  # fmt: skip
         assert text in guest.console
     assert "invalid" not in guest.console
+
+
+@pytest.mark.skipif(os.environ.get("EMU_LONG") is None, reason="takes a minute; EMU_LONG=1 runs it")
+def test_linux_starts_as_the_first_guest_of_xen(tmp_path: Path, kernel: Path, busybox: Path) -> None:
+    path, initrd = tmp_path / "xen", tmp_path / "initrd"
+    path.write_bytes(gzip.decompress(fetched(packages.xen).read_bytes()))
+    initrd.write_bytes(build_initramfs(busybox, "#!/bin/sh\necho Linux on Xen on emu\npoweroff -f\n"))
+    guest = boot(
+        path, ram="512M", append="com1=115200 console=com1 noreboot dom0_mem=256M",
+        initrd=f"{kernel} console=hvc0 earlyprintk=xen,{initrd}",
+    )  # fmt: skip
+    guest.wait_for("Linux on Xen on emu", max_time="120s")
