@@ -145,9 +145,15 @@ class Vbe(Device):
             self.set_register(ENABLE, ENABLED | LINEAR)
 
     def picture(self) -> Picture | None:
-        """What is shown; None while no mode is on, or one that cannot be shown."""
+        """What is shown, in one of these modes or one of the VGA's own; None for text, and what cannot be shown."""
+        if not self.is_on:
+            pixels = self._vga.pixels()
+            if pixels is None:
+                return None
+            width, height, pitch, data = pixels
+            return Picture(VideoMode(width, height, 8), pitch, data, self._vga.dac_colours())
         width, height, depth = self.registers[WIDTH : DEPTH + 1]
-        if not self.is_on or depth not in DEPTHS or not width or not height:
+        if depth not in DEPTHS or not width or not height:
             return None
         pitch = self._pitch()
         bytes_a_pixel = (depth + 7) // 8

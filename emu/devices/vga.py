@@ -21,8 +21,8 @@ blinking switched off, is bit 3 of the background. A colour goes through the att
 of the DAC.
 
 There is no video BIOS: the registers are from the start as one leaves them after setting mode 3, 80x25 in colour. There
-are no planes: text memory is guest memory, and graphics are not shown. Neither are fonts, a split screen, and panning
-by less than a character.
+are no planes: text memory and pixels are guest memory, and modes with planes are not shown. Neither are fonts, a split
+screen, and panning by less than a character.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ COLUMNS, ROWS = 80, 25
 CELL_LINES = 16  # scan lines of a character, as Cursor counts them
 TEXT, MONO_TEXT = 0xB8000, 0xB0000  # gpa
 TEXT_SIZE = 0x8000  # bytes
+PIXELS, PIXELS_SIZE = 0xA0000, 0x10000  # gpa, bytes
 CHARACTERS = TEXT_SIZE // 2
 NS = 1_000_000_000  # ns a second
 
@@ -51,6 +52,8 @@ MISC_COLOUR = 0x01
 DOT_CLOCKS_HZ = (25_175_000, 28_322_000, 25_175_000, 25_175_000)  # by bits 2 and 3; nothing feeds the others
 SEQ_CLOCKING = 1  # clocking mode: bit 0 characters 8 dots wide, else 9; 3 half the dot clock; 5 screen off
 CLOCK_8_DOTS, CLOCK_HALF, CLOCK_SCREEN_OFF = 0x01, 0x08, 0x20
+SEQ_MEMORY, CHAIN_4 = 4, 0x08  # memory mode: the planes are four neighbouring bytes
+GFX_MODE, GFX_256_COLOURS = 5, 0x40
 GFX_MISC = 6  # bit 0 graphics; 2-3 where memory is: 2 is 0xB0000, 3 is 0xB8000
 GFX_MISC_GRAPHICS, GFX_MISC_MAP, GFX_MAP_MONO = 0x01, 0x0C, 0x08
 ATTR_MODE, ATTR_PLANES, ATTR_COLOUR_SELECT = 0x10, 0x12, 0x14
@@ -285,7 +288,7 @@ class Vga(Device):
     # ---- the picture ----
 
     def is_graphics(self) -> bool:
-        """Whether the guest has switched to graphics, which ``screen`` cannot show."""
+        """Whether the guest has switched to graphics, of which ``screen`` shows nothing."""
         return bool(self.graphics[GFX_MISC] & GFX_MISC_GRAPHICS)
 
     def screen(self) -> Screen:
@@ -316,9 +319,28 @@ class Vga(Device):
         cursor = self._cursor()
         return ScreenText(rows, "" if cursor is None else rows[cursor.row][: cursor.column])
 
+    def pixels(self) -> tuple[int, int, int, bytes] | None:
+        """The picture of a mode with a byte a pixel in a row of addresses, such as mode 13h: width, height, bytes of a
+        line, and the lines.  None in text mode, for modes with planes, and while the screen is off."""
+        chained = self.sequencer[SEQ_MEMORY] & CHAIN_4 and self.graphics[GFX_MODE] & GFX_256_COLOURS
+        if not self.is_graphics() or not chained or self._is_off():
+            return None
+        width = (self.crtc[CRTC_H_DISPLAY_END] + 1) * 4
+        repeated = ((self.crtc[CRTC_MAX_LINE] & CURSOR_LINE) + 1) << (self.crtc[CRTC_MAX_LINE] >> 7)
+        height = (self._vertical(CRTC_V_DISPLAY_END, 1, 6) + 1) // repeated
+        pitch = 8 * self.crtc[CRTC_PITCH]
+        size = (height - 1) * pitch + width if pitch and height else 0
+        start = 4 * self._start() % PIXELS_SIZE
+        if not 0 < size <= PIXELS_SIZE:
+            return None
+        window = self._look(PIXELS, PIXELS_SIZE)
+        return width, height, pitch, (window + window)[start : start + size]
+
+    def _is_off(self) -> bool:
+        return bool(not self.attribute_index & ATTR_DISPLAY or self.sequencer[SEQ_CLOCKING] & CLOCK_SCREEN_OFF)
+
     def _is_blank(self) -> bool:
-        off = not self.attribute_index & ATTR_DISPLAY or self.sequencer[SEQ_CLOCKING] & CLOCK_SCREEN_OFF
-        return bool(off or self.is_graphics())
+        return self._is_off() or self.is_graphics()
 
     def _text_memory(self) -> bytes:
         mono = self.graphics[GFX_MISC] & GFX_MISC_MAP == GFX_MAP_MONO

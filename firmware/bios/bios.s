@@ -28,6 +28,7 @@
 .include "serial.inc"
 .include "video.inc"
 .include "vbe.inc"
+.include "pixels.inc"
 .include "teletype.inc"
 .include "keymap.inc"
 .include "keyboard.inc"
