@@ -44,6 +44,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         pool = "1M"
         mmu = "nested"
         cpus = 4
+        cpu = "Nehalem,+smap"
         quantum = "50us"
         cpu-schedule = "seed=7"
         policies = ["swap:victims=fifo", "share"]
@@ -73,7 +74,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
     assert k == VmPlan(
         "k-0", tmp_path / "kernel.s",
         BootOptions(
-            ram=8 * MB, pool=MB, mmu="nested", cpus=4, quantum="50us", schedule="seed=7",
+            ram=8 * MB, pool=MB, mmu="nested", cpus=4, cpu="Nehalem,+smap", quantum="50us", schedule="seed=7",
             policies=("swap:victims=fifo", "share"), append="one two", as_="source",
             initrd=f"{tmp_path}/m1 arg,{tmp_path}/m2",
             disks=(f"{tmp_path}/d.img,virtio,writable",), floppies=(f"{tmp_path}/f.img",),
@@ -116,6 +117,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         (f"{MACHINE}{VM}pools = 1", "VM a: unknown key 'pools'; there are name, "),
         (f'{MACHINE}{VM}pool = "2M"', "VM a: pool: 2M is more than the 1M of RAM it would back"),
         (f'{MACHINE}{VM}mmu = "x"', "VM a: mmu: 'x' is not one of shadow, nested"),
+        (f"{MACHINE}{VM}cpu = 'Z80'", "VM a: cpu: no model 'Z80'; there are 486,"),
         (f"{MACHINE}{VM}cpus = 17", "VM a: cpus: 17: expected a number of processors from 1 to 16"),
         (f'{MACHINE}{VM}quantum = "0us"', "VM a: quantum: expected a time above 0"),
         (f'{MACHINE}{VM}cpu-schedule = "7"', "VM a: cpu-schedule: '7': expected seed=N"),

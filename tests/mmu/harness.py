@@ -349,14 +349,18 @@ class EmuMmu:
     def _set_state(self, control: Control, access: Access) -> None:
         vm, cpu = self.vm, self.vm.cpu
         cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = control.cr0, control.cr3, control.cr4, control.efer
-        ctypes.c_uint32.from_address(vm.processor.engine.env + cpustate.PKRU).value = control.pkru
-        vm.processor.native.pkrs = control.pkrs
+        self.set_keys(control)
         cpu.rax = 8 if access.implicit else access.value  # for LAR: the selector of descriptor 1
         cpu.rbx = access.gva
         if access.size == 8 and access.kind is Kind.WRITE:
             vm.processor.engine._uc.reg_write(x86_const.UC_X86_REG_XMM0, access.value)
         set_privilege(vm, control)
         cpu.gdtr.set(0, (access.gva - 8) % 2**64, 0xFFFF, 0)
+
+    def set_keys(self, control: Control) -> None:
+        """The rights by protection key."""
+        ctypes.c_uint32.from_address(self.vm.processor.engine.env + cpustate.PKRU).value = control.pkru
+        self.vm.processor.native.pkrs = control.pkrs
 
     def _changed(self) -> tuple[tuple[int, int], ...]:
         """Words of watched frames that differ from the last outcome."""

@@ -17,6 +17,8 @@ INSTRUCTIONS: dict[Any, bytes] = {  # the same bytes in 32- and 64-bit code
     "cr3": b"\x0f\x22\xd8",  # mov cr3, rax
     "cr4": b"\x0f\x22\xe0",  # mov cr4, rax
     "efer": b"\x0f\x30",  # wrmsr
+    "pkru": b"\x0f\x01\xef",  # wrpkru
+    "pkrs": b"\x0f\x30",  # wrmsr
     "mode": b"\x0f\x22\xe0\x0f\x22\xd9\x0f\x22\xc2",  # mov cr4, rax; mov cr3, rcx; mov cr0, rdx
 }
 

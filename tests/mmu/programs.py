@@ -1,9 +1,10 @@
 """Random programs of guest operations on page tables, made together with what each operation must come to.
 
-A program starts from random tables and goes on with loads, stores, read-modify-writes and fetches, many of them stores
-into the tables themselves; INVLPG, MOV CR3 to one of several roots, changes of CR0, CR4 and EFER, paging off and on,
-and changes between the paging modes of 32-bit code. The model of the manual decides what an operation does and keeps
-the memory as it should be, so that later operations can be chosen with the tables in view.
+A program starts from random tables and goes on with loads, stores, read-modify-writes and fetches, many of them
+stores into the tables themselves; INVLPG, MOV CR3 to one of several roots, changes of CR0, CR4 and EFER, paging off
+and on, and changes between the paging modes of 32-bit code. In some programs pages have protection keys, whose rights
+change. The model of the manual decides what an operation does and keeps the memory as it should be, so that later
+operations can be chosen with the tables in view.
 
 Programs keep the architecture's rules: whenever a translation that a TLB may hold no longer is what the tables say, or
 grants more, or claims an accessed or dirty flag that is clear now, the next operation gets rid of it. So what a TLB
@@ -53,6 +54,7 @@ from tests.oracles.paging_cases import (
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Outcome, Translation
 
 _below = functools.cache(lambda n: st.integers(0, n - 1))
+KEY_NAMES = ("pkru", "pkrs")
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Maker:
     memory: WatchedMemory
     cpu: int = 0
     steps: list[Step] = field(default_factory=list)
+    keys: bool = False  # pages have protection keys, of which the engine's own MMU knows less
 
     @property
     def mode(self) -> Mode:
@@ -118,6 +121,8 @@ class Maker:
         else:
             base = self.pick(*TABLES)
         value = _entry(self.draw, base) | self.pick(0, 0, GLOBAL)
+        if self.keys:
+            value |= self.pick(0, 0, 1, 2, 15) << 59
         if self.mode is PAE and depth == 0 and not (self.steps and _rarely(self.draw, 8)):
             value &= 0xFF_FFFF_F000 | x86.PRESENT  # at first none that could not be loaded
         return value % 2 ** (8 * self.mode.entry_size)
@@ -199,7 +204,9 @@ class Maker:
             access = Access(Kind.WRITE, gva, size, value=value)
         memory, qemu_memory = self.memory.copy(), self.memory.copy()
         outcome = perform(memory, control, name, access, RULES)
-        if memory.outside or outcome.outside or outcome != perform(qemu_memory, control, name, access, x86.QEMU):
+        if memory.outside or outcome.outside:
+            return
+        if not self.keys and outcome != perform(qemu_memory, control, name, access, x86.QEMU):
             return  # the oracles would not agree
         if any(gpa // PAGE in OUT_OF_BOUNDS or gpa in ROOTS for gpa, _ in outcome.changed):
             return
@@ -210,8 +217,12 @@ class Maker:
 
     def control_operation(self) -> None:
         control = self.control
-        name = self.pick("cr3", "cr3", "wp", "pse", "pge", "smep", "smap", "nxe", "pg", "mode", "mode")
-        if name == "cr3":
+        name = self.pick("cr3", "cr3", "wp", "pse", "pge", "smep", "smap", "nxe", "pg", "mode", "mode", *KEY_NAMES)
+        if name in KEY_NAMES:
+            if self.keys:
+                rights = self.pick(0, 0, 0b01_00, 0b10_00, 0b10_01_00, 0x5555_5554, 0xC000_0000, 0x8000_0000, 2)
+                self.move(name, replace(control, **{name: rights}))
+        elif name == "cr3":
             self.move("cr3", replace(control, cr3=self.pick(*ROOTS)))
         elif name == "wp":
             self.move("cr0", replace(control, cr0=control.cr0 ^ x86.CR0_WP))
@@ -311,14 +322,15 @@ class Maker:
 
     def look(self, gva: int, kind: Kind = Kind.READ) -> Translation | None:
         """What the tables say of a page now, rights aside; None when they do not map it."""
-        control = replace(self.control, cpl=0, cr0=self.control.cr0 & ~x86.CR0_WP, cr4=self.control.cr4 & ~x86.CR4_SMAP)
+        cr4 = self.control.cr4 & ~(x86.CR4_SMAP | x86.CR4_PKE | x86.CR4_PKS)
+        control = replace(self.control, cpl=0, cr0=self.control.cr0 & ~x86.CR0_WP, cr4=cr4)
         found = x86.translate(self.memory, control, kind, gva & -PAGE, rules=RULES)
         return found if isinstance(found, Translation) else None
 
     def stale(self) -> Iterator[tuple[int, Cached]]:
         for page, cached in self.cached.items():
             old, new = cached.translation, self.look(page, Kind.WRITE if cached.dirty else Kind.READ)
-            if new is None or new.updates or (new.gpa, new.page_size) != (old.gpa, old.page_size):
+            if new is None or new.updates or (new.gpa, new.page_size, new.key) != (old.gpa, old.page_size, old.key):
                 yield page, cached
             elif any(was and not now for was, now in zip(astuple(old.rights), astuple(new.rights), strict=True)):
                 yield page, cached
@@ -360,11 +372,14 @@ def programs(draw: st.DrawFn, length: int = 40, cpus: int = 1) -> Program:
     frames = fixed_frames(mode)
     efer = mode.efer | _pick(draw, (x86.EFER_NXE, x86.EFER_NXE, 0))
     cr4 = mode.cr4 | _pick(draw, (0, CR4_PGE))
+    keys = cpus > 1 and mode.long and bool(draw(_below(2)))
+    if keys:
+        cr4 |= x86.CR4_PKE | x86.CR4_PKS
     control = Control(mode.cr0 | _pick(draw, (0, x86.CR0_WP)), ROOTS[0], cr4, efer, 0)
     for gpa in TABLES:
         frames.setdefault(gpa // PAGE, bytes(PAGE))
     processors = [Running(mode, replace(control, cr3=ROOTS[cpu])) for cpu in range(cpus)]
-    maker = Maker(draw, processors, WatchedMemory(data_image(MEMORY_SIZE), frames))
+    maker = Maker(draw, processors, WatchedMemory(data_image(MEMORY_SIZE), frames), keys=keys)
     maker.initial_entries()
     if mode is PAE:
         for processor in processors:

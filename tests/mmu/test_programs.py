@@ -24,7 +24,7 @@ from tests.oracles.paging_cases import LONG_RUN, MEMORY_SIZE, case_settings, dat
 from tests.oracles.paging_model import PAGE, Access, Control, Kind, Outcome
 from tests.oracles.unicorn_mmu import UnicornMmu
 
-EFER_MSR = 0xC000_0080
+EFER_MSR, PKRS_MSR = 0xC000_0080, 0x6E1
 CR0_ET = 1 << 4  # always set by MOV CR0
 AUDIT_EVERY = 1 if LONG_RUN else 8  # steps
 
@@ -44,6 +44,9 @@ def registers(step: Step) -> dict[str, int]:
         return {"rax": access.value, "rbx": access.gva, "rcx": 0, "rdx": 0}
     if step.name == "efer":
         return {"rax": after.efer, "rbx": 0, "rcx": EFER_MSR, "rdx": 0}
+    if step.name in ("pkru", "pkrs"):
+        rights = {"pkru": after.pkru, "pkrs": after.pkrs}[step.name]
+        return {"rax": rights, "rbx": 0, "rcx": PKRS_MSR if step.name == "pkrs" else 0, "rdx": 0}
     value = {"cr0": after.cr0, "cr3": after.cr3, "cr4": after.cr4, "mode": after.cr4}[step.name]
     return {"rax": value, "rbx": 0, "rcx": after.cr3, "rdx": after.cr0}
 
@@ -66,7 +69,8 @@ class EmuGuest:
             cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = control.cr0, control.cr3, control.cr4, control.efer
             for table in (cpu.gdtr, cpu.ldtr, cpu.tr):
                 table.set(0, SUPERVISOR_CODE, 0, 0x8B00)
-            assert self.mmu.on(processor.index).load_pdptes(control)
+            self.mmu.on(processor.index).set_keys(control)
+            assert self.mmu.load_pdptes(control)
 
     def step(self, step: Step) -> Outcome:
         mmu, access = self.mmu.on(step.cpu), step.access

@@ -40,7 +40,8 @@ class Step:
     """One operation and what must come of it.
 
     Attributes:
-        name: "read", "write", "fetch", "add", "xadd", "invlpg", "cr0", "cr3", "cr4", "efer", "mode", or "disturb".
+        name: "read", "write", "fetch", "add", "xadd", "invlpg", "cr0", "cr3", "cr4", "efer", "pkru", "pkrs", "mode",
+            or "disturb".
         control: the registers before the operation, its privilege level and EFLAGS.AC.
         access: of a memory operation; of "invlpg" the address.
         after: the control registers after it.

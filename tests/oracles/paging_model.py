@@ -180,12 +180,13 @@ class Rights:
 
 @dataclass(frozen=True)
 class Translation:
-    """A walk that succeeded: the physical address, the entries it marked, the page's size in bytes and its rights."""
+    """A walk that succeeded: the physical address, the entries it marked, the page's size in bytes, rights and key."""
 
     gpa: int
     updates: Updates
     page_size: int
     rights: Rights
+    key: int = 0
 
 
 @dataclass(frozen=True)
@@ -353,13 +354,14 @@ class _Walk:
             writable=all(entry & WRITABLE for entry in self.used),
             executable=not any(entry & EXECUTE_DISABLE for entry in self.used),
         )
-        if self.key_forbids(rights, _field(value, 62, 59)):
+        key = _field(value, 62, 59) if self.control.long_mode else 0
+        if self.key_forbids(rights, key):
             raise _Fault(ERROR_P | ERROR_PK)
         if not self.allowed(rights):
             raise _Fault(ERROR_P)
         self.mark(gpa, value, ACCESSED | DIRTY if self.kind is Kind.WRITE else ACCESSED)
         offset = self.gva % page_size
-        return Translation(page_base + offset, tuple(self.marked.items()), page_size, rights)
+        return Translation(page_base + offset, tuple(self.marked.items()), page_size, rights, key)
 
     def allowed(self, rights: Rights) -> bool:
         """The determination of access rights, case by case as in 4.6.1."""
