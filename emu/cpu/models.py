@@ -30,6 +30,8 @@ class Model:
         name: the brand.
         features: names of :data:`emu.cpu.features.FEATURES`.
         level, extended_level: the highest leaves of CPUID, at least; more where a feature is shown there.
+        caches: descriptors of caches and TLBs, as EAX and EDX of leaf 2 have them (SDM vol. 2A, table 3-12); (0, 0)
+            leaves it to the engine, which then refers to leaf 4.
     """
 
     about: str
@@ -41,6 +43,7 @@ class Model:
     features: frozenset[str]
     level: int = 1
     extended_level: int = 0
+    caches: tuple[int, int] = (0, 0)
 
     @cached_property
     def identity(self) -> Identity:
@@ -63,6 +66,8 @@ def _all(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_P6_CACHES = 0x0302_0101, 0x0C04_0843  # 16K each of L1, 512K of L2
+
 _486 = _all("fpu")
 _PENTIUM = _486 | _all("de pse tsc msr mce cx8 apic mmx")
 _PENTIUM2 = _PENTIUM | _all("pae sep mtrr pge mca cmov pat pse36 fxsr")
@@ -82,8 +87,8 @@ _MAX = frozenset(FEATURES)
 MODELS = {
     "486": Model("Intel i486DX4", _INTEL, 4, 8, 0, "", _486),
     "pentium": Model("Intel Pentium", _INTEL, 5, 4, 3, "", _PENTIUM),
-    "pentium2": Model("Intel Pentium II", _INTEL, 6, 5, 2, "", _PENTIUM2, level=2),
-    "pentium3": Model("Intel Pentium III", _INTEL, 6, 7, 3, "", _PENTIUM3, level=2),
+    "pentium2": Model("Intel Pentium II", _INTEL, 6, 5, 2, "", _PENTIUM2, level=2, caches=_P6_CACHES),
+    "pentium3": Model("Intel Pentium III", _INTEL, 6, 7, 3, "", _PENTIUM3, level=2, caches=_P6_CACHES),
     "qemu32": Model(
         "QEMU's 32-bit processor", _INTEL, 6, 6, 3, "emu Virtual CPU",
         _PENTIUM3 | _all("sse2 pni clflush hypervisor x2apic"), level=4, extended_level=0x8000_0004,

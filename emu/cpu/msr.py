@@ -52,7 +52,7 @@ _X2APIC_ENABLE = 1 << 10  # in IA32_APIC_BASE
 # several processors: the cores of one package, a thread each (SDM vol. 2A, CPUID; AMD APM vol. 3, E.4)
 _LEAF_1_EDX_SEVERAL = 1 << 28  # HTT
 _EXTENDED_1_ECX_SEVERAL = 1 << 1  # CmpLegacy
-_CACHE_LEAF, _TOPOLOGY_LEAF = 4, 0xB
+_DESCRIPTOR_LEAF, _CACHE_LEAF, _TOPOLOGY_LEAF = 2, 4, 0xB
 _INTEL = int.from_bytes(b"Genu", "little")  # the vendor's first four characters
 _THREADS, _CORES = 1 << 8, 2 << 8  # kinds of levels
 
@@ -240,6 +240,8 @@ def on_cpuid(uc: int, cpu_at: int) -> int:
     original_cpuid(env, cpu.scratch_at)
     eax, ebx = load32(cpu.scratch_at), load32(cpu.scratch_at + 4)
     ecx, edx = load32(cpu.scratch_at + 8), load32(cpu.scratch_at + 12)
+    if leaf == _DESCRIPTOR_LEAF and cpu.caches_eax:
+        eax, ebx, ecx, edx = cpu.caches_eax, 0, 0, cpu.caches_edx
     if not cpu.apic_enabled:
         if leaf == 1:
             ecx &= ~_X2APIC

@@ -99,6 +99,8 @@ class Cpu(Protocol):
     need_intent: int
 
     # registers that the engine does not keep (emu.cpu.msr)
+    caches_eax: int  # EAX of CPUID leaf 2; 0 leaves it to the engine
+    caches_edx: int
     apic_at: int  # of the record of its local APIC (emu.devices.lapic_state)
     msr_value: int
     tsc_offset: int

@@ -43,6 +43,7 @@ class Processor:
 
     def __init__(self, index: int, vm_at: int, memory: MachineMemory, model: Model) -> None:
         self.index = index
+        self._caches = model.caches
         self._version, self._cr4_bits = model.identity.version, controlregs.cr4_bits(model.features)
         record = CpuStructure()
         self.native = cast(Cpu, record)
@@ -78,6 +79,7 @@ class Processor:
         native.root_mfn = native.cr3 = native.pause_rip = -1
         native.pdptes_for = NO_PDPTES
         native.cr4_allowed = self._cr4_bits
+        native.caches_eax, native.caches_edx = self._caches
         native.step_gva = NOWHERE
         native.apic_enabled = 1
 
