@@ -1,7 +1,7 @@
-"""One IDE channel: two drives on one cable. Source: T13/1410D (ATA/ATAPI-6), clauses 7 and 9; see emu.devices.ata.
+"""One IDE channel: two drives on one cable. Source: T13/1410D (ATA/ATAPI-6), clauses 7 and 9; see emu.devices.taskfile.
 
-Command block by offset: the registers of emu.devices.ata. Control block: read alternate status, which leaves INTRQ as
-it is; write device control: HOB, SRST, nIEN.
+Command block by offset: the registers of emu.devices.taskfile. Control block: read alternate status, which leaves
+INTRQ as it is; write device control: HOB, SRST, nIEN.
 
 What the host writes goes to both drives, the one that the device register selects answers and executes. Where it is
 missing drive 0 answers for drive 1, with a status of 0 (clause 9.16.1). Without drive 0, or without any, everything
@@ -10,12 +10,14 @@ reads as zeros, as in QEMU: no driver waits for a BSY that never ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
-from emu.devices.ata import BSY, COMMAND, DATA, DEV, DEVICE, ERROR, STATUS, AtaDrive
+from emu.devices.ata import AtaDrive
 from emu.devices.device import Device, IrqLine, State, check_fields
 from emu.devices.disk import Disk
-from emu.devices.pio import PioBuffer
+from emu.devices.pio import CLOSED, PioBuffer
+from emu.devices.taskfile import BSY, COMMAND, DATA, DEV, DEVICE, ERROR, STATUS, TaskFile
 
 HOB = 0x80  # device control: read the previous contents of registers 1 to 5
 SRST = 0x04  # software reset, as long as it is set
@@ -33,6 +35,7 @@ class IdeChannel(Device):
 
     Attributes:
         buffer: what the native plane needs for the data port.
+        on_change: called when a drive may have begun, or stopped, to ask for DMA.
     """
 
     max_access: ClassVar[int] = 4
@@ -40,7 +43,8 @@ class IdeChannel(Device):
     def __init__(self, line: IrqLine, disks: tuple[Disk | None, Disk | None], serial: int = 1) -> None:
         self._line = line
         self.buffer = PioBuffer()
-        self._drives = tuple(
+        self.on_change: Callable[[], None] = lambda: None
+        self._drives: tuple[TaskFile | None, ...] = tuple(
             None if disk is None else AtaDrive(disk, self.buffer, serial + number) for number, disk in enumerate(disks)
         )
         self.selected = 0  # drive that the device register selects
@@ -114,6 +118,16 @@ class IdeChannel(Device):
         super().machine_reset(power_up)
         self._update()
 
+    @property
+    def requesting(self) -> TaskFile | None:
+        """The drive that has a block to be moved by DMA."""
+        drive = self._drives[self.selected]
+        return drive if drive is not None and drive.dma != CLOSED and not self.device_control & SRST else None
+
+    def moved(self) -> None:
+        """A block was moved by DMA: the drive may interrupt."""
+        self._update()
+
     def state(self) -> State:
         return {
             "selected": self.selected,
@@ -149,6 +163,7 @@ class IdeChannel(Device):
         drive = self._drives[self.selected]
         masked = self.device_control & (NIEN | SRST)
         self._line.set(drive is not None and drive.interrupt and not masked)
+        self.on_change()
 
 
 class _ControlBlock(Device):

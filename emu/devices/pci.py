@@ -9,10 +9,10 @@ Ports by offset from 0xCF8:
     4-7  CONFIG_DATA: the four bytes of that register
 A function that does not exist reads as all ones.
 
-The board has the functions that make a PC's chips findable; their ports are fixed, and only the display adapter has
-BARs that decode something (emu.devices.pci_bars):
+The board has the functions that make a PC's chips findable; their ports are fixed, and only the IDE controller and
+the display adapter have BARs that decode something (emu.devices.pci_bars):
     00:00.0  host bridge         00:01.0  ISA bridge, PIIX3
-    00:01.1  IDE, both channels at their old addresses, no bus master
+    00:01.1  IDE, both channels at their old addresses; BAR 4: the bus master
     00:01.3  power management, PIIX4                    00:02.0  VGA (emu.devices.vbe)
 They come up as a BIOS leaves them, for kernels that are started without one.
 """
@@ -58,6 +58,8 @@ PAM = range(0x59, 0x60)  # host bridge: read and write enables of 0xC0000 to 0xF
 SMRAM = 0x72  # host bridge: SMM memory
 PIRQ = range(0x60, 0x64)  # ISA bridge: where the PCI interrupts go
 PIRQ_OFF = 0x80
+IDE_PLACE = (1, 1)  # device, function
+IDE_BUS_MASTER = 4  # BAR
 IDE_TIMING = (0x40, 0x42)  # u16 a channel
 IDE_DECODE = 0x8000  # the channel is on
 PM_BASE = 0x40  # u32: I/O address, bit 0 set
@@ -219,9 +221,10 @@ def isa_bridge() -> PciFunction:
 
 
 def ide_function() -> PciFunction:
-    """PIIX3's IDE controller in legacy mode: no BARs, no bus master."""
+    """PIIX3's IDE controller in legacy mode; it has a BAR for its bus master, which is not added here."""
     function = PciFunction(INTEL, IDE, class_code=0x0101)
-    function.set(COMMAND, 2, COMMAND_IO)
+    function.set(PROGRAMMING, 1, 0x80)  # a bus master, and nothing that could be switched
+    function.set(COMMAND, 2, COMMAND_IO | COMMAND_MASTER)
     function.set(STATUS, 2, 0x0280)  # fast back-to-back, medium DEVSEL#
     for offset in IDE_TIMING:
         function.set(offset, 2, IDE_DECODE)
@@ -246,7 +249,7 @@ def i440fx(pm_base: int, sci: int, on_reset: Callable[[], None] = lambda: None) 
     functions = {
         (0, 0): host_bridge(),
         (1, 0): isa_bridge(),
-        (1, 1): ide_function(),
+        IDE_PLACE: ide_function(),
         POWER_PLACE: power_management(pm_base, sci),
     }
     return PciHost(functions, on_reset)

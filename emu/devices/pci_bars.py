@@ -25,11 +25,13 @@ class PciBars:
         self._at: dict[int, int | None] = {}
         function.written = self.update
 
-    def add(self, number: int, size: int, address: int, place: Place, prefetchable: bool = False) -> None:
-        """A region of memory of ``size`` bytes that is at ``address`` already; ``place`` is told when it moves."""
+    def add(
+        self, number: int, size: int, address: int, place: Place, *, prefetchable: bool = False, io: bool = False
+    ) -> None:
+        """A region of ``size`` bytes or ports that is at ``address`` already; ``place`` is told when it moves."""
         function = self._function
-        function.add_bar(number, size)
-        function.set(BAR + 4 * number, 4, address | PREFETCHABLE * prefetchable)
+        function.add_bar(number, size, io)
+        function.set(BAR + 4 * number, 4, address | PREFETCHABLE * prefetchable | BAR_IO * io)
         self._places[number] = place
         self._at[number] = address
 

@@ -13,6 +13,8 @@ from emu.devices.apic_bus import ApicBus
 from emu.devices.apic_page import ApicPage
 from emu.devices.balloon_port import BalloonPort
 from emu.devices.bus import MmioBus, PortBus
+from emu.devices.bus_master import PORTS as BUS_MASTER_PORTS
+from emu.devices.bus_master import BusMaster
 from emu.devices.console import DebugConsole
 from emu.devices.cpu_pins import CpuPins
 from emu.devices.device import BalloonDriver, BoardMemory, Device, GuestMemory, IrqLine
@@ -28,7 +30,7 @@ from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
 from emu.devices.monitor import Monitor
 from emu.devices.parts import NO_PARTS, Parts
-from emu.devices.pci import PM_BASE, PM_ENABLE, POWER_PLACE, VGA_PLACE, PciHost, i440fx
+from emu.devices.pci import IDE_BUS_MASTER, IDE_PLACE, PM_BASE, PM_ENABLE, POWER_PLACE, VGA_PLACE, PciHost, i440fx
 from emu.devices.pci_bars import PciBars
 from emu.devices.pic import PicPair
 from emu.devices.pit import Pit, SystemControlPort
@@ -128,6 +130,10 @@ class Platform:
         balloon.front_ends += [balloon_port.set_target, self.virtio_balloon.set_target]
         pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset)
         self._add_graphics(pci, video)
+        bars = PciBars(pci.functions[IDE_PLACE])
+        ports_size = len(self._bus_masters) * BUS_MASTER_PORTS
+        bars.add(IDE_BUS_MASTER, ports_size, layout.IDE_BUS_MASTER_PORT, self._place_bus_masters, io=True)
+        self._place_bus_masters(layout.IDE_BUS_MASTER_PORT)
         self._power_function = pci.functions[POWER_PLACE]
         self._power_function.written = self._place_power_ports
         ports: list[tuple[int, int, Device]] = [
@@ -158,6 +164,7 @@ class Platform:
         self._resets = self._power_up_state(a20)
         self._timed: list[Device] = [
             self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power, self._fdc,
+            *self._bus_masters,
         ]  # fmt: skip
         if self.uart2 is not None:
             self._timed.append(self.uart2)
@@ -169,6 +176,14 @@ class Platform:
         decoded = self._power_function.config[PM_ENABLE] & 1
         if decoded and base and self.bus.is_free(base, layout.ACPI_PM_PORTS):  # where something else is, that answers
             self.bus.register(base, layout.ACPI_PM_PORTS, self._power)
+
+    def _place_bus_masters(self, base: int | None) -> None:
+        """The ports of the IDE bus masters have come to ``base``, or are nowhere; what else is there stays."""
+        for number, master in enumerate(self._bus_masters):
+            self.bus.unregister(master)
+            at = None if base is None else base + number * BUS_MASTER_PORTS
+            if at is not None and self.bus.is_free(at, BUS_MASTER_PORTS):
+                self.bus.register(at, BUS_MASTER_PORTS, master)
 
     def _add_interrupt_controllers(self, cpus: int, running: Callable[[], int], pins: CpuPins) -> None:
         bus = ApicBus(cpus, pins, lambda: self._pic.acknowledge(), lambda vector: self._ioapic.eoi(vector), self._clock)
@@ -222,8 +237,11 @@ class Platform:
         if len(disks) > 2:
             raise BadInput("--disk", f"{len(disks)} disks, the IDE channel takes two")
         first, second, *_ = (*disks, None, None)
-        self.ide = IdeChannel(self.wire(layout.IRQ_IDE), (first, second))
-        empty = IdeChannel(self.wire(layout.IRQ_IDE2), (None, None), serial=3)
+        self._bus_masters = tuple(BusMaster(self._memory, self._clock) for _ in range(2))
+        self.ide = IdeChannel(Wires(self.wire(layout.IRQ_IDE), self._bus_masters[0]), (first, second))
+        empty = IdeChannel(Wires(self.wire(layout.IRQ_IDE2), self._bus_masters[1]), (None, None), serial=3)
+        for master, channel in zip(self._bus_masters, (self.ide, empty), strict=True):
+            master.serve(channel)
         self.bus.register(layout.IDE_PORT, layout.IDE_PORTS, self.ide)
         self.bus.register(layout.IDE_CONTROL_PORT, 1, self.ide.control)
         self.bus.register(layout.IDE2_PORT, layout.IDE2_PORTS, empty)

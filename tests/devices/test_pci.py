@@ -62,7 +62,7 @@ def test_a_scan_finds_the_functions_of_the_board(board: Board) -> None:
     assert found == {
         (0, 0, 0): (0x1237_8086, 0x060000),
         (0, 1, 0): (0x7000_8086, 0x060100),
-        (0, 1, 1): (0x7010_8086, 0x010100),
+        (0, 1, 1): (0x7010_8086, 0x010180),
         (0, 1, 3): (0x7113_8086, 0x068000),
     }
 
@@ -131,7 +131,8 @@ def test_sizing_base_address_registers() -> None:
 
 def test_linux_ata_piix_finds_both_channels_on(board: Board) -> None:
     assert board.get(1, 1, 0x41, 1) & 0x80 and board.get(1, 1, 0x43, 1) & 0x80
-    assert board.get(1, 1, 0x09, 1) == 0, "both in legacy mode, no bus master"
+    assert board.get(1, 1, 0x09, 1) == 0x80, "both in legacy mode, with a bus master"
+    assert board.get(1, 1, 0x04, 2) & 5 == 5
 
 
 def test_power_management_ports(board: Board) -> None:

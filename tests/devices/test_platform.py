@@ -236,3 +236,24 @@ def test_what_follows_the_end_does_not_count(mode: str) -> None:
     """The rest of the block may still be executed, but a fault in it is no crash."""
     outcome = run_vm(boot(program(mode, "mov al, 5\n out 0xF4, al\n ud2\n"), ram="4M").vm, max_time=1_000_000)
     assert (outcome.ending, outcome.status) == (Ending.EXIT, 11)
+
+
+def test_the_bus_masters_are_where_their_bar_says() -> None:
+    vm = new_vm()
+    bus = vm.platform.bus
+    ide = POWER - 0x200  # 00:01.1
+    assert bus.read(0xC042, 1) == 0
+
+    def set_up(offset: int, value: int) -> None:
+        bus.write(0xCF8, 4, ide | offset)
+        bus.write(0xCFC, 4, value)
+
+    bus.write(0xC042, 1, 0x20)  # both channels
+    bus.write(0xC04A, 1, 0x40)
+    set_up(0x20, 0x1000)
+    assert (bus.read(0xC042, 1), bus.read(0x1002, 1), bus.read(0x100A, 1)) == (0xFF, 0x20, 0x40)
+    set_up(0x04, 0)  # no I/O
+    assert bus.read(0x1002, 1) == 0xFF
+    set_up(0x04, 5)
+    set_up(0x20, layout.COM1_PORT & ~15)  # COM1's ports are taken by COM1
+    assert bus.read(layout.COM1_PORT + 5, 1) == 0x60

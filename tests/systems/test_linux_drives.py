@@ -1,0 +1,51 @@
+"""Linux's drivers for the drives of a PC."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from emu.boot.initramfs import build_initramfs
+from emu.boot.packages import kernel_modules
+from emu.session import boot_vm, run_vm
+from tests.systems.conftest import fetched
+
+MODULES = ("scsi_common", "scsi_mod", "libata", "ata_piix", "sd_mod")
+SCRIPT = f"""\
+#!/bin/sh
+mount -t proc proc /proc
+mount -t devtmpfs devtmpfs /dev
+for m in {" ".join(MODULES)}; do insmod /lib/modules/$m.ko; done
+while [ ! -e /dev/sda ]; do sleep 0.1; done
+busybox md5sum /dev/sda
+dd if=/bin/busybox of=/dev/sda bs=4096 seek=100 count=200 conv=notrunc 2>/dev/null
+busybox sync
+echo 3 > /proc/sys/vm/drop_caches
+dd if=/dev/sda bs=4096 skip=100 count=200 2>/dev/null | busybox md5sum
+busybox head -c 819200 /bin/busybox | busybox md5sum
+dmesg | busybox grep -o "max MWDMA2 cmd 0x1f0.* irq 14"
+dmesg | busybox grep -i -e "failed command" -e "qc timeout"
+busybox awk '/ata_piix/ {{print "interrupts", ($2 < 200)}}' /proc/interrupts
+poweroff -f
+"""
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "nested"])
+def test_ata_piix_moves_by_bus_master(kernel: Path, busybox: Path, tmp_path: Path, mmu: str) -> None:
+    """Eight megabytes with one interrupt for each request: by PIO it would be one for each block."""
+    modules = [fetched(lambda name=name: kernel_modules(name)[0]) for name in MODULES]  # type: ignore[misc]
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(build_initramfs(busybox, SCRIPT, modules))
+    data = b"".join(number.to_bytes(8, "little") for number in range(1 << 20))
+    (tmp_path / "disk").write_bytes(data)
+    vm = boot_vm(
+        kernel, ram="128M", mmu=mmu, initrd=str(initrd), append="console=ttyS0 quiet", disks=[tmp_path / "disk"]
+    )
+    outcome = run_vm(vm, max_time=60 * 10**9)
+    lines = vm.platform.console.decode().replace("\r", "").splitlines()
+    assert outcome.status == 0, lines
+    assert lines[0] == f"{hashlib.md5(data).hexdigest()}  /dev/sda"
+    assert lines[1] == lines[2]
+    assert lines[3:6] == ["max MWDMA2 cmd 0x1f0 ctl 0x3f6 bmdma 0xc040 irq 14", "interrupts 1", "interrupts 1"]
