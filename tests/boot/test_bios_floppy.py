@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emu.boot.bios import bios_rom
+from emu.boot.low_memory import bios_rom
 from emu.debug.look import read
 from emu.session import boot_vm, run_vm
 from emu.testing import GuestUnderTest, boot
