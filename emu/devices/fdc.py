@@ -430,6 +430,10 @@ class Fdc(Device):
 
     # --- state --------------------------------------------------------------------------------------------------------
 
+    def machine_reset(self, power_up: State) -> None:
+        super().machine_reset(power_up)
+        self._set_irq(False)
+
     def state(self) -> State:
         sectors = self.sectors
         moved = None if sectors is None else {"place": list(sectors.place), "left": sectors.left}

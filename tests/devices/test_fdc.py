@@ -371,3 +371,16 @@ def test_state_in_the_middle_of_a_transfer(tmp_path: Path) -> None:
     other.wait()
     assert other.results() == [0, 0, 0, 0, 0, 5, 2]
     assert other.memory.read(BUFFER, 2048) == bytes(512) + other.disk.read(1, 3)
+
+
+def test_a_reset_of_the_machine(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    power_up = board.fdc.state()
+    board.ready()
+    board.command(0x07, 0)
+    board.command(READ, 0, 0, 0, 1, 2, 18, 0x1B, 0xFF)
+    board.wait()
+    assert board.line.level and board.fdc.deadline() is not None
+    board.fdc.machine_reset(power_up)
+    assert not board.line.level and board.fdc.deadline() is None
+    assert board.inb(DOR) == 0 and board.fdc.state() == power_up
