@@ -76,6 +76,10 @@ class BootOptions:
     """Images of floppy disks in drives A and B, each "FILE[,writable]" (:mod:`emu.devices.floppy`).  A guest that is a
     floppy disk goes before them."""
 
+    cdrom: str | Path | None = None
+    """The image of a CD-ROM or DVD in a drive of the secondary IDE channel, which is never changed.  A guest that is
+    one is there itself."""
+
     devices: Sequence[str] = ()
     """More devices: "testdev" (:data:`emu.devices.parts.DEVICES`)."""
 

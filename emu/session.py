@@ -23,6 +23,7 @@ from emu.boot.guest import Guest
 from emu.boot.kinds import DISK_KINDS, Kind
 from emu.boot.make import make_guest
 from emu.devices import layout
+from emu.devices.disc import Disc
 from emu.devices.disk import Disk
 from emu.devices.floppy import FloppyDisk
 from emu.devices.parts import Parts
@@ -130,10 +131,14 @@ def _machine_for(ram: int, pool: int, wanted: int, options: BootOptions) -> Mach
 
 def _parts(found: Found | None, options: BootOptions) -> Parts:
     """What is plugged in: a guest that is a disk image, in the drive from which it is booted, and the options'."""
-    disks, floppies, boot_order = [*options.disks], [*options.floppies], "cad"
+    disks, floppies, cdrom, boot_order = [*options.disks], [*options.floppies], options.cdrom, "cad"
     if found is not None and found.kind is Kind.FLOPPY:
         floppies.insert(0, found.path)
         boot_order = "acd"
+    elif found is not None and found.kind is Kind.CD:
+        if cdrom is not None:
+            raise BadInput("--cdrom", f"{found.name} is in the drive already")
+        cdrom, boot_order = found.path, "dca"
     elif found is not None and found.kind in DISK_KINDS:
         disks.insert(0, found.path)
     named = [disk_options(disk) for disk in disks]
@@ -142,7 +147,8 @@ def _parts(found: Found | None, options: BootOptions) -> Parts:
     if len(virtio) > 1:
         raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
     images = [FloppyDisk(*floppy_options(floppy)) for floppy in floppies]
-    return Parts(ide, virtio[0] if virtio else None, options.devices, images, boot_order)
+    disc = None if cdrom is None else Disc(cdrom)
+    return Parts(ide, virtio[0] if virtio else None, options.devices, images, disc, boot_order)
 
 
 def run_vm(

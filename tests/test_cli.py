@@ -194,9 +194,9 @@ def test_devices_may_be_written_twice() -> None:
 
 
 def test_all_inputs_are_known() -> None:
-    named = {"disks": ["c", "d,virtio"], "floppies": ["f,writable"]}
+    named = {"disks": ["c", "d,virtio"], "floppies": ["f,writable"], "cdrom": "g"}
     options = argparse.Namespace(guest="kernel", input="keys", initrd="a arguments,b", bios="e", **named)
-    assert {"kernel", "keys", "a", "b", "c", "d", "e", "f"} <= set(input_files(options))
+    assert {"kernel", "keys", "a", "b", "c", "d", "e", "f", "g"} <= set(input_files(options))
 
 
 def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:

@@ -24,7 +24,10 @@ LINUX_MAGIC = b"HdrS"  # Linux, Documentation/arch/x86/boot.rst: "header" at 0x2
 LINUX_MAGIC_AT = 0x202
 SECTOR_SIZE = 512  # bytes of a boot sector
 BOOT_SIGNATURE = b"\x55\xaa"  # the last two of them
-HEAD_SIZE = multiboot_header.SEARCH_2  # bytes of a file that tell its kind
+ISO_MAGIC, ISO_AT = b"CD001", 0x8001  # ECMA-119 (ISO 9660), 8.1: volume descriptors from block 16 on
+BOOT_RECORD = b"\0CD001\1EL TORITO SPECIFICATION"  # El Torito 1.0: block 17
+BOOT_RECORD_AT = 0x8800
+HEAD_SIZE = 0x9000  # bytes of a file that tell its kind
 
 
 class Kind(Enum):
@@ -36,6 +39,7 @@ class Kind(Enum):
     MULTIBOOT = "multiboot"
     MULTIBOOT2 = "multiboot2"
     ELF = "elf"
+    CD = "cd"
     FLOPPY = "floppy"
     DISK = "disk"
     FLAT = "flat"
@@ -44,10 +48,11 @@ class Kind(Enum):
 DESCRIPTIONS = {
     Kind.FIRMWARE: "guest of emu", Kind.SOURCE: "assembler source", Kind.LINUX: "Linux bzImage",
     Kind.MULTIBOOT: "multiboot kernel", Kind.MULTIBOOT2: "multiboot 2 kernel", Kind.ELF: "ELF kernel",
+    Kind.CD: "bootable CD-ROM",
     Kind.FLOPPY: "floppy disk", Kind.DISK: "disk image", Kind.FLAT: "flat binary",
 }  # fmt: skip
 WORDS = {kind.value: kind for kind in Kind if kind is not Kind.FIRMWARE}  # of --as
-DISK_KINDS = (Kind.FLOPPY, Kind.DISK)  # what a BIOS boots
+DISK_KINDS = (Kind.CD, Kind.FLOPPY, Kind.DISK)  # what a BIOS boots
 
 
 def kind_called(word: str) -> Kind:
@@ -84,6 +89,13 @@ class Head:
 
 def _source(head: Head) -> str | None:
     return None if head.suffix == ".s" else "its name does not end in .s"
+
+
+def _cd(head: Head) -> str | None:
+    if head.data[ISO_AT : ISO_AT + len(ISO_MAGIC)] != ISO_MAGIC:
+        return "no CD001 at 0x8001"
+    record = head.data[BOOT_RECORD_AT : BOOT_RECORD_AT + len(BOOT_RECORD)]
+    return None if record == BOOT_RECORD else "an ISO 9660 image without an El Torito boot record"
 
 
 def _linux(head: Head) -> str | None:
@@ -142,6 +154,7 @@ def _flat(head: Head) -> str | None:
 
 TESTS: tuple[tuple[Kind, Callable[[Head], str | None]], ...] = (
     (Kind.SOURCE, _source),
+    (Kind.CD, _cd),
     (Kind.LINUX, _linux),
     (Kind.MULTIBOOT, _multiboot),
     (Kind.MULTIBOOT2, _multiboot2),

@@ -73,6 +73,18 @@ def seabios() -> Path:
     return _only(_unpacked("seabios"), "usr/share/seabios/bios-256k.bin")
 
 
+def grub_discs() -> tuple[Path, Path]:
+    """GRUB on a CD, an ISO with an MBR in front, and on a floppy disk, an image that is shorter than one."""
+    directory = _unpacked("grub-rescue-pc") / "usr/lib/grub-rescue"
+    return _only(directory, "grub-rescue-cdrom.iso"), _only(directory, "grub-rescue-floppy.img")
+
+
+def isolinux() -> list[Path]:
+    """What an ISO needs to boot by ISOLINUX: the loader, which is the boot image, and its library."""
+    loader = _only(_unpacked("isolinux"), "usr/lib/ISOLINUX/isolinux.bin")
+    return [loader, _only(_unpacked("syslinux-common"), "usr/lib/syslinux/modules/bios/ldlinux.c32")]
+
+
 def _kernel_package() -> Path:
     dependencies = _run(["apt-cache", "depends", "linux-image-cloud-amd64"])
     found = _KERNEL.search(dependencies)

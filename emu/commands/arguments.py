@@ -118,6 +118,7 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[,writable]",
         help="the image of a floppy disk, from 160K to 2.88M, in drive A, given again in drive B",
     )
+    parser.add_argument("--cdrom", metavar="FILE", help="the image of a CD-ROM or DVD, in an IDE drive")
     devices = "; ".join(f"{name}: {about}" for name, about in DEVICES.items())
     parser.add_argument(
         "--device", dest="devices", action="append", default=[], metavar="NAME", help=f"one more device. {devices}"
@@ -136,7 +137,8 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def input_files(options: argparse.Namespace) -> list[str]:
     """The files that the options of :func:`add_guest_arguments` name."""
-    named = [options.guest, *(path for path in (options.input, options.initrd, options.bios) if path is not None)]
+    given = (options.input, options.initrd, options.bios, options.cdrom)
+    named = [options.guest, *(path for path in given if path is not None)]
     modules = [module.split(" ")[0] for module in (options.initrd or "").split(",")]
     images = [disk_options(disk)[0] for disk in options.disks] + [floppy_options(disk)[0] for disk in options.floppies]
     return [*named, *filter(None, modules), *images]

@@ -12,7 +12,7 @@ A fleet file is TOML:
   count = 3                   # worker-0, worker-1, worker-2 (default: one, called worker)
   guest = "memory"            # a name that `emu guests` lists, or a file
   append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu, as,
-  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, floppies, devices, no-reboot, input;
+  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, floppies, cdrom, devices, no-reboot, input;
                               # cpu-schedule is --schedule there
   pool = "1M"
   policies = ["swap", "share:rate=100"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from emu.cpu.clock import BLOCK_ACCESS_NS, DEVICE_ACCESS_NS
 from emu.cpu.guestmem import load_system
 from emu.cpu.segments import cpl
-from emu.devices.layout import IDE_PORT
+from emu.devices.layout import IDE2_PORT, IDE_PORT
 from emu.engine.cpustate import BASE, CR0, CR0_PE, EFLAGS, FLAG_VM, FLAGS, LIMIT, TR
 from emu.engine.engine import abandon_instruction
 from emu.engine.native import call_host, callback, inlined, load16, load32, load64, store16, store32, store64
@@ -53,14 +53,20 @@ def _block_position(cpu: Cpu, port: int, size: int, mode: int) -> int:
     The last access of a block is the device's.
     """
     vm = vm_of(cpu)
-    if port != IDE_PORT or size == 1 or load64(vm.pio_at + _PIO_MODE) != mode:
+    if port == IDE_PORT:
+        at = vm.pio_at
+    elif port == IDE2_PORT:
+        at = vm.pio2_at
+    else:
         return -1
-    position = load64(vm.pio_at)
-    if position + size >= load64(vm.pio_at + _PIO_END):
+    if size == 1 or load64(at + _PIO_MODE) != mode:
         return -1
-    store64(vm.pio_at, position + size)
+    position = load64(at)
+    if position + size >= load64(at + _PIO_END):
+        return -1
+    store64(at, position + size)
     cpu.vtime += BLOCK_ACCESS_NS
-    return vm.pio_at + _PIO_DATA + position
+    return at + _PIO_DATA + position
 
 
 @callback("iqiiq")

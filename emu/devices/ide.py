@@ -14,7 +14,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from emu.devices.ata import AtaDrive
+from emu.devices.atapi import AtapiDrive
 from emu.devices.device import Device, IrqLine, State, check_fields
+from emu.devices.disc import Disc
 from emu.devices.disk import Disk
 from emu.devices.pio import CLOSED, PioBuffer
 from emu.devices.taskfile import BSY, COMMAND, DATA, DEV, DEVICE, ERROR, STATUS, TaskFile
@@ -30,7 +32,7 @@ class IdeChannel(Device):
 
     Args:
         line: INTRQ.
-        disks: drive 0 and drive 1; None where there is none.
+        disks: drive 0 and drive 1; None where there is none. A Disc is in a CD-ROM drive.
         serial: the serial number of drive 0; drive 1 has the next.
 
     Attributes:
@@ -45,7 +47,7 @@ class IdeChannel(Device):
         self.buffer = PioBuffer()
         self.on_change: Callable[[], None] = lambda: None
         self._drives: tuple[TaskFile | None, ...] = tuple(
-            None if disk is None else AtaDrive(disk, self.buffer, serial + number) for number, disk in enumerate(disks)
+            None if disk is None else _drive(disk, self.buffer, serial + number) for number, disk in enumerate(disks)
         )
         self.selected = 0  # drive that the device register selects
         self.device_control = 0
@@ -177,3 +179,8 @@ class _ControlBlock(Device):
 
     def write(self, offset: int, size: int, value: int) -> None:
         self._channel.set_control(value)
+
+
+def _drive(disk: Disk, buffer: PioBuffer, serial: int) -> TaskFile:
+    """The drive that takes such a disk."""
+    return AtapiDrive(disk, buffer, serial) if isinstance(disk, Disc) else AtaDrive(disk, buffer, serial)

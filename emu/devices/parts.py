@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emu.devices.disc import Disc
 from emu.devices.disk import Disk
 from emu.devices.floppy import FloppyDisk
 
@@ -24,13 +25,15 @@ class Parts:
         virtio_disk: of the virtio block device.
         devices: names from DEVICES.
         floppies: disks of drives A and B.
-        boot_order: what a BIOS tries: a floppy disk, c hard disk.
+        cdrom: in the drive of the secondary IDE channel.
+        boot_order: what a BIOS tries: a floppy disk, c hard disk, d CD-ROM.
     """
 
     disks: Sequence[Disk] = ()
     virtio_disk: Disk | None = None
     devices: Sequence[str] = ()
     floppies: Sequence[FloppyDisk] = ()
+    cdrom: Disc | None = None
     boot_order: str = "cad"
 
 

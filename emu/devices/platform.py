@@ -18,6 +18,7 @@ from emu.devices.bus_master import BusMaster
 from emu.devices.console import DebugConsole
 from emu.devices.cpu_pins import CpuPins
 from emu.devices.device import BalloonDriver, BoardMemory, Device, GuestMemory, IrqLine
+from emu.devices.disc import Disc
 from emu.devices.disk import Disk
 from emu.devices.dma import Dma
 from emu.devices.exit import ExitPort
@@ -123,7 +124,7 @@ class Platform:
         video = VideoMemory(memory, vbe.MEMORY_SIZE, layout.VIDEO_FRAME_BUFFER)
         self.vbe = Vbe(self.vga, video.switch_on, video.look)
         self.fw_cfg = FwCfg(memory)
-        self._add_disks(parts.disks)
+        self._add_disks(parts.disks, parts.cdrom)
         self._add_floppies(memory, parts.floppies)
         self._add_virtio(memory, parts.virtio_disk, balloon)
         balloon_port = BalloonPort(balloon.inflate, balloon.deflate)
@@ -233,19 +234,20 @@ class Platform:
             self.mmio.register(gpa, PAGE_SIZE, device)
             self._memory.set_mmio(range(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + 1))
 
-    def _add_disks(self, disks: Sequence[Disk]) -> None:
+    def _add_disks(self, disks: Sequence[Disk], cdrom: Disc | None) -> None:
         if len(disks) > 2:
             raise BadInput("--disk", f"{len(disks)} disks, the IDE channel takes two")
         first, second, *_ = (*disks, None, None)
         self._bus_masters = tuple(BusMaster(self._memory, self._clock) for _ in range(2))
-        self.ide = IdeChannel(Wires(self.wire(layout.IRQ_IDE), self._bus_masters[0]), (first, second))
-        empty = IdeChannel(Wires(self.wire(layout.IRQ_IDE2), self._bus_masters[1]), (None, None), serial=3)
-        for master, channel in zip(self._bus_masters, (self.ide, empty), strict=True):
+        primary = IdeChannel(Wires(self.wire(layout.IRQ_IDE), self._bus_masters[0]), (first, second))
+        secondary = IdeChannel(Wires(self.wire(layout.IRQ_IDE2), self._bus_masters[1]), (cdrom, None), serial=3)
+        self.ide = (primary, secondary)
+        for master, channel in zip(self._bus_masters, self.ide, strict=True):
             master.serve(channel)
-        self.bus.register(layout.IDE_PORT, layout.IDE_PORTS, self.ide)
-        self.bus.register(layout.IDE_CONTROL_PORT, 1, self.ide.control)
-        self.bus.register(layout.IDE2_PORT, layout.IDE2_PORTS, empty)
-        self.bus.register(layout.IDE2_CONTROL_PORT, 1, empty.control)
+        self.bus.register(layout.IDE_PORT, layout.IDE_PORTS, primary)
+        self.bus.register(layout.IDE_CONTROL_PORT, 1, primary.control)
+        self.bus.register(layout.IDE2_PORT, layout.IDE2_PORTS, secondary)
+        self.bus.register(layout.IDE2_CONTROL_PORT, 1, secondary.control)
         for number, disk in enumerate(disks):
             self._rtc.set_disk(number, *disk.geometry)
 

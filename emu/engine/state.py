@@ -225,6 +225,7 @@ class Vm(Protocol):
     msr_load_at: int
     msr_store_at: int
     pio_at: int
+    pio2_at: int
     random: int
 
     # event stream (emu.engine.events)

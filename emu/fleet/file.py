@@ -30,7 +30,7 @@ _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "cpu": str,
     "quantum": str, "cpu-schedule": str, "policies": list, "append": str, "as": str, "initrd": str, "disks": list,
-    "floppies": list, "devices": list, "no-reboot": bool, "input": str, "start": str, "schedule": list,
+    "floppies": list, "cdrom": str, "devices": list, "no-reboot": bool, "input": str, "start": str, "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -68,6 +68,7 @@ def input_files(plan: FleetPlan) -> list[str]:
         named += [module.split(" ")[0] for module in split_modules(vm.options.initrd or "")]
         named += [disk_options(disk)[0] for disk in vm.options.disks]
         named += [floppy_options(disk)[0] for disk in vm.options.floppies]
+        named += [] if vm.options.cdrom is None else [str(vm.options.cdrom)]
         named += [str(vm.input)] if vm.input is not None else []
     return [name for name in dict.fromkeys(named) if name]
 
@@ -145,6 +146,7 @@ def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
         initrd=_initrd(entry["initrd"], directory) if "initrd" in entry else None,
         disks=tuple(str(directory / disk) for disk in _texts(entry, "disks")),
         floppies=tuple(str(directory / disk) for disk in _texts(entry, "floppies")),
+        cdrom=str(directory / entry["cdrom"]) if "cdrom" in entry else None,
         devices=_texts(entry, "devices"),
         no_reboot=entry.get("no-reboot", False),
     )

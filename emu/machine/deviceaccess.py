@@ -57,7 +57,7 @@ class DeviceAccess:
             thunk = host_function(self._guarded(function))
             self._thunks.append(thunk)
             setattr(native, field, thunk.address_of)
-        native.pio_at = platform.ide.buffer.address
+        native.pio_at, native.pio2_at = (channel.buffer.address for channel in platform.ide)
         native.mmio_table_at = platform.mmio.table_at
         for gfns in platform.mmio.gfns():
             memory.set_mmio(gfns)

@@ -37,6 +37,8 @@
 .include "find_disks.inc"
 .include "disk.inc"
 .include "floppy.inc"
+.include "atapi.inc"
+.include "cd.inc"
 .include "memory.inc"
 .include "system.inc"
 .include "pci.inc"
@@ -181,6 +183,7 @@ find_equipment_end:
 
 .equ BOOT_FLOPPY, 1                 # CMOS_BOOT
 .equ BOOT_DISK, 2
+.equ BOOT_CD, 3
 
 # ---- INT 19h: boot ---------------------------------------------------------------------------------------------------
 
@@ -211,6 +214,8 @@ boot_next:
     mov dx, 0x0080                  # disk 0
     cmp al, BOOT_DISK
     je boot_disk
+    cmp al, BOOT_CD
+    je boot_cd
     cmp al, BOOT_FLOPPY
     jne boot_next
     cmp byte ptr fs:[EBDA_FLOPPY_TYPES], 0
@@ -239,15 +244,39 @@ boot_sector:                        # of drive DL
 
 boot_sector_failed:
     push si
-    mov si, offset disk_text
-    test dl, dl
-    jnz boot_sector_say
     mov si, offset floppy_text
+    test dl, dl
+    jz boot_sector_say
+    mov si, offset cd_text
+    cmp dl, CD_DRIVE
+    je boot_sector_say
+    mov si, offset disk_text
 boot_sector_say:
     call print
     pop si
     call print
     jmp boot_next
+
+boot_cd:
+    cmp word ptr fs:[EBDA_CD_PORT], 0
+    je boot_next
+    inc bp
+    call cd_load
+    jc boot_cd_failed
+    mov ax, es                      # where 16 times the segment is below 64 KiB, let CS be 0
+    mov bx, ax
+    and ax, 0xF000
+    and bx, 0x0FFF
+    shl bx, 4
+    push ax
+    push bx
+    xor ax, ax
+    mov ds, ax
+    mov es, ax
+    retf
+boot_cd_failed:
+    mov dl, CD_DRIVE
+    jmp boot_sector_failed
 
 boot_failed:
     mov si, offset no_disk_text
@@ -283,6 +312,7 @@ print_end:
 no_disk_text: .asciz "BIOS: there is no disk: "
 bios_text: .asciz "BIOS: "
 disk_text: .asciz "BIOS: the disk "
+cd_text: .asciz "BIOS: the CD "
 floppy_text: .asciz "BIOS: the floppy disk "
 unreadable_text: .asciz "cannot be read\r\n"
 no_signature_text: .asciz "has no boot sector (no 55 AA at its end)\r\n"

@@ -228,8 +228,8 @@ def program_disk(code: bytes, size: int = DISK_SIZE) -> bytes:
     return (boot_sector(source(_LOADER, 0x7C00, {"SECTORS": sectors})) + code).ljust(size, b"\0")
 
 
-def probe_disk(steps: Iterable[Call | Dump], size: int = DISK_SIZE) -> bytes:
-    """A disk that boots a probe."""
+def probe_code(steps: Iterable[Call | Dump]) -> bytes:
+    """A probe, to be entered at 0x7E00 with DS = ES = SS = 0."""
     table = b""
     for step in steps:
         if isinstance(step, Dump):
@@ -238,7 +238,12 @@ def probe_disk(steps: Iterable[Call | Dump], size: int = DISK_SIZE) -> bytes:
             values = (step.registers.get(name, 0) for name in REGISTERS)
             assert set(step.registers) <= set(REGISTERS)
             table += struct.pack("<BB6I", 1, step.number, *values)
-    return program_disk(source(_PROBE, 0x7E00) + table + b"\0", size)
+    return source(_PROBE, 0x7E00) + table + b"\0"
+
+
+def probe_disk(steps: Iterable[Call | Dump], size: int = DISK_SIZE) -> bytes:
+    """A disk that boots a probe."""
+    return program_disk(probe_code(steps), size)
 
 
 def results(console: str) -> list[Result | bytes]:

@@ -52,6 +52,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         as = "source"
         disks = ["d.img,virtio,writable"]
         floppies = ["f.img"]
+        cdrom = "c.iso"
         initrd = "m1 arg,m2"
         input = "keys"
         start = "3ms"
@@ -77,7 +78,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
             ram=8 * MB, pool=MB, mmu="nested", cpus=4, cpu="Nehalem,+smap", quantum="50us", schedule="seed=7",
             policies=("swap:victims=fifo", "share"), append="one two", as_="source",
             initrd=f"{tmp_path}/m1 arg,{tmp_path}/m2",
-            disks=(f"{tmp_path}/d.img,virtio,writable",), floppies=(f"{tmp_path}/f.img",),
+            disks=(f"{tmp_path}/d.img,virtio,writable",), floppies=(f"{tmp_path}/f.img",), cdrom=f"{tmp_path}/c.iso",
         ),
         tmp_path / "keys", 3 * ms,
         (
@@ -87,7 +88,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
     )  # fmt: skip
     assert other.name == "k-1"
     assert h == VmPlan("h", "hello", BootOptions(ram=firmware.guests()["hello"].ram_bytes))
-    names = ("kernel.s", "m1", "m2", "d.img", "f.img", "keys")
+    names = ("kernel.s", "m1", "m2", "d.img", "f.img", "c.iso", "keys")
     assert input_files(plan) == [str(tmp_path / name) for name in names] + ["hello"]
 
 

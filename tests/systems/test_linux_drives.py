@@ -8,23 +8,27 @@ from pathlib import Path
 import pytest
 
 from emu.boot.initramfs import build_initramfs
-from emu.boot.packages import kernel_modules
+from emu.boot.packages import grub_discs, kernel_modules
 from emu.session import boot_vm, run_vm
 from tests.systems.conftest import fetched
 
-MODULES = ("scsi_common", "scsi_mod", "libata", "ata_piix", "sd_mod")
+MODULES = ("scsi_common", "scsi_mod", "libata", "ata_piix", "sd_mod", "cdrom", "sr_mod", "isofs")
 SCRIPT = f"""\
 #!/bin/sh
 mount -t proc proc /proc
+busybox mkdir -p /mnt
 mount -t devtmpfs devtmpfs /dev
 for m in {" ".join(MODULES)}; do insmod /lib/modules/$m.ko; done
-while [ ! -e /dev/sda ]; do sleep 0.1; done
+while [ ! -e /dev/sda -o ! -e /dev/sr0 ]; do sleep 0.1; done
 busybox md5sum /dev/sda
 dd if=/bin/busybox of=/dev/sda bs=4096 seek=100 count=200 conv=notrunc 2>/dev/null
 busybox sync
 echo 3 > /proc/sys/vm/drop_caches
 dd if=/dev/sda bs=4096 skip=100 count=200 2>/dev/null | busybox md5sum
 busybox head -c 819200 /bin/busybox | busybox md5sum
+busybox md5sum < /dev/sr0
+mount -t iso9660 /dev/sr0 /mnt
+busybox md5sum < /mnt/boot/grub/fonts/unicode.pf2
 dmesg | busybox grep -o "max MWDMA2 cmd 0x1f0.* irq 14"
 dmesg | busybox grep -i -e "failed command" -e "qc timeout"
 busybox awk '/ata_piix/ {{print "interrupts", ($2 < 200)}}' /proc/interrupts
@@ -33,19 +37,23 @@ poweroff -f
 
 
 @pytest.mark.parametrize("mmu", ["shadow", "nested"])
-def test_ata_piix_moves_by_bus_master(kernel: Path, busybox: Path, tmp_path: Path, mmu: str) -> None:
-    """Eight megabytes with one interrupt for each request: by PIO it would be one for each block."""
+def test_ata_piix_sd_and_sr(kernel: Path, busybox: Path, tmp_path: Path, mmu: str) -> None:
+    """Eight megabytes and a CD with one interrupt for each request: by PIO it would be one for each block."""
     modules = [fetched(lambda name=name: kernel_modules(name)[0]) for name in MODULES]  # type: ignore[misc]
     initrd = tmp_path / "initrd"
     initrd.write_bytes(build_initramfs(busybox, SCRIPT, modules))
     data = b"".join(number.to_bytes(8, "little") for number in range(1 << 20))
     (tmp_path / "disk").write_bytes(data)
+    disc = fetched(lambda: grub_discs()[0])
     vm = boot_vm(
-        kernel, ram="128M", mmu=mmu, initrd=str(initrd), append="console=ttyS0 quiet", disks=[tmp_path / "disk"]
-    )
+        kernel, ram="128M", mmu=mmu, initrd=str(initrd), append="console=ttyS0 quiet", disks=[tmp_path / "disk"],
+        cdrom=disc,
+    )  # fmt: skip
     outcome = run_vm(vm, max_time=60 * 10**9)
     lines = vm.platform.console.decode().replace("\r", "").splitlines()
     assert outcome.status == 0, lines
     assert lines[0] == f"{hashlib.md5(data).hexdigest()}  /dev/sda"
     assert lines[1] == lines[2]
-    assert lines[3:6] == ["max MWDMA2 cmd 0x1f0 ctl 0x3f6 bmdma 0xc040 irq 14", "interrupts 1", "interrupts 1"]
+    assert lines[3] == f"{hashlib.md5(disc.read_bytes()).hexdigest()}  -"
+    assert lines[4].endswith("  -") and lines[4] not in lines[:4]  # a file of the ISO 9660 file system
+    assert lines[5:8] == ["max MWDMA2 cmd 0x1f0 ctl 0x3f6 bmdma 0xc040 irq 14", "interrupts 1", "interrupts 1"]
