@@ -75,19 +75,27 @@ def _call_in(space: Space, spare: int) -> None:
     index, memory, m2p = space.index, space.memory, space.m2p
     owned = (memory.owner == index) & (memory.purpose == Purpose.POOL)
     foreign = owned & (m2p.vm != index) & (m2p.vm != NOBODY)
+    refused: set[int] = set()  # VMs that have no room: each is asked for it until it has none
     for mfn in np.flatnonzero(foreign).tolist():
-        if space.pool.spare >= spare:
+        if space.pool.spare >= spare or len(refused) == len(space.spaces) - 1:
             return
         vms = m2p.vms(mfn)
         for vm in vms if index not in vms else ():
-            other = space.spaces[vm]
-            if not other.pool.spare:
-                with suppress(StoreError):  # no room there; that VM is told when it needs room itself
-                    for policy in other.policies.that_evict():
-                        policy.make_room(1)
-            if other.pool.spare:
+            if vm in refused:
+                continue
+            if _has_room(space.spaces[vm]):
+                _hand_over(space, mfn)
                 break
-        _hand_over(space, mfn)
+            refused.add(vm)
+
+
+def _has_room(space: Space) -> bool:
+    """Whether the pool has a spare frame, or its policies make one."""
+    if not space.pool.spare:
+        with suppress(StoreError):  # no room there; that VM is told when it needs room itself
+            for policy in space.policies.that_evict():
+                policy.make_room(1)
+    return space.pool.spare > 0
 
 
 def _hand_over(space: Space, mfn: int) -> None:

@@ -72,6 +72,7 @@ class Swap(Policy):
         self._factory, self._options = VICTIMS[victims].factory, options
         self._memory, self._algorithm, self._file, self._size = memory, algorithm, file, size
         self._next_tick = 0
+        self._copies: set[int] = set()  # stored pages that have come back and may be changed yet
 
     def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
@@ -95,9 +96,12 @@ class Swap(Policy):
 
     def entered(self, gfn: int) -> None:
         self._victims.entered(gfn)
+        if gfn in self.store:
+            self._copies.add(gfn)
 
     def left(self, gfn: int) -> None:
         self._victims.left(gfn)
+        self._copies.discard(gfn)
 
     def make_room(self, frames: int) -> None:
         pool = self.dmm.pool
@@ -125,7 +129,7 @@ class Swap(Policy):
 
     def _drop_copies(self) -> int:
         """Forget what is stored of pages that have come back; returns how many there were."""
-        copies = [gfn for gfn in self.store.gfns() if self.dmm.is_resident(gfn)]
+        copies = sorted(self._copies)
         for gfn in copies:
             self.dmm.forget_copy(gfn)
         return len(copies)
@@ -135,6 +139,7 @@ class Swap(Policy):
 
     def release(self, gfn: int) -> None:
         self.store.drop(gfn)
+        self._copies.discard(gfn)
 
     def statistics(self) -> dict[str, int]:
         return asdict(self.store.statistics) | {"pages": len(self.store)}

@@ -363,6 +363,37 @@ def test_a_page_in_a_frame_of_another_pool_is_worth_nothing(mmus: tuple[str, str
     user.check()
 
 
+class _Full(Swap):
+    """Has no room, and counts how often it was asked for it."""
+
+    asked = 0
+
+    def make_room(self, frames: int) -> None:
+        self.asked += 1
+        raise StoreFull("other", 0, "full")
+
+
+def test_a_vm_without_room_is_asked_once_not_once_for_each_frame() -> None:
+    """Two VMs share pages that the owner does not use any more; the user has no spare frame to pay with."""
+    owner, user = make_sides(("nested", "4level"), ("nested", "4level"))
+    owner.attach("swap")
+    full = _Full(user.stub.image)
+    user.dmm.attach(full)
+    shared = PAGES[:5]
+    for gfn in shared:
+        for side in (owner, user):
+            side.vm.memory.write(gpa(gfn), bytes([gfn]) * 64)
+            side.write(gfn, 0, bytes([gfn]) * 64)
+        assert user.dmm.share(gfn, owner.p2m.mfn(gfn))
+    user.dmm.shrink(user.pool.spare)
+    for gfn in shared:
+        evict(owner, gfn)
+    before = full.asked
+    with pytest.raises((OutOfFrames, NotEnoughSpare)):
+        owner.dmm.shrink(owner.pool.size)
+    assert 0 < full.asked - before <= 3
+
+
 # --- options ----------------------------------------------------------------------------------------------------
 
 BAD_OPTIONS = {
