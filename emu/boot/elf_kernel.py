@@ -18,6 +18,7 @@ import mmap
 import struct
 from pathlib import Path
 
+from emu.boot import multiboot_header
 from emu.boot.e820 import memory_map
 from emu.boot.elf import ElfKernel, read_elf
 from emu.boot.guest import Guest
@@ -56,6 +57,9 @@ def elf_guest(path: Path, ram: int, append: str = "", initrd: str | None = None,
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data.find(_LINUX) < 0:
             reason = "it has no multiboot header and no PVH note, and is no Linux kernel"
+            late = data.find(struct.pack("<I", multiboot_header.MAGIC))
+            if late >= multiboot_header.SEARCH:
+                reason = f"its multiboot header, at {late:#x}, is not in its first {multiboot_header.SEARCH} bytes"
             raise BadInput(str(path), f"emu does not know how to enter this ELF file: {reason}")
     return _linux_guest(path, kernel, ram, append, initrd)
 

@@ -36,6 +36,8 @@ class SetupHeader:
     def __init__(self, name: str, head: bytes) -> None:
         if len(head) < 0x268:
             raise BadInput(name, f"the kernel is truncated: {len(head)} bytes do not hold its header")
+        if head[0x202:0x206] != b"HdrS":
+            raise BadInput(name, "this is no Linux kernel: no HdrS at 0x202")
         self.setup_sectors = head[0x1F1] or 4
         (self.paragraphs,) = struct.unpack_from("<I", head, 0x1F4)
         (self.version,) = struct.unpack_from("<H", head, 0x206)

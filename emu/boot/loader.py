@@ -17,7 +17,7 @@ from emu.devices import layout
 from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
 
-FIRST_FREE = 0x1000  # gpa; vectors and BIOS data are below it
+FIRST_FREE = 0x1000  # gpa; vectors and BIOS data are below it: only a kernel that is linked there gets them
 BOOT_DATA = 0x9000  # gpa from which boot information is placed
 CODE, DATA = 0x08, 0x10  # selectors
 NAME = b"emu\0"  # of this boot loader
@@ -133,7 +133,7 @@ class Loader:
         self.lower = min(end, layout.EBDA) >> 10
         self.upper = max(end - layout.EXTENDED_MEMORY, 0) >> 10
         low = [entry for entry in memory_map(ram) if entry.kind == USABLE and entry.gpa < end]
-        self._usable = [range(max(entry.gpa, FIRST_FREE), entry.gpa + entry.size) for entry in low]
+        self._usable = [range(entry.gpa, entry.gpa + entry.size) for entry in low]
         self._free = list(self._usable)
 
     def load(self, program: Program) -> None:
@@ -147,9 +147,7 @@ class Loader:
                 where = f"its segment {segment.gpa:#x} to {segment.end:#x}"
                 if any(part.start <= segment.gpa and segment.end <= part.stop for part in self._usable):
                     raise BadInput(str(self._path), f"{where} overlaps another one")
-                hint = "; a kernel is linked to the gpa that it runs at, such as -Ttext=0x100000, and without -pie"
-                hint = hint if segment.gpa < FIRST_FREE else ""
-                raise BadInput(str(self._path), f"{where} is not in usable RAM ({self._usable_text()}){hint}")
+                raise BadInput(str(self._path), f"{where} is not in usable RAM ({self._usable_text()})")
             self.image.add(segment.gpa, Part(self.file, segment.offset, segment.file_size))
         if not any(segment.gpa <= program.entry < segment.end for segment in program.segments):
             raise BadInput(str(self._path), f"its entry point {program.entry:#x} is not in what is loaded")

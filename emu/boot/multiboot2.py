@@ -29,7 +29,7 @@ from emu.boot.elf import Sections, read_elf
 from emu.boot.framebuffer import colour_fields, framebuffer_fields, wanted_mode
 from emu.boot.guest import Guest
 from emu.boot.kinds import DESCRIPTIONS, ELF_MAGIC, Kind
-from emu.boot.loader import NAME, Loader, Program, address_program, c_string
+from emu.boot.loader import FIRST_FREE, NAME, Loader, Program, address_program, c_string
 from emu.devices import layout
 from emu.errors import BadInput
 
@@ -177,7 +177,7 @@ def _relocated(path: Path, loader: Loader, header: Header, program: Program) -> 
         return program
     lowest, highest, alignment, _ = words
     size = program.end - program.gpa
-    fits = lowest <= program.gpa and program.end - 1 <= highest
+    fits = max(lowest, FIRST_FREE) <= program.gpa and program.end - 1 <= highest
     if fits and loader.room(size, 1, program.gpa) == program.gpa:
         return program
     gpa = loader.room(size, alignment or 1, max(lowest, layout.EXTENDED_MEMORY))

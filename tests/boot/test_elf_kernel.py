@@ -13,7 +13,7 @@ from emu.boot.elf_kernel import elf_guest
 from emu.boot.kinds import Kind
 from emu.errors import BadInput
 from emu.testing import boot
-from tests.boot.kernels import EM_386, EM_X86_64, Load, elf
+from tests.boot.kernels import EM_386, EM_X86_64, Load, elf, header1
 
 BASE = 0x10_0000
 RAM = 8 << 20
@@ -139,8 +139,16 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         elf_guest(path, 1 << 20)
 
 
-def test_a_kernel_linked_for_anywhere_gets_a_hint(tmp_path: Path) -> None:
+def test_a_kernel_that_is_linked_for_anywhere_runs_where_it_is_linked(tmp_path: Path) -> None:
+    """As on QEMU: position-independent programs are linked to 0."""
     path = tmp_path / "kernel"
-    path.write_bytes(elf([Load(0, BANNER)], 0, kind=3))
-    with pytest.raises(BadInput, match="such as -Ttext=0x100000, and without -pie"):
-        elf_guest(path, RAM)
+    path.write_bytes(elf([Load(0, header1() + b"\xb0\x07\xe6\xf4\xf4")], 12, kind=3))
+    guest = boot(path, ram=RAM)
+    assert guest.run(max_time="1ms") == 7 << 1 | 1
+
+
+def test_a_header_that_comes_too_late_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(elf([Load(BASE, bytes(0x2000) + header1())], BASE))
+    with pytest.raises(BadInput, match="its multiboot header, at 0x2100, is not in its first 8192 bytes"):
+        boot(path)

@@ -106,9 +106,10 @@ def test_grub_reads_the_tables_of_the_machine() -> None:
 def test_linux_starts_as_the_first_guest_of_xen(tmp_path: Path, kernel: Path, busybox: Path) -> None:
     path, initrd = tmp_path / "xen", tmp_path / "initrd"
     path.write_bytes(gzip.decompress(fetched(packages.xen).read_bytes()))
-    initrd.write_bytes(build_initramfs(busybox, "#!/bin/sh\necho Linux on Xen on emu\npoweroff -f\n"))
+    initrd.write_bytes(build_initramfs(busybox, "#!/bin/sh\npoweroff -f\n"))
     guest = boot(
         path, ram="512M", append="com1=115200 console=com1 noreboot dom0_mem=256M",
         initrd=f"{kernel} console=hvc0 earlyprintk=xen,{initrd}",
     )  # fmt: skip
-    guest.wait_for("Linux on Xen on emu", max_time="120s")
+    guest.wait_for("Run /init as init process", max_time="60s")
+    guest.wait_for("Hardware Dom0 halted", max_time="60s")
