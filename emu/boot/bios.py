@@ -6,23 +6,19 @@ CPUs begin, and the last 128 KiB of it also below 1 MiB, where the rest of a PC 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from emu.boot.entry import CODE_16
+from emu.boot.entry import at_reset_vector
 from emu.boot.guest import Guest
 from emu.boot.image import BytesSource, GuestImage, Source, open_source
 from emu.boot.low_memory import place_rom
 from emu.devices import layout
-from emu.engine.cpustate import CpuState
 from emu.errors import BadInput
 
 ROM_UNIT = 0x1_0000  # bytes; the size of any ROM is a multiple of it
 MAX_ROM = 16 << 20  # bytes, up to which there are no device registers below 4 GiB
 LOW_ROM = 0x2_0000  # bytes of a ROM that lie below 1 MiB, too
-RESET_SELECTOR = 0xF000  # CS after reset; its base is not 16 times that, but:
-RESET_BASE = 0xFFFF_0000
-RESET_IP = 0xFFF0
+RESET_BASE = 0xFFFF_0000  # of CS after reset
 RESET_VECTOR = 16  # bytes from there to the end of the ROM
 
 
@@ -36,7 +32,8 @@ def bios_guest(name: str, ram: int, cpus: int = 1) -> Guest:
     """
     image = GuestImage()
     place_rom(image, ram, cpus)
-    return Guest(name, "disk, by the built-in BIOS", image, _at_reset(layout.BIOS_AREA), has_bios=True)
+    start = at_reset_vector(layout.BIOS_AREA)
+    return Guest(name, "disk, by the built-in BIOS", image, start, resume=start)
 
 
 def rom_guest(path: Path, ram: int) -> Guest:
@@ -55,7 +52,8 @@ def rom_guest(path: Path, ram: int) -> Guest:
     image.add(layout.HIGH_RAM - size, source)
     low = min(size, LOW_ROM)
     image.add(layout.EXTENDED_MEMORY - low, BytesSource(source.read(size - low, low)))
-    return Guest(path.name, "ROM image", image, _at_reset(RESET_BASE), has_bios=True)
+    start = at_reset_vector(RESET_BASE)
+    return Guest(path.name, "ROM image", image, start, resume=start)
 
 
 def _open_rom(path: Path) -> Source:
@@ -69,11 +67,3 @@ def _open_rom(path: Path) -> Source:
     if source.read(size - RESET_VECTOR, 1) in (b"\x00", b"\xff"):  # no jump; erased or filled up
         raise BadInput(name, "there is no code at the reset vector, 16 bytes before its end")
     return source
-
-
-def _at_reset(base: int) -> Callable[[CpuState], None]:
-    def start(cpu: CpuState) -> None:
-        cpu.cs.set(RESET_SELECTOR, base, 0xFFFF, CODE_16)
-        cpu.rip = RESET_IP
-
-    return start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from emu.engine.cpustate import CR0_ET, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, CpuState
 
@@ -13,6 +14,8 @@ DATA_32 = 0xCF9300  # present, DPL 0, data, writable, accessed; 32-bit, page gra
 CODE_64 = 0xAF9B00  # the same for 64-bit code
 _LIMIT = 0xFFFF_FFFF
 
+RESET_SELECTOR = 0xF000  # CS after reset; its base need not be 16 times that
+RESET_IP = 0xFFF0
 LONG_MODE_TABLES = 6  # pages: what :func:`identity_tables` needs
 _LARGE_PAGE = 2 << 20
 
@@ -48,6 +51,16 @@ def enter_real_mode(cpu: CpuState) -> None:
     cpu.tr.set(0, 0, 0xFFFF, 0x8B00)
     cpu.gdtr.set(0, 0, 0xFFFF, 0)
     cpu.idtr.set(0, 0, 0x3FF, 0)
+
+
+def at_reset_vector(base: int) -> Callable[[CpuState], None]:
+    """Sets the first state of a CPU whose reset vector is at F000:FFF0, with this base of CS."""
+
+    def start(cpu: CpuState) -> None:
+        cpu.cs.set(RESET_SELECTOR, base, 0xFFFF, CODE_16)
+        cpu.rip = RESET_IP
+
+    return start
 
 
 def enter_protected_mode(cpu: CpuState, code: int, data: int) -> None:

@@ -21,7 +21,8 @@ class Guest:
         kind: the boot protocol, for people.
         after_bios: it expects the interrupt controllers and the timer as a BIOS leaves them.
         video: the graphics mode that is on from the start; None for text.
-        has_bios: it begins in a BIOS at the reset vector, which looks in CMOS memory why the processor was reset.
+        resume: sets the first CPU state after a reset of the processor alone: that of the BIOS, which looks in CMOS
+            memory why it was reset.  Without a BIOS the whole machine starts again.
     """
 
     name: str
@@ -30,4 +31,4 @@ class Guest:
     start: Callable[[CpuState], None]
     after_bios: bool = False
     video: VideoMode | None = None
-    has_bios: bool = False
+    resume: Callable[[CpuState], None] | None = None

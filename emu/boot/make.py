@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from emu.boot.detect import Found
+from emu.boot.entry import at_reset_vector
 from emu.boot.guest import Guest
 from emu.boot.image import FileSource
 from emu.boot.kinds import DISK_KINDS, Kind
+from emu.devices import layout
 from emu.errors import BadInput
 
 
@@ -53,7 +56,7 @@ def make_guest(
     from emu.boot.low_memory import place_low_memory
 
     place_low_memory(guest.image, ram, cpus, guest.after_bios)
-    return guest
+    return replace(guest, resume=at_reset_vector(layout.BIOS_AREA))
 
 
 def _flat_guest(found: Found, ram: int, append: str, load: int | None) -> Guest:

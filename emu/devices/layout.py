@@ -75,6 +75,7 @@ DEBUG_CONSOLE_PORT = 0xE9  # Bochs' console
 DEBUG_CONSOLE_PORTS = 1
 EXIT_PORT = 0xF4  # where QEMU's isa-debug-exit usually is
 EXIT_PORTS = 4
+LOADER_PORT = 0xEC  # emu's own: loads a kernel again
 BALLOON_PORT = 0xF8  # hypercall of the memory balloon; only a 286 and its coprocessor used these ports
 BALLOON_PORTS = 8  # target and inflate, deflate
 

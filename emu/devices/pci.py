@@ -136,20 +136,24 @@ class PciFunction(Device):
 class PciHost(Device):
     """The ports 0xCF8 to 0xCFF and the functions of bus 0, by (device, function).
 
-    ``on_reset`` is called when the guest resets the machine through port 0xCF9. Raises BadInput for a place that does
-    not exist.
+    ``on_reset`` is called when the guest resets the machine through port 0xCF9, ``on_cpu_reset`` (by default the same)
+    when it resets the processor alone. Raises BadInput for a place that does not exist.
     """
 
     max_access: ClassVar[int] = 4
 
     def __init__(
-        self, functions: Mapping[tuple[int, int], PciFunction], on_reset: Callable[[], None] = lambda: None
+        self,
+        functions: Mapping[tuple[int, int], PciFunction],
+        on_reset: Callable[[], None] = lambda: None,
+        on_cpu_reset: Callable[[], None] | None = None,
     ) -> None:
         for device, function in functions:
             if device not in range(32) or function not in range(8):
                 raise BadInput(f"PCI function {device:02x}.{function}", "not one of 00.0 to 1f.7")
         self.functions = dict(functions)
         self._on_reset = on_reset
+        self._on_cpu_reset = on_cpu_reset or on_reset
         self.address = 0  # CONFIG_ADDRESS
         self.reset_control = 0
 
@@ -172,7 +176,7 @@ class PciHost(Device):
             rises = value & RESET_CPU and not self.reset_control & RESET_CPU
             self.reset_control = value & (RESET_CPU | RESET_HARD)
             if rises:
-                self._on_reset()
+                (self._on_reset if value & RESET_HARD else self._on_cpu_reset)()
 
     def machine_reset(self, power_up: State) -> None:
         super().machine_reset(power_up)
@@ -244,7 +248,12 @@ def power_management(pm_base: int, irq: int) -> PciFunction:
     return function
 
 
-def i440fx(pm_base: int, sci: int, on_reset: Callable[[], None] = lambda: None) -> PciHost:
+def i440fx(
+    pm_base: int,
+    sci: int,
+    on_reset: Callable[[], None] = lambda: None,
+    on_cpu_reset: Callable[[], None] | None = None,
+) -> PciHost:
     """The board described above: PM ports at ``pm_base``, SCI at interrupt ``sci``."""
     functions = {
         (0, 0): host_bridge(),
@@ -252,4 +261,4 @@ def i440fx(pm_base: int, sci: int, on_reset: Callable[[], None] = lambda: None) 
         IDE_PLACE: ide_function(),
         POWER_PLACE: power_management(pm_base, sci),
     }
-    return PciHost(functions, on_reset)
+    return PciHost(functions, on_reset, on_cpu_reset)

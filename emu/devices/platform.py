@@ -29,6 +29,7 @@ from emu.devices.hpet import Hpet
 from emu.devices.i8042 import I8042
 from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
+from emu.devices.loader_port import LoaderPort
 from emu.devices.monitor import Monitor
 from emu.devices.parts import NO_PARTS, Parts
 from emu.devices.pci import IDE_BUS_MASTER, IDE_PLACE, PM_BASE, PM_ENABLE, POWER_PLACE, VGA_PLACE, PciHost, i440fx
@@ -68,7 +69,9 @@ class Platform:
         balloon: gets what the guest tells its balloon devices, and tells them how many pages to ask for.
         on_exit: gets the value written to the exit port.
         on_power_off, on_reset: the guest switches the machine off, or resets it.
-        on_cpu_reset: the guest resets the processor, by the keyboard controller or port 0x92; on_reset by default.
+        on_cpu_reset: the guest resets the processor, by the keyboard controller, port 0x92 or 0xCF9; by default as
+            on_reset.
+        on_load: the BIOS wants the guest's kernel loaded.
 
     Attributes:
         bus, mmio: I/O ports, and device registers in memory.
@@ -76,6 +79,7 @@ class Platform:
         uart2: the second one, if there is one; serial2: what was printed there, and serial2_sinks: who gets it, too.
         keyboard: keyboard and mouse.
         vga: the display; vbe: its graphics.
+        loader: by which the BIOS has a kernel loaded.
         monitor: tells what is on the text screen.
         lapics: the local APIC of each processor.
         virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
@@ -102,6 +106,7 @@ class Platform:
         on_power_off: Callable[[], None],
         on_reset: Callable[[], None],
         on_cpu_reset: Callable[[], None] | None = None,
+        on_load: Callable[[], None] = lambda: None,
     ) -> None:
         self.bus = PortBus()
         self.mmio = MmioBus()
@@ -129,7 +134,7 @@ class Platform:
         self._add_virtio(memory, parts.virtio_disk, balloon)
         balloon_port = BalloonPort(balloon.inflate, balloon.deflate)
         balloon.front_ends += [balloon_port.set_target, self.virtio_balloon.set_target]
-        pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset)
+        pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset, on_cpu_reset)
         self._add_graphics(pci, video)
         bars = PciBars(pci.functions[IDE_PLACE])
         ports_size = len(self._bus_masters) * BUS_MASTER_PORTS
@@ -153,6 +158,8 @@ class Platform:
             (layout.EXIT_PORT, layout.EXIT_PORTS, ExitPort(on_exit)),
             (layout.BALLOON_PORT, layout.BALLOON_PORTS, balloon_port),
         ]
+        self.loader = LoaderPort(on_load)
+        ports.append((layout.LOADER_PORT, 1, self.loader))
         for base, length, device in ports:
             self.bus.register(base, length, device)
         self.uart2: Uart16550 | None = None

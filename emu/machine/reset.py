@@ -2,8 +2,8 @@
 
 Devices are as after power-up, but for what a battery keeps (time of day, CMOS) and what the world outside holds (disks,
 input that nobody has looked at).  Processors are too: the first one begins where the guest begins, the others wait.
-Only the processors are reset, and the devices go on, where a program says in CMOS memory that it wants to go on behind
-that: a 286 could leave protected mode only so, by the keyboard controller or by a triple fault.
+Only the processors are reset, and the devices stay as they are, where a program says in CMOS memory that it wants to go
+on behind that: a 286 could leave protected mode only so, by the keyboard controller or by a triple fault.
 
 Memory keeps its contents, as DRAM does that is refreshed all the time, and what was loaded before the first instruction
 is loaded again, as a BIOS or the loader of a kernel would.  Virtual time goes on.
@@ -12,6 +12,7 @@ is loaded again, as a BIOS or the loader of a kernel would.  Virtual time goes o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum, auto
 
 from emu.addr import PAGE_SHIFT
 from emu.boot.guest import Guest
@@ -23,9 +24,18 @@ from emu.dmm.physical import PhysicalMemory
 from emu.machine.processor import Processor
 
 
+class Reset(Enum):
+    """What starts again."""
+
+    MACHINE = auto()
+    PROCESSORS = auto()  # and the BIOS finds out why
+    KERNEL = auto()  # loaded again by the machine, because the BIOS wants it: the devices are as that left them
+
+
 def reset(
-    guest: Guest, platform: Platform, processors: Sequence[Processor], dmm: DMM, memory: PhysicalMemory, now: int
-) -> None:
+    kind: Reset, guest: Guest, platform: Platform, processors: Sequence[Processor], dmm: DMM, memory: PhysicalMemory,
+    now: int,
+) -> None:  # fmt: skip
     """Start ``guest`` again; no engine runs.
 
     Args:
@@ -34,20 +44,17 @@ def reset(
     Raises:
         OutOfFrames: a page of the guest's image needs a frame and there is none.
     """
-    platform.reset()
+    if kind is Reset.MACHINE:
+        platform.reset()
+    for processor in processors:
+        processor.reset(now)
+    if kind is Reset.PROCESSORS:
+        processors[0].begin(guest.resume or guest.start)
+        return
     if dmm.balloon.policy is not None:  # the driver that gave those pages is gone
         dmm.balloon.policy.deflate(sorted(dmm.balloon.policy.held))
-    for processor in processors:
-        processor.reset(now)
     _load_again(guest.image, dmm, memory)
     start(guest, platform, processors[0])
-
-
-def reset_processors(guest: Guest, processors: Sequence[Processor], now: int) -> None:
-    """Start the guest's BIOS again, and reset nothing but the processors; no engine runs."""
-    for processor in processors:
-        processor.reset(now)
-    processors[0].begin(guest.start)
 
 
 def start(guest: Guest, platform: Platform, processor: Processor) -> None:

@@ -36,7 +36,7 @@ from emu.errors import EmuError
 from emu.machine.deviceaccess import DeviceAccess
 from emu.machine.inputs import ProcessorInputs
 from emu.machine.processor import Processor
-from emu.machine.reset import reset, reset_processors, start
+from emu.machine.reset import Reset, reset, start
 from emu.machine.schedule import Schedule
 from emu.mmu.paging import Paging, ShadowPaging
 from emu.mmu.shadowtables import ENTRIES
@@ -146,6 +146,7 @@ class VirtualMachine:
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF),
             on_reset=self._guest_resets, on_cpu_reset=self._guest_resets_cpu,
+            on_load=lambda: self._guest_resets(Reset.KERNEL),
         )  # fmt: skip
         for processor, apic in zip(self.processors, self.platform.lapics, strict=True):
             processor.native.apic_at = apic.shared_at
@@ -156,9 +157,8 @@ class VirtualMachine:
         self.exit_value: int | None = None
         self.restarts = True
         self.resets = 0
-        self._devices_stay = False  # in the reset that is requested
         self._ended: Stop | None = None
-        self._reset_requested = False
+        self._reset_requested: Reset | None = None
         self.exits = Exits()
         self._stop_requested = False
         self._asleep = False
@@ -215,6 +215,7 @@ class VirtualMachine:
             if gfn < len(self.p2m):
                 self.p2m.set(gfn, PageType.IMAGE)
         self.guest = guest
+        self.platform.loader.present = guest.resume is not None and guest.resume is not guest.start
         start(guest, self.platform, self._running)
 
     def attach(self, policy: Policy) -> None:
@@ -337,7 +338,8 @@ class VirtualMachine:
                 self._devices.plan()
             native.pause_at = min(limit, reached + SLICE_NS)
             native.stop = int(
-                self._ended is not None or self._stop_requested or self._reset_requested or bool(self._inputs.inits)
+                self._ended is not None or self._stop_requested or self._reset_requested is not None
+                or bool(self._inputs.inits)
             )
             reason = _REASONS[runloop.run(self.native_at)]
             reached = native.reached
@@ -354,21 +356,21 @@ class VirtualMachine:
                 running.registers.block_nmi()
                 self._inject(VECTOR_NMI)
             elif reason == Reason.HALT:
-                if self._ended is None and not self._reset_requested and not self._sleep(limit):
+                if self._ended is None and self._reset_requested is None and not self._sleep(limit):
                     running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
                     running.native.vtime = max(running.native.vtime, native.round_start)
                     return Stop.HALTED
                 reached = self._reached()
-            elif reason == Reason.SHUTDOWN and not self._reset_requested:
-                if not self._resumes:
+            elif reason == Reason.SHUTDOWN and self._reset_requested is None:
+                if self._ended is not None or not self._resumes:
                     return self._ended or Stop.CRASH  # what follows the end in its block of code does not count
                 self._guest_resets_cpu()
             elif reason == Reason.ENGINE_ERROR:
                 error = engine.error_text(running.native.engine_error)
                 raise EngineFault(f"{self.name}: {error} at pc {running.registers.pc:#x}")
             within_block = stepping.is_within_block(running.native)
-            if self._reset_requested and (not within_block or reason == Reason.SHUTDOWN):
-                self._reset()
+            if self._reset_requested is not None and (not within_block or reason == Reason.SHUTDOWN):
+                self._reset(self._reset_requested)
                 within_block = False
                 reached = self._reached()
             if not within_block:
@@ -444,39 +446,30 @@ class VirtualMachine:
             self.native.closed = 1
         self._attention()
 
-    def _guest_resets(self) -> None:
-        if self.restarts and self._ended is None:
-            self._reset_requested = True
-            self.native.closed = 1
-            self._attention()
-        else:
-            self._guest_ends(Stop.RESET)
-
     @property
     def _resumes(self) -> bool:
         """Whether the guest goes on behind a reset of its processor."""
-        return self.guest is not None and self.guest.has_bios and self.platform.resumes and self._ended is None
+        return self.guest is not None and self.guest.resume is not None and self.platform.resumes
+
+    def _guest_resets(self, kind: Reset = Reset.MACHINE) -> None:
+        if self._ended is not None or not self.restarts and kind is not Reset.PROCESSORS:
+            self._guest_ends(Stop.RESET)
+        else:
+            self._reset_requested = kind
+            self.native.closed = 1
+            self._attention()
 
     def _guest_resets_cpu(self) -> None:
-        if not self._resumes:
-            self._guest_resets()
-            return
-        self._reset_requested = self._devices_stay = True
-        self.native.closed = 1
-        self._attention()
+        self._guest_resets(Reset.PROCESSORS if self._resumes else Reset.MACHINE)
 
-    def _reset(self) -> None:
+    def _reset(self, kind: Reset) -> None:
         """Carry out the reset that the guest has asked for; no engine runs."""
         assert self.guest is not None
-        self._reset_requested = False
+        self._reset_requested = None
         self.native.closed = 0
         self._inputs.inits.clear()
-        if self._devices_stay:
-            self._devices_stay = False
-            reset_processors(self.guest, self.processors, self.now)
-            return
-        self.resets += 1
-        reset(self.guest, self.platform, self.processors, self.dmm, self.memory, self.now)
+        self.resets += kind is not Reset.PROCESSORS
+        reset(kind, self.guest, self.platform, self.processors, self.dmm, self.memory, self.now)
         self._devices.map_apic()
         self._devices.plan()
 

@@ -73,6 +73,7 @@ resume:
     retf
 
 power_on:
+    lidt cs:[real_mode_vectors]     # a program may have jumped here
     xor ax, ax                      # a clean data area, but for the word at 0x472 that tells a warm start
     mov di, 0x400
     mov es, ax
@@ -93,6 +94,8 @@ power_on:
     sti
     int 0x19
     hlt
+
+real_mode_vectors: .word 0x3FF, 0, 0
 
 # Fill the table of interrupt vectors: what is not in our own table leads to a handler that returns at once.
 set_vectors:
@@ -197,6 +200,14 @@ boot:
     push BDA
     pop ds
     mov fs, [BDA_EBDA]
+    in al, LOADER                   # a kernel that the machine has loaded without us
+    cmp al, LOADER_PRESENT
+    jne boot_by_order
+    out LOADER, al
+boot_wait:
+    hlt
+    jmp boot_wait
+boot_by_order:
     read_cmos CMOS_BOOT_3
     shr al, 4
     mov bh, al

@@ -195,3 +195,77 @@ def test_a_fleet_tells_a_reset_from_success(tmp_path: Path) -> None:
         '[machine]\nmemory = "8M"\n[[vm]]\nname = "a"\nguest = "kernel.s"\nram = "1M"\nno-reboot = true\n', "utf-8"
     )
     assert main(["fleet", str(plan)]) == 1
+
+
+RESUMED = """
+    cmp byte ptr [0x3000], 0        # how far it is, where no image lies
+    jne loaded_again
+    inc byte ptr [0x3000]
+    mov word ptr [0x467], offset resumed
+    mov word ptr [0x469], 0
+    mov al, 0x0F
+    out 0x70, al
+    mov al, 0x0A
+    out 0x71, al
+    mov al, 0xB5
+    out 0x21, al
+    inc byte ptr [started]
+    {reset}
+again:
+    jmp again
+resumed:
+    xor ax, ax
+    mov ds, ax
+    in al, 0x21
+    cmp al, 0xB5
+    jne failed
+    cmp byte ptr [started], 1
+    jne failed
+    inc byte ptr [0x3000]
+    {restart}
+loaded_again:
+    mov al, [0x3000]
+    shl al, 4
+    or al, [started]
+    out 0xF4, al                    # 0x20: the image was loaded again
+failed:
+    mov al, 0xFF
+    out 0xF4, al
+started: .byte 0
+"""
+OF_THE_PROCESSOR = {
+    **{how: RESETS[how] for how in ("port 0x92", "keyboard controller")},
+    "output port": "mov al, 0xD1\n out 0x64, al\n mov al, 0xDE\n out 0x60, al",
+    "0xCF9": "mov dx, 0xCF9\n mov al, 0\n out dx, al\n mov al, 4\n out dx, al",
+    "INIT": "mov ecx, 0x1B\n rdmsr\n or ah, 4\n wrmsr\n mov ecx, 0x830\n xor edx, edx\n mov eax, 0x500\n wrmsr",
+    "triple fault": "lidt [0x3100]\n int3",
+}
+
+
+def kernel(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "kernel.s"
+    path.write_text(program("real", text))
+    return str(path)
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "nested"])
+@pytest.mark.parametrize("how", OF_THE_PROCESSOR)
+def test_a_kernel_goes_on_behind_a_reset_of_its_processor(tmp_path: Path, how: str, mmu: str) -> None:
+    """As kvm-unit-tests' init does: by the BIOS to 40:67, then by the BIOS to its first instruction again."""
+    text = RESUMED.format(reset=OF_THE_PROCESSOR[how], restart="ljmp 0xFFFF:0")
+    vm = emu.boot_vm(kernel(tmp_path, text), ram="1M", mmu=mmu)
+    emu.run_vm(vm, max_time=5_000_000_000)
+    assert (vm.exit_value, vm.resets) == (0x20, 1)
+
+
+def test_int_19h_boots_the_kernel_again(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.s"
+    path.write_text(".code16\n" + COUNT.format(reset="int 0x19"))
+    vm = emu.boot_vm(path, ram="1M")
+    emu.run_vm(vm, max_time=5_000_000_000)
+    assert (vm.exit_value, vm.resets) == (0x31, 2)
+
+
+def test_a_jump_into_the_bios_is_a_reset(tmp_path: Path) -> None:
+    vm = emu.boot_vm(kernel(tmp_path, COUNT.format(reset="ljmp 0xF000:0xFFF0")), ram="1M", no_reboot=True)
+    assert emu.run_vm(vm, max_time=5_000_000_000).status == STATUS_RESET
