@@ -14,7 +14,6 @@ from pathlib import Path
 
 from emu.errors import EmuError
 
-_KERNEL = re.compile(r"Depends: (linux-image-\S+-cloud-amd64)")
 _TIMEOUT = 300  # s, for one command
 
 
@@ -22,9 +21,9 @@ class NoPackage(EmuError):
     """A package cannot be had here; the message tells why."""
 
 
-def kernel() -> Path:
-    """Debian's newest cloud kernel for amd64, a bzImage."""
-    return _only(_kernel_package(), "boot/vmlinuz-*")
+def kernel(flavour: str = "cloud-amd64", series: str = "") -> Path:
+    """One of Debian's kernels, a bzImage: the newest of its flavour, or of a series such as "6.12"."""
+    return _only(_kernel_package(flavour, series), "boot/vmlinuz-*")
 
 
 def kernel_modules(*names: str) -> list[Path]:
@@ -85,12 +84,19 @@ def isolinux() -> list[Path]:
     return [loader, _only(_unpacked("syslinux-common"), "usr/lib/syslinux/modules/bios/ldlinux.c32")]
 
 
-def _kernel_package() -> Path:
-    dependencies = _run(["apt-cache", "depends", "linux-image-cloud-amd64"])
-    found = _KERNEL.search(dependencies)
-    if not found:
-        raise NoPackage("no package linux-image-cloud-amd64; `apt-get update` may help")
-    return _unpacked(found[1])
+def _kernel_package(flavour: str = "cloud-amd64", series: str = "") -> Path:
+    if series:
+        name = re.compile(rf"linux-image-({re.escape(series)}[.\d]*)\S*-{re.escape(flavour)}(-unsigned)?")
+        named = map(name.fullmatch, _run(["apt-cache", "pkgnames", f"linux-image-{series}"]).split())
+        found = [(tuple(map(int, match[1].strip(".").split("."))), match[0]) for match in named if match]
+        if found:
+            return _unpacked(max(found)[1])
+    else:
+        dependencies = _run(["apt-cache", "depends", f"linux-image-{flavour}"])
+        depends = re.search(rf"Depends: (linux-image-\S+-{re.escape(flavour)})", dependencies)
+        if depends:
+            return _unpacked(depends[1])
+    raise NoPackage(f"no package linux-image-{series or flavour}; `apt-get update` may help")
 
 
 def _only(directory: Path, pattern: str) -> Path:

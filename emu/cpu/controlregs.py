@@ -1,7 +1,8 @@
-"""MOV to a control register, what the engine does not do of it (SDM vol. 2B, MOV to control registers; vol. 3A, 2.5).
+"""MOV to control and debug registers: what the engine does not do of it, and the values that a processor refuses.
 
-The engine checks nothing and has no UMIP, no PCIDs and no PDPTE registers.  Its own TLB knows no PCIDs either: each MOV
-to CR3 drops all of it, and bit 63 of the operand is only a hint.
+SDM vol. 2B, MOV to control registers; vol. 3A, 2.5; vol. 3B, 17.2.  The engine checks nothing and has no UMIP, no PCIDs
+and no PDPTE registers.  Its own TLB knows no PCIDs either: each MOV to CR3 drops all of it, and bit 63 of the operand
+is only a hint.
 
 UMIP: the engine's translator asks before SGDT, SIDT, SLDT, STR and SMSW whether a hypervisor intercepts them, if HFLAGS
 say that there is one.  There never is, so HFLAGS say so while CR4.UMIP is set, and the answer is #GP at CPL 3.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from emu.cpu.portio import DENIED
+from emu.engine import cpustate
 from emu.engine.cpustate import (
     CR0,
     CR0_CD,
@@ -21,6 +22,7 @@ from emu.engine.cpustate import (
     CR0_PG,
     CR3,
     CR4,
+    CR4_DE,
     CR4_LA57,
     CR4_PAE,
     CR4_PCIDE,
@@ -41,10 +43,13 @@ from emu.engine.cpustate import (
     HFLAGS,
     TR,
 )
-from emu.engine.engine import abandon_instruction, flush_tlb, original_write_control, running_cpu
+from emu.engine.debugregs import DR6, DR6_BD, DR7, DR7_GD
+from emu.engine.engine import abandon_instruction, flush_tlb, running_cpu
+from emu.engine.helpers import original_get_dr, original_set_dr, original_write_cr, raise_exception
 from emu.engine.library import replace_helper
-from emu.engine.native import callback, inlined, load32, load64, outlined, store32
+from emu.engine.native import callback, inlined, load32, load64, outlined, store32, store64
 from emu.engine.state import Cpu, cpu_record
+from emu.engine.vectors import VECTOR_DB, VECTOR_GP
 from emu.mmu import pte
 from emu.mmu.walk import FAULT, OK, load_pdptes
 
@@ -147,7 +152,7 @@ def _check(cpu_at: int, index: int, value: int) -> int:
         return _check_cr3(cpu, value)
     if index == 4:
         return _check_cr4(cpu, value)
-    return OK
+    return FAULT if index == 8 and value >> 4 else OK
 
 
 @outlined("vqq")
@@ -163,24 +168,26 @@ def _changed_cr4(cpu_at: int, before: int) -> None:
 
 
 @callback("vqiq")
-def on_write_control(env: int, index: int, value: int) -> None:
+def on_write_cr(env: int, index: int, value: int) -> None:
     """The engine's helper for MOV to a control register."""
     if running_cpu() == 0:  # an engine that is no VM's
-        original_write_control(env, index, value)
+        original_write_cr(env, index, value)
         return
     cpu = cpu_record(running_cpu())
     if not load32(env + HFLAGS) & HF_CS64:
         value &= 0xFFFF_FFFF
     status = _check(cpu.at, index, value)
+    if status == FAULT:
+        raise_exception(cpu, VECTOR_GP, 0)
     if status != OK:
-        cpu.miss_kind = DENIED if status == FAULT else status
+        cpu.miss_kind = status
         abandon_instruction(cpu)
     if index == 0:
         value = value & _CR0_BITS | CR0_ET
     elif index == 3:
         value &= (1 << _KEEP_TRANSLATIONS) - 1
     cr0, cr4 = load64(env + CR0), load64(env + CR4)
-    original_write_control(env, index, value)
+    original_write_cr(env, index, value)
     if index == 0 and (cr0 ^ value) & (CR0_CD | CR0_NW):
         flush_tlb(cpu)  # there may be other PDPTEs
     if index == 4:
@@ -193,10 +200,37 @@ def on_intercept(env: int, what: int, parameter: int) -> None:
     if running_cpu() == 0 or load32(env + HFLAGS) & HF_CPL != 3:
         return
     if what in _SGDT_AND_OTHERS or what == _SMSW:
+        raise_exception(cpu_record(running_cpu()), VECTOR_GP, 0)
+
+
+@inlined
+def _check_access(env: int, cpu: Cpu) -> None:
+    """#DB before any access while DR7.GD is set, which the exception clears (SDM vol. 3B, 17.2.4)."""
+    dr7 = load64(env + DR7)
+    if dr7 & DR7_GD:
+        store64(env + DR7, dr7 & ~DR7_GD)
+        store64(env + DR6, load64(env + DR6) | DR6_BD)
+        raise_exception(cpu, VECTOR_DB, 0)
+
+
+@callback("vqiq")
+def on_set_dr(env: int, number: int, value: int) -> None:
+    """The engine's helper for MOV to a debug register."""
+    if running_cpu() != 0:
         cpu = cpu_record(running_cpu())
-        cpu.miss_kind = DENIED
-        abandon_instruction(cpu)
+        _check_access(env, cpu)
+        upper = value >> 32 & 0xFFFF_FFFF if load32(env + HFLAGS) & HF_CS64 else 0
+        if number >= 4 and upper and not (number < 6 and load64(env + cpustate.CR4) & CR4_DE):
+            raise_exception(cpu, VECTOR_GP, 0)
+    original_set_dr(env, number, value)
 
 
-replace_helper("write_crN", on_write_control)
+@callback("qqi")
+def on_get_dr(env: int, number: int) -> int:
+    """The engine's helper for MOV from a debug register."""
+    if running_cpu() != 0:
+        _check_access(env, cpu_record(running_cpu()))
+    return original_get_dr(env, number)
+
+
 replace_helper("svm_check_intercept_param", on_intercept)

@@ -54,7 +54,6 @@ from emu.engine.cpustate import (
     TR,
     set_hflags_mode,
 )
-from emu.engine.debugregs import DR7, DR7_ENABLED
 from emu.engine.engine import read_eflags
 from emu.engine.native import inlined, load32, load64, outlined, store32, store64
 from emu.engine.state import Cpu, cpu_record
@@ -69,17 +68,12 @@ _GATE_TASK, _GATE_INTERRUPT_16, _GATE_TRAP_16, _GATE_INTERRUPT_32, _GATE_TRAP_32
 def pushed_eflags(cpu: Cpu, vector: int, kind: int) -> int:
     """The EFLAGS image for the handler's stack.
 
-    RF is set for faults, so that the restarted instruction does not hit its breakpoint twice, but only while some
-    breakpoint is enabled: the engine keeps RF beyond the one instruction that it is meant for, and PUSHF would tell.
+    RF is set for faults, so that the restarted instruction does not hit its breakpoint twice (SDM vol. 3B, 17.3.1.1).
     """
     image = read_eflags(cpu) | 2
     if kind == SOFTWARE:
         return image & ~FLAG_RF
-    if is_fault(vector, kind):
-        if load64(cpu.env + DR7) & DR7_ENABLED:
-            return image | FLAG_RF
-        return image & ~FLAG_RF
-    return image
+    return image | FLAG_RF if is_fault(vector, kind) else image
 
 
 @inlined

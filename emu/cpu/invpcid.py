@@ -32,7 +32,7 @@ from emu.engine.identity import word_at
 from emu.engine.native import inlined, load32, load64, outlined, store32, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP, VECTOR_SS
-from emu.mmu.walk import FAULT, NEED, OK, is_canonical
+from emu.mmu.walk import FAULT, NEED, OK, is_canonical_base
 
 NOT_INVPCID = -1
 
@@ -152,7 +152,7 @@ def _invalidate(cpu_at: int, kind: int, gva: int, in_ss: int) -> int:
         return status
     address = cpu.sys_value
     bad = kind < 0 or kind > _LAST_TYPE or pcid & ~_PCID != 0
-    if kind == _ONE_ADDRESS and not is_canonical(cpu, address):
+    if kind == _ONE_ADDRESS and not is_canonical_base(cpu, address):
         bad = True
     if kind <= _ONE_CONTEXT and pcid != 0 and not load64(env + CR4) & CR4_PCIDE:
         bad = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 from emu.cpu.apic import ASK, load_x2apic, store_x2apic
 from emu.cpu.clock import time_stamp
 from emu.cpu.features import FEATURES
+from emu.cpu.msrvalues import accepts, exists
 from emu.cpu.portio import DENIED
 from emu.engine.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX, RIP
 from emu.engine.engine import (
@@ -115,6 +116,7 @@ def on_rdmsr(env: int) -> None:
             value = cpu.msr_value
         _set_edx_eax(env, value)
     else:
+        _refuse_if(cpu.at, 1 - exists(cpu.at, index))
         original_rdmsr(env)
 
 
@@ -139,6 +141,7 @@ def on_wrmsr(env: int) -> None:
         if index < _X2APIC_FIRST or store_x2apic(cpu, index - _X2APIC_FIRST, value) == ASK:
             _refuse_if(cpu.at, call_host(vm_of(cpu).msr_store_at, index, value, 0))
     else:
+        _refuse_if(cpu.at, 0 if exists(cpu.at, index) and accepts(cpu.at, index, value) else 1)
         original_wrmsr(env)
 
 

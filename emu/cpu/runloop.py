@@ -16,6 +16,7 @@ from enum import IntEnum
 
 from emu.cpu.apic import ASK, acknowledge
 from emu.cpu.breakpoints import again_watched_step, begin_watched_step
+from emu.cpu.checks import keep_rf
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.cpu.portio import DENIED
@@ -199,9 +200,11 @@ def _run_processor(cpu: Cpu) -> int:
                 return _STOP
             continue
         if cpu.miss_kind >= REFUSED:
+            keep_rf(cpu)
             run_refused_alone(cpu.at)
             continue
         if cpu.miss_kind != OK:  # the instruction at RIP could not be executed
+            keep_rf(cpu)
             leave_block(cpu)
             if cpu.miss_fetch:
                 note_executed(cpu)  # the instruction before

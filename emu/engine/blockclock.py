@@ -20,10 +20,12 @@ The operations' numbers are those of QEMU 5.0.1's tcg-opc.h, which do not depend
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from emu.engine.engine import running_cpu
-from emu.engine.library import LIBRARY, helper_address, replace_import
+from emu.engine.library import LIBRARY, called_address, replace_import
 from emu.engine.native import callback, external, inlined, load32, load64, store32, store64
 from emu.engine.state import Cpu, cpu_offset, cpu_record
 
@@ -44,7 +46,14 @@ _IF_HELPERS = (
     "ljmp_protected",
     "lcall_protected",
 )
-IF_HELPERS = np.array([helper_address(name) for name in _IF_HELPERS], dtype=np.int64)
+_if_helpers = np.zeros(len(_IF_HELPERS), np.int64)
+
+
+def if_helpers() -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The host addresses of the functions that may set IF, as translated code calls them."""
+    _if_helpers[:] = [called_address(name) for name in _IF_HELPERS]
+    return _if_helpers
+
 
 # What Unicorn's translator calls.  The context is its TCGContext; temporaries are host addresses of TCGTemps.
 _call = external(LIBRARY, "tcg_gen_callN_x86_64", "vqqqiq")
@@ -103,6 +112,7 @@ def on_generate_call(context: int, function: int, result: int, count: int, argum
         _call(context, function, result, count, arguments)
         return
     cpu = cpu_record(cpu_at)
+    cpu.tcg_context = context
     if cpu.single or (function != cpu.check_exit_at and function != cpu.on_block_at):
         _call(context, function, result, count, arguments)
         if _may_set_if(cpu, function):

@@ -48,6 +48,7 @@ HF_ADDSEG = 1 << 6
 HF_PE = 1 << 7
 HF_TF = 1 << 8
 HF_CR0 = 7 << 9  # CR0.MP, EM and TS
+HF_EM, HF_TS = 1 << 10, 1 << 11
 HF_IOPL = 3 << 12
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15

@@ -14,7 +14,9 @@ from emu.engine.native import inlined, load32, load64, outlined, store32, store6
 from emu.engine.state import Cpu, cpu_offset, cpu_record
 
 DR6_HITS = 15  # B0 to B3: the breakpoints that were hit
+DR6_BD = 1 << 13  # an access to a debug register while DR7.GD was set
 DR7_ENABLED = 0xFF  # L0 G0 .. L3 G3
+DR7_GD = 1 << 13
 DR6, DR7 = DR + 48, DR + 56  # offsets in the CPU state
 ON_EXECUTE, ON_WRITE, ON_PORT, ON_ACCESS = 0, 1, 2, 3  # R/W0 to R/W3: what a breakpoint waits for
 

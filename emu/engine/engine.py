@@ -91,7 +91,6 @@ _cpu_loop_exit = external(LIBRARY, "cpu_loop_exit_x86_64", "vq")  # not declared
 _rdmsr = external(LIBRARY, "helper_rdmsr_x86_64", "vq")
 _wrmsr = external(LIBRARY, "helper_wrmsr_x86_64", "vq")
 _cpuid = external(LIBRARY, "cpu_x86_cpuid_x86_64", "vqiiqqqq")
-_write_control = external(LIBRARY, "helper_write_crN_x86_64", "vqiq")
 _rdrand = external(LIBRARY, "helper_rdrand_x86_64", "qq")
 _invalidate_code = external(LIBRARY, "tb_invalidate_phys_range_x86_64", "vqqq")
 _pause = external(LIBRARY, "helper_pause_x86_64", "vqi")
@@ -103,6 +102,7 @@ _CTL_FLUSH_TLB = UC_CTL_TLB_FLUSH | _WRITE
 _CTL_REMOVE_CACHE = UC_CTL_TB_REMOVE_CACHE | 2 << 26 | _WRITE
 _EFLAGS = UC_X86_REG_EFLAGS
 
+_UNALIGNED_ACCESS = 24  # offset in CPUClass
 _ALL_ONES = -1
 
 
@@ -210,12 +210,6 @@ def original_wrmsr(env: int) -> None:
 
 
 @compiled
-def original_write_control(env: int, index: int, value: int) -> None:
-    """MOV to a control register as the engine does it: no check at all."""
-    _write_control(env, index, value)
-
-
-@compiled
 def original_rdrand(env: int) -> int:
     """RDRAND as the engine does it."""
     return _rdrand(env)
@@ -319,6 +313,7 @@ class Engine:
         self.env = self.cpu_at + _layout.env
         self.tlb_at = self.env + _layout.tlb
         self.fault_address_at = self.uc + _layout.fault_address
+        self._methods_at = load_u64(self.cpu_at + _layout.methods)
         self.check_exit_at = helper_address("check_exit_request")
         self._uc.reg_write(UC_X86_REG_RAX, PROBE_NS)
         if load_u64(self.env + cpustate.RAX) != PROBE_NS:
@@ -356,6 +351,11 @@ class Engine:
         if error:
             raise EngineMismatch(f"Unicorn refused the device registers: {UcError(error)}")
         self._keep += (load, store)
+
+    def on_misaligned(self, function: Any) -> None:
+        """Call ``function`` (CPU, gva, access, TLB, host address of the code) for an operand that is not aligned."""
+        ctypes.c_uint64.from_address(self._methods_at + _UNALIGNED_ACCESS).value = function.address_of
+        self._keep.append(function)
 
     def hook_instruction(self, instruction: int, function: Any, data: int) -> None:
         self.hook(UC_HOOK_INSN, function, data, instruction=instruction)

@@ -35,6 +35,7 @@ from unicorn.x86_const import (
 
 from emu.engine import cpustate, identity
 from emu.engine.cpustate import load_u64
+from emu.engine.library import function_address
 from emu.errors import EngineMismatch
 
 PROBE_NS = 0x1234_5678_9000 // 1000 * 1000  # an unlikely time of whole microseconds, to know the descriptors by
@@ -57,6 +58,7 @@ class Layout:
     env: int  # of the CPU state from the CPU
     tlb: int  # of the first TLB descriptor from the CPU state
     fault_address: int  # of the faulting address in the engine
+    methods: int  # of the pointer to the table of the CPU's methods (CPUClass) in the CPU
 
 
 def find_layout() -> Layout:
@@ -97,7 +99,8 @@ def find_layout() -> Layout:
             if below[_SEARCH_TLB + tlb + index * DESCRIPTOR_SIZE :][: len(descriptor)] != descriptor:
                 raise missing("a TLB descriptor")
         _check_cpu_state(uc, pointer + env)
-        return Layout(cpu, env, tlb, _find_fault_address(uc, lambda: peek(handle, _SEARCH_UC)))
+        fault_address = _find_fault_address(uc, lambda: peek(handle, _SEARCH_UC))
+        return Layout(cpu, env, tlb, fault_address, _find_methods(pointer, env, handle, peek))
     finally:
         os.close(memory)
 
@@ -115,6 +118,16 @@ def _cpu_places(uc: Uc, peek: Callable[[int, int], bytes]) -> set[tuple[int, int
         if env >= 0:
             places.add((8 * index, env))
     return places
+
+
+def _find_methods(cpu_at: int, size: int, engine: int, peek: Callable[[int, int], bytes]) -> int:
+    """The CPU's pointer to its methods stands behind that to its engine; the third method is ``do_interrupt``."""
+    do_interrupt = function_address("x86_cpu_do_interrupt_x86_64")
+    words = [word for (word,) in struct.iter_unpack("<Q", peek(cpu_at, size & ~7))]
+    for index, word in enumerate(words[:-1]):
+        if word == engine and peek(words[index + 1] + 16, 8) == struct.pack("<Q", do_interrupt):
+            return 8 * (index + 1)
+    raise EngineMismatch("the CPU's methods not found in Unicorn's engine: emu needs Unicorn 2.1.4 for Linux")
 
 
 def _find_fault_address(uc: Uc, engine: Callable[[], bytes]) -> int:

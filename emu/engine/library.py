@@ -54,8 +54,8 @@ def call_before(name: str, function: Any) -> None:
 def replace_helper(name: str, function: Any) -> None:
     """Make translated code call ``function``, a callback, where it calls the helper ``name``.
 
-    Only for helpers that cannot fault: the engine finds the faulting instruction by the address that its own function
-    returns to.
+    Only for helpers that cannot fault, or whose instruction begins its block (:mod:`emu.cpu.translation`): the engine
+    finds the faulting instruction by the address that its own function returns to, and keeps RIP where it finds none.
     """
     assert not _done
     _HELPERS[name] = function
@@ -85,6 +85,12 @@ def function_address(name: str) -> int:
 def helper_address(name: str) -> int:
     """The host address of one of the translator's helpers."""
     return function_address(f"helper_{name}_x86_64")
+
+
+def called_address(name: str) -> int:
+    """The host address of what translated code calls for one of the translator's helpers."""
+    return _HELPERS[name].address_of if name in _HELPERS else helper_address(name)
+
 
 
 class _LinkMap(ctypes.Structure):

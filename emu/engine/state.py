@@ -40,6 +40,19 @@ class Cpu(Protocol):
     if_helpers_at: int
     translator_at: int  # of its TCGContext, once a block has been translated
 
+    # the instruction that is translated or checked (emu.cpu.decode, emu.cpu.translation, emu.cpu.checks)
+    tcg_context: int  # host address of the engine's TCGContext
+    before_at: int  # host address of the function that is called before some instructions
+    insn_flags: int
+    insn_prefixes: int
+    insn_rex: int
+    insn_opcode: int
+    insn_modrm: int
+    insn_at: int
+    insn_stack: int
+    rf_gva: int  # of the instruction before which RF was cleared last
+    rf_time: int  # ns; when that was
+
     # virtual time and blocks of code (emu.cpu.clock, emu.engine.blockclock)
     vtime: int  # ns
     limit: int  # ns; the block clock looks at what wants attention then

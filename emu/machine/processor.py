@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from emu.boot.entry import CODE_16, enter_real_mode
-from emu.cpu import breakpoints, clock, controlregs, delivery, mmio, msr, portio, runloop
+from emu.cpu import breakpoints, checks, clock, controlregs, delivery, mmio, msr, portio, runloop, translation
 from emu.cpu.models import Model
 from emu.engine import blockclock, engine
 from emu.engine.alone import NOWHERE
@@ -70,7 +70,8 @@ class Processor:
         native.fault_address_at = self.engine.fault_address_at
         native.check_exit_at = self.engine.check_exit_at
         native.on_block_at = clock.on_block.address_of
-        native.if_helpers_at = address_of(blockclock.IF_HELPERS)
+        native.if_helpers_at = address_of(blockclock.if_helpers())
+        native.before_at = checks.before_instruction.address_of
         native.tlb_at = self.engine.tlb_at
         native.vtime_at = self.native_at + cpu_offset("vtime")
         native.scratch_at = address_of(self._scratch)
@@ -100,6 +101,7 @@ class Processor:
         e.hook_instruction(engine.RDTSCP, clock.on_rdtscp, at)
         e.hook_instruction(engine.IN, portio.on_in, at)
         e.hook_instruction(engine.OUT, portio.on_out, at)
+        e.on_misaligned(translation.on_misaligned)
         e.hook_mmio(mmio.on_mmio_load, mmio.on_mmio_store, at)
 
     # --- what it does ---

@@ -75,6 +75,13 @@ def is_canonical(cpu: Cpu, gva: int) -> bool:
 
 
 @inlined
+def is_canonical_base(cpu: Cpu, value: int) -> bool:
+    """The same for an address in a register or descriptor: as wide as the processor's addresses can be, in any mode."""
+    high = value >> 56 if cpu.cr4_allowed & CR4_LA57 else value >> 47
+    return high == 0 or high == -1
+
+
+@inlined
 def p2m_entry(cpu: Cpu, gfn: int) -> int:
     """The P2M entry of ``gfn``; where there is no memory, one that grants everything on the void frame."""
     vm = vm_of(cpu)

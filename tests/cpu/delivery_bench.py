@@ -6,6 +6,7 @@ and the first delivery to each has to ask the DMM.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 
 from keystone import KS_ARCH_X86, KS_MODE_16, KS_MODE_32, KS_MODE_64, Ks
@@ -226,6 +227,15 @@ class Bench:
     @property
     def eflags(self) -> int:
         return self.vm.eflags
+
+    def follow_control_registers(self) -> None:
+        """Have the engine act on CR0 and CR4 as they are now, as MOV to them would."""
+        self._settle()
+        hflags_at = self.vm.processor.engine.env + cpustate.HFLAGS
+        hflags = ctypes.c_uint32.from_address(hflags_at)
+        hflags.value &= ~cpustate.HF_OSFXSR
+        if self.cpu.cr4 & 1 << 9:
+            hflags.value |= cpustate.HF_OSFXSR
 
     def _settle(self) -> None:
         cpustate.set_hflags_mode(self.vm.processor.engine.env)

@@ -98,7 +98,7 @@ def test_a_page_fault_on_the_inner_stack() -> None:
     bench.set_eflags(2 | 1 << 6)
     assert bench.deliver(0x30, kind=HARDWARE) == DELIVERED
     assert bench.vector == 14 and bench.cpu.cr2 == b.STACK_TSS - 20
-    assert bench.stack(4, 4) == [2, b.CODE, b.CODE3, 2 | 1 << 6]  # a write by the processor: not user
+    assert bench.stack(4, 4) == [2, b.CODE, b.CODE3, 2 | 1 << 6 | b.RF]  # a write by the processor: not user
 
 
 def test_system_accesses_ignore_the_privilege_of_pages() -> None:
@@ -154,7 +154,7 @@ def test_a_frame_across_two_absent_pages() -> None:
     bench.cpu.rsp = b.STACK0 + 16
     bench.deliver(14, 3)
     assert sorted(bench.needs) == [(b.STACK0 >> 12) - 1, b.STACK0 >> 12]
-    assert bench.stack(6, 8) == [3, b.CODE, b.CODE0, 2, b.STACK0 + 16, b.DATA0]
+    assert bench.stack(6, 8) == [3, b.CODE, b.CODE0, 2 | b.RF, b.STACK0 + 16, b.DATA0]
 
 
 def test_waiting_in_the_second_of_two_exceptions() -> None:

@@ -58,7 +58,8 @@ def test_exceptions_push_error_codes(bench: Bench, vector: int) -> None:
     bench.protected()
     error = 0xABC0 if vector in WITH_ERROR else -1
     assert bench.deliver(vector, error) == DELIVERED
-    frame = [b.CODE, b.CODE0, 2]
+    is_fault = vector in WITH_ERROR - {8} or vector in (0, 5, 6, 7, 16, 19)
+    frame = [b.CODE, b.CODE0, 2 | b.RF * is_fault]
     assert bench.stack(4, 4)[: 3 + (error >= 0)] == ([error] if error >= 0 else []) + frame
     assert bench.cpu.rsp == b.STACK0 - 12 - 4 * (error >= 0)
     assert bench.vector == vector
@@ -95,9 +96,9 @@ def test_the_stack_pointer_of_a_16_bit_stack_keeps_its_upper_half(bench: Bench) 
 
 @pytest.mark.parametrize(
     ("vector", "breakpoint", "expected"),
-    [(0, True, b.RF), (13, True, b.RF), (0, False, 0), (1, True, 0), (3, True, 0), (8, True, 0)],
+    [(0, True, b.RF), (13, True, b.RF), (0, False, b.RF), (1, True, 0), (3, True, 0), (8, True, 0)],
 )
-def test_rf_is_pushed_for_faults_while_a_breakpoint_is_enabled(
+def test_rf_is_pushed_for_faults(
     bench: Bench, vector: int, breakpoint: bool, expected: int
 ) -> None:
     bench.protected()
@@ -237,7 +238,7 @@ def test_stack_switch_through_a_16_bit_tss(bench: Bench) -> None:
     bench.write(b.TSS + 2, struct.pack("<HH", 0x7000, b.DATA0))
     bench.deliver(14, 4)
     assert bench.cpu.rsp == 0x7000 - 24
-    assert bench.stack(6, 4) == [4, b.CODE, b.CODE3, 2, b.STACK3, b.DATA3]
+    assert bench.stack(6, 4) == [4, b.CODE, b.CODE3, 2 | b.RF, b.STACK3, b.DATA3]
 
 
 def test_a_conforming_handler_keeps_the_privilege(bench: Bench) -> None:
@@ -293,7 +294,7 @@ def test_from_virtual_8086_mode(bench: Bench, size: int) -> None:
     bench.v86()
     bench.gate(13, b.INTERRUPT_32 if size == 4 else b.INTERRUPT_16)
     bench.deliver(13, 0)
-    flags = (b.VM | b.IF | 2) & (1 << 8 * size) - 1
+    flags = (b.RF | b.VM | b.IF | 2) & (1 << 8 * size) - 1
     assert bench.stack(10, size) == [0, 0x10, 0x4010, flags, 0x8000, 0x4020, 0x4000, 0x4030, 0x4040, 0x4050]
     assert bench.cpu.cpl == 0 and bench.eflags == 2
     for segment in (bench.cpu.ds, bench.cpu.es, bench.cpu.fs, bench.cpu.gs):
@@ -322,7 +323,7 @@ def test_long_mode_frame(bench: Bench, ring: int, misaligned: int) -> None:
     bench.set_eflags(ALL_FLAGS)
     bench.deliver(14, 6)
     code, data = (b.CODE3, b.DATA3) if ring else (b.CODE0, b.DATA0)
-    assert bench.stack(6, 8) == [6, b.CODE, code, ALL_FLAGS, before, data]
+    assert bench.stack(6, 8) == [6, b.CODE, code, ALL_FLAGS | b.RF, before, data]
     assert bench.cpu.rsp == (b.STACK_TSS if ring else before & ~15) - 48
     assert bench.cpu.ss.selector == (0 if ring else b.DATA0) and bench.cpu.cpl == 0
     assert bench.eflags == ALL_FLAGS & ~(b.IF | b.TF | b.NT)

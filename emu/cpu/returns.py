@@ -1,0 +1,76 @@
+"""IRET and SYSRET: what the engine's own do not look at (SDM vol. 2A, IRET; vol. 2B, SYSRET).
+
+In long mode the flags that IRET pops must not have VM, and the address that it pops, or that SYSRET takes from RCX,
+must be canonical: else #GP(0), with nothing changed.
+
+RF counts for the instruction that IRET returns to.  While no breakpoint is enabled nobody can tell, and it is dropped
+at once: the engine would translate that instruction anew for it.
+"""
+
+from __future__ import annotations
+
+from emu.engine import cpustate
+from emu.engine.cpustate import EFER_LMA, EFLAGS, FLAG_RF, FLAG_VM, HF_CS64, HFLAGS, RCX, RSP, SS
+from emu.engine.debugregs import DR7, DR7_ENABLED
+from emu.engine.engine import running_cpu
+from emu.engine.helpers import (
+    load_guest_32,
+    load_guest_64,
+    original_iret_protected,
+    original_iret_real,
+    original_sysret,
+    raise_exception,
+)
+from emu.engine.native import callback, inlined, load32, load64, store64
+from emu.engine.state import Cpu, cpu_record
+from emu.engine.vectors import VECTOR_GP
+from emu.mmu.walk import is_canonical
+
+_WIDE, _LONG = 1, 2  # operand sizes, as the engine passes them: 32 and 64 bits
+
+
+@inlined
+def _check_frame(cpu: Cpu, size: int) -> None:
+    """The frame that IRET finds on the stack in long mode."""
+    env = cpu.env
+    if load32(env + HFLAGS) & HF_CS64:
+        at = load64(env + RSP)
+    else:
+        mask = 0xFFFF_FFFF if load32(env + SS + cpustate.FLAGS) >> 22 & 1 else 0xFFFF
+        at = ((load64(env + RSP) & mask) + load64(env + SS + cpustate.BASE)) & 0xFFFF_FFFF
+    if size == _LONG:
+        refused = not is_canonical(cpu, load_guest_64(env, at)) or load_guest_64(env, at + 16) & FLAG_VM != 0
+    else:
+        refused = size == _WIDE and load_guest_32(env, at + 8) & FLAG_VM != 0
+    if refused:
+        raise_exception(cpu, VECTOR_GP, 0)
+
+
+@inlined
+def _drop_rf(env: int) -> None:
+    if load64(env + EFLAGS) & FLAG_RF and not load64(env + DR7) & DR7_ENABLED:
+        store64(env + EFLAGS, load64(env + EFLAGS) & ~FLAG_RF)
+
+
+@callback("vqii")
+def on_iret_protected(env: int, size: int, following: int) -> None:
+    """The engine's helper for IRET in protected mode."""
+    if running_cpu() != 0 and load64(env + cpustate.EFER) & EFER_LMA:
+        _check_frame(cpu_record(running_cpu()), size)
+    original_iret_protected(env, size, following)
+    _drop_rf(env)
+
+
+@callback("vqi")
+def on_iret_real(env: int, size: int) -> None:
+    """The engine's helper for IRET in real and virtual-8086 mode."""
+    original_iret_real(env, size)
+    _drop_rf(env)
+
+
+@callback("vqi")
+def on_sysret(env: int, size: int) -> None:
+    """The engine's helper for SYSRET."""
+    if running_cpu() != 0 and size == _LONG and not is_canonical(cpu_record(running_cpu()), load64(env + RCX)):
+        raise_exception(cpu_record(running_cpu()), VECTOR_GP, 0)
+    original_sysret(env, size)

@@ -1,0 +1,83 @@
+"""The engine's own functions, for those of emu's that stand in the place of its helpers (:mod:`emu.engine.library`)."""
+
+from __future__ import annotations
+
+from emu.engine.library import LIBRARY
+from emu.engine.native import compiled, external, inlined
+from emu.engine.state import Cpu
+
+_raise = external(LIBRARY, "raise_exception_err_ra_x86_64", "vqiiq")
+_write_cr = external(LIBRARY, "helper_write_crN_x86_64", "vqiq")
+_set_dr = external(LIBRARY, "helper_set_dr_x86_64", "vqiq")
+_get_dr = external(LIBRARY, "helper_get_dr_x86_64", "qqi")
+_iret_protected = external(LIBRARY, "helper_iret_protected_x86_64", "vqii")
+_iret_real = external(LIBRARY, "helper_iret_real_x86_64", "vqi")
+_sysret = external(LIBRARY, "helper_sysret_x86_64", "vqi")
+_load_32 = external(LIBRARY, "cpu_ldl_data_ra_x86_64", "iqqq")
+_load_64 = external(LIBRARY, "cpu_ldq_data_ra_x86_64", "qqqq")
+
+
+@inlined
+def raise_exception_from(cpu: Cpu, vector: int, error: int, code_at: int) -> None:
+    """Raise an exception of the instruction whose translated code has the host address ``code_at``.
+
+    Does not return.  ``error`` counts for the vectors that have an error code.
+    """
+    _raise(cpu.env, vector, error, code_at)
+
+
+@inlined
+def raise_exception(cpu: Cpu, vector: int, error: int) -> None:
+    """Raise an exception of the instruction at RIP, which begins its block, or has stored RIP and the flags.
+
+    Does not return.
+    """
+    _raise(cpu.env, vector, error, 0)
+
+
+@inlined
+def load_guest_32(env: int, gva: int) -> int:
+    """A load as the running program makes it; when it faults it does not return, as in :func:`raise_exception`."""
+    return _load_32(env, gva, 0) & 0xFFFF_FFFF
+
+
+@inlined
+def load_guest_64(env: int, gva: int) -> int:
+    """:func:`load_guest_32` for 64 bits."""
+    return _load_64(env, gva, 0)
+
+
+@compiled
+def original_write_cr(env: int, number: int, value: int) -> None:
+    """MOV to a control register as the engine does it."""
+    _write_cr(env, number, value)
+
+
+@compiled
+def original_set_dr(env: int, number: int, value: int) -> None:
+    """MOV to a debug register as the engine does it."""
+    _set_dr(env, number, value)
+
+
+@compiled
+def original_get_dr(env: int, number: int) -> int:
+    """MOV from a debug register as the engine does it."""
+    return _get_dr(env, number)
+
+
+@compiled
+def original_iret_protected(env: int, size: int, following: int) -> None:
+    """IRET in protected mode as the engine does it; it may fault."""
+    _iret_protected(env, size, following)
+
+
+@compiled
+def original_iret_real(env: int, size: int) -> None:
+    """IRET in real and virtual-8086 mode as the engine does it; it may fault."""
+    _iret_real(env, size)
+
+
+@compiled
+def original_sysret(env: int, size: int) -> None:
+    """SYSRET as the engine does it; it may fault."""
+    _sysret(env, size)
