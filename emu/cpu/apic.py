@@ -119,6 +119,18 @@ def _store(cpu: Cpu, number: int, value: int) -> int:
 
 
 @inlined
+def load_task_priority(cpu: Cpu) -> int:
+    """The class of the TPR, 0 to 15, which long mode has as CR8 (SDM vol. 3A, 10.8.6.1)."""
+    return load32(_APIC(cpu.apic_at).registers_at + 4 * _TPR) >> 4
+
+
+@inlined
+def store_task_priority(cpu: Cpu, priority: int) -> None:
+    """Write the TPR as MOV to CR8 does."""
+    _update(cpu.at, priority << 4)
+
+
+@inlined
 def load_apic(cpu: Cpu, offset: int, size: int) -> int:
     """A load from the page with the registers, or ASK."""
     if size != 4 or offset & 0xF or offset >> 4 >= _REGISTERS or _APIC(cpu.apic_at).base & _MODE != _XAPIC_MODE:

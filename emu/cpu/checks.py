@@ -5,12 +5,15 @@ RIP and the flags are in the CPU state then, so an exception can be raised by th
 
 from __future__ import annotations
 
-from emu.cpu.decode import MEMORY, decode_whole, operand_address, rm_register
+from emu.cpu.branchfaults import decode_running, linear_rip
+from emu.cpu.decode import operand_address, rm_register
+from emu.cpu.floatflags import show_sse
 from emu.cpu.guestmem import load_system
-from emu.engine.cpustate import BASE, CS, EFLAGS, FLAG_RF, FLAG_VM, HF_CS64, HFLAGS, RIP
-from emu.engine.engine import running_cpu
+from emu.cpu.returns import return_near
+from emu.engine.cpustate import EFLAGS, FLAG_RF
+from emu.engine.engine import leave_engine, running_cpu, stop
 from emu.engine.helpers import raise_exception
-from emu.engine.native import callback, inlined, load32, load64, store64
+from emu.engine.native import callback, inlined, load64, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP
 from emu.mmu.walk import OK, is_canonical_base
@@ -19,22 +22,8 @@ from emu.mmu.walk import OK, is_canonical_base
 CONSUME_RF = 1  # RF is good for one instruction
 TABLE_BASE = 2  # LGDT, LIDT: #GP(0) for a base that is not canonical
 SEGMENT_BASE = 3  # WRFSBASE, WRGSBASE: the same
-
-
-@inlined
-def linear_rip(cpu: Cpu) -> int:
-    """The gva of the instruction at RIP."""
-    rip = load64(cpu.env + RIP)
-    if load32(cpu.env + HFLAGS) & HF_CS64:
-        return rip
-    return (rip + load64(cpu.env + CS + BASE)) & 0xFFFF_FFFF
-
-
-@inlined
-def decode_running(cpu: Cpu) -> int:
-    """Decode the instruction at RIP; returns its length, or 0."""
-    flags = load32(cpu.env + HFLAGS) | load64(cpu.env + EFLAGS) & FLAG_VM
-    return decode_whole(cpu.at, linear_rip(cpu), flags, MEMORY)
+RETURN = 5  # RET with an immediate operand that is not sign-extended, which the engine does
+SHOW_SSE = 4  # STMXCSR stores MXCSR with the flags that are set
 
 
 @callback("vq")
@@ -49,9 +38,17 @@ def before_instruction(what: int) -> None:
         cpu.rf_gva = linear_rip(cpu)
         cpu.rf_time = cpu.vtime
         return
+    if what == SHOW_SSE:
+        show_sse(env)
+        return
     length = decode_running(cpu)
     if length == 0:
         return
+    if what == RETURN:
+        return_near(cpu)
+        cpu.stopped = 1  # the engine's own is not executed
+        stop(cpu)
+        leave_engine(cpu)
     if what == TABLE_BASE:
         at = operand_address(cpu.at, length)
         if load_system(cpu, at + 2, 8) == OK and not is_canonical_base(cpu, cpu.sys_value):

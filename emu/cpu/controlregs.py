@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from emu.cpu.apic import load_task_priority, store_task_priority
 from emu.engine import cpustate
 from emu.engine.cpustate import (
     CR0,
+    CR0_AM,
     CR0_CD,
     CR0_ET,
     CR0_NW,
@@ -45,7 +47,14 @@ from emu.engine.cpustate import (
 )
 from emu.engine.debugregs import DR6, DR6_BD, DR7, DR7_GD
 from emu.engine.engine import abandon_instruction, flush_tlb, running_cpu
-from emu.engine.helpers import original_get_dr, original_set_dr, original_write_cr, raise_exception
+from emu.engine.helpers import (
+    flush_code,
+    original_get_dr,
+    original_read_cr,
+    original_set_dr,
+    original_write_cr,
+    raise_exception,
+)
 from emu.engine.library import replace_helper
 from emu.engine.native import callback, inlined, load32, load64, outlined, store32, store64
 from emu.engine.state import Cpu, cpu_record
@@ -187,11 +196,24 @@ def on_write_cr(env: int, index: int, value: int) -> None:
     elif index == 3:
         value &= (1 << _KEEP_TRANSLATIONS) - 1
     cr0, cr4 = load64(env + CR0), load64(env + CR4)
+    if index == 8:
+        store_task_priority(cpu, value)
+        return
     original_write_cr(env, index, value)
     if index == 0 and (cr0 ^ value) & (CR0_CD | CR0_NW):
         flush_tlb(cpu)  # there may be other PDPTEs
+    if index == 0 and (cr0 ^ value) & CR0_AM:
+        flush_code(cpu)  # it was translated with alignment checks, or without
     if index == 4:
         _changed_cr4(cpu.at, cr4)
+
+
+@callback("qqi")
+def on_read_cr(env: int, index: int) -> int:
+    """The engine's helper for MOV from a control register."""
+    if index == 8 and running_cpu() != 0:
+        return load_task_priority(cpu_record(running_cpu()))
+    return original_read_cr(env, index)
 
 
 @callback("vqiq")

@@ -37,7 +37,7 @@ _LONGEST = 15
 def code_byte_at(cpu: Cpu, gva: int, source: int) -> int:
     """A byte of code; -1 when it cannot be read from MEMORY."""
     if source == TRANSLATOR:
-        return code_byte(cpu.env, gva)
+        return code_byte(cpu, gva)
     return load_linear_code_byte(cpu, gva)
 
 

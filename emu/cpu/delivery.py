@@ -11,15 +11,17 @@ the event's place, or becomes a double fault, or ends in shutdown.  The event be
 
 from __future__ import annotations
 
+from emu.cpu.branchfaults import mode_flags, touches_stack
 from emu.cpu.breakpoints import end_watched_step, note_hits
 from emu.cpu.clock import leave_block
+from emu.cpu.decode import MEMORY, decode_whole
 from emu.cpu.gates import enter
 from emu.cpu.guestmem import load_code_byte
 from emu.cpu.invpcid import NOT_INVPCID, execute_invpcid
 from emu.cpu.segments import cpl
 from emu.cpu.syscall import FAULTED, enter_syscall, enter_sysenter, syscall_length
 from emu.engine import cpustate, eventlog
-from emu.engine.cpustate import CR2, HF_INHIBIT_IRQ, HFLAGS, OLD_EXCEPTION, RIP
+from emu.engine.cpustate import BASE, CR2, CS, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, OLD_EXCEPTION, RIP
 from emu.engine.debugregs import STEPPING
 from emu.engine.engine import fault_address, stop
 from emu.engine.events import ExceptionDelivery, InterruptDelivery, PageFault
@@ -35,13 +37,14 @@ from emu.engine.vectors import (
     VECTOR_GP,
     VECTOR_OF,
     VECTOR_PF,
+    VECTOR_SS,
     VECTOR_UD,
     has_error_code,
     is_contributory,
     makes_double_fault,
 )
 from emu.mmu.fill import refresh_if_changed
-from emu.mmu.walk import MODE_4LEVEL, NEED, NON_CANONICAL, OK
+from emu.mmu.walk import MODE_4LEVEL, NEED, NON_CANONICAL, OK, is_canonical
 
 _EXCEPTION_DELIVERY, _INTERRUPT_DELIVERY, _PAGE_FAULT = ExceptionDelivery.KIND, InterruptDelivery.KIND, PageFault.KIND
 
@@ -54,7 +57,12 @@ SHUTDOWN = 4  # triple fault; ``cpu.shutdown`` is 1
 
 @inlined
 def _software_length(cpu: Cpu, vector: int, rip: int) -> int:
-    """The length of the INT n, INT3 or INTO that ends at ``rip``, prefixes left out."""
+    """The length of the INT n, INT3 or INTO that ends at ``rip``; one with prefixes begins a block."""
+    base = 0 if load32(cpu.env + HFLAGS) & HF_CS64 else load64(cpu.env + CS + BASE)
+    length = rip + base - cpu.block_gva
+    if 2 < length <= 15 and decode_whole(cpu.at, cpu.block_gva, mode_flags(cpu), MEMORY) == length:
+        if cpu.insn_opcode == 0xCD or cpu.insn_opcode == 0xCC or cpu.insn_opcode == 0xCE:
+            return length
     last = load_code_byte(cpu, rip - 1)
     if (vector == VECTOR_BP and last == 0xCC) or (vector == VECTOR_OF and last == 0xCE):
         return 1
@@ -170,7 +178,8 @@ def deliver_refused(cpu: Cpu) -> int:
     env = cpu.env
     rip = load64(env + RIP)
     if cpu.miss_kind == NON_CANONICAL:
-        return deliver(cpu, VECTOR_GP, 0, EXCEPTION, rip)
+        vector = VECTOR_SS if is_canonical(cpu, rip) and touches_stack(cpu.at) else VECTOR_GP
+        return deliver(cpu, vector, 0, EXCEPTION, rip)
     gva = fault_address(cpu)
     store64(env + CR2, gva if cpu.mode >= MODE_4LEVEL else gva & 0xFFFF_FFFF)
     return deliver(cpu, VECTOR_PF, cpu.miss_error, EXCEPTION, rip)

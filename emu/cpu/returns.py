@@ -1,4 +1,4 @@
-"""IRET and SYSRET: what the engine's own do not look at (SDM vol. 2A, IRET; vol. 2B, SYSRET).
+"""IRET, SYSRET, RET and far CALL: what the engine's own do not look at (SDM vol. 2A, CALL, IRET; vol. 2B, RET, SYSRET).
 
 In long mode the flags that IRET pops must not have VM, and the address that it pops, or that SYSRET takes from RCX,
 must be canonical: else #GP(0), with nothing changed.
@@ -9,23 +9,27 @@ at once: the engine would translate that instruction anew for it.
 
 from __future__ import annotations
 
+from emu.cpu.decode import MEMORY, P_DATA, code_byte_at
+from emu.cpu.segments import attributes_of, load_descriptor, stack_mask, system_type
 from emu.engine import cpustate
-from emu.engine.cpustate import EFER_LMA, EFLAGS, FLAG_RF, FLAG_VM, HF_CS64, HFLAGS, RCX, RSP, SS
+from emu.engine.cpustate import EFER_LMA, EFLAGS, FLAG_RF, FLAG_VM, HF_CS32, HF_CS64, HFLAGS, RCX, RIP, RSP, SS
 from emu.engine.debugregs import DR7, DR7_ENABLED
 from emu.engine.engine import running_cpu
 from emu.engine.helpers import (
     load_guest_32,
     load_guest_64,
+    original_call_protected,
     original_iret_protected,
     original_iret_real,
     original_sysret,
     raise_exception,
 )
-from emu.engine.native import callback, inlined, load32, load64, store64
+from emu.engine.native import callback, inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP
-from emu.mmu.walk import is_canonical
+from emu.mmu.walk import OK, is_canonical
 
+_CALL_GATE_16 = 4  # descriptor type
 _WIDE, _LONG = 1, 2  # operand sizes, as the engine passes them: 32 and 64 bits
 
 
@@ -66,6 +70,41 @@ def on_iret_real(env: int, size: int) -> None:
     """The engine's helper for IRET in real and virtual-8086 mode."""
     original_iret_real(env, size)
     _drop_rf(env)
+
+
+@callback("vqiqiq")
+def on_call_protected(env: int, selector: int, offset: int, size: int, following: int) -> None:
+    """The engine's helper for far CALL in protected mode: a 16-bit gate has an offset of 16 bits."""
+    narrow = False
+    if running_cpu() != 0 and selector & 0xFFFC:
+        cpu = cpu_record(running_cpu())
+        if load_descriptor(cpu, selector & 0xFFFF) == OK:
+            narrow = system_type(attributes_of(cpu.sys_value)) == _CALL_GATE_16
+    original_call_protected(env, selector, offset, size, following)
+    if narrow:
+        store64(env + RIP, load64(env + RIP) & 0xFFFF)
+
+
+@outlined("vq")
+def _return_near(cpu_at: int) -> None:
+    cpu = cpu_record(cpu_at)
+    env = cpu.env
+    long_mode = cpu.insn_flags & HF_CS64 != 0
+    wide = (cpu.insn_flags & HF_CS32 != 0) != (cpu.insn_prefixes & P_DATA != 0)
+    rsp = load64(env + RSP)
+    mask = -1 if long_mode else stack_mask(load32(env + SS + cpustate.FLAGS))
+    at = rsp if long_mode else (rsp & mask) + load64(env + SS + cpustate.BASE) & 0xFFFF_FFFF
+    slot = 8 if long_mode else 4 if wide else 2
+    target = load_guest_64(env, at) if long_mode else load_guest_32(env, at) & (-1 if wide else 0xFFFF)
+    released = code_byte_at(cpu, cpu.insn_at, MEMORY) | code_byte_at(cpu, cpu.insn_at + 1, MEMORY) << 8
+    store64(env + RSP, rsp & ~mask | (rsp + slot + released) & mask)
+    store64(env + RIP, target)
+
+
+@inlined
+def return_near(cpu: Cpu) -> None:
+    """RET imm16, which was decoded; when its load faults it does not return."""
+    _return_near(cpu.at)
 
 
 @callback("vqi")

@@ -15,6 +15,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from emu.cpu.apic import ASK, acknowledge
+from emu.cpu.branchfaults import BEYOND_LIMIT, WRAPPED, note_limit, undo_branch
 from emu.cpu.breakpoints import again_watched_step, begin_watched_step
 from emu.cpu.checks import keep_rf
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
@@ -22,15 +23,15 @@ from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver
 from emu.cpu.portio import DENIED
 from emu.cpu.stepping import note_executed
 from emu.engine import cpustate
-from emu.engine.alone import REFUSED, forget_instruction, run_refused_alone, within_block
+from emu.engine.alone import REFUSED, REFUSED_FETCH, forget_instruction, run_refused_alone, within_block
 from emu.engine.cpustate import EFLAGS, FLAG_IF
 from emu.engine.debugregs import WATCHED
 from emu.engine.engine import ERR_OK, flush_tlb, read_eflags, start, use_clock
-from emu.engine.native import compiled, inlined, load64
+from emu.engine.native import compiled, inlined, load64, store64
 from emu.engine.state import HALTED, RUNNING, Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
 from emu.engine.vectors import EXCEPTION
 from emu.mmu.code import CODE_IN_USE
-from emu.mmu.walk import NEED, OK
+from emu.mmu.walk import NEED, NON_CANONICAL, OK
 
 FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
 _GENERAL_PROTECTION = 13
@@ -199,15 +200,21 @@ def _run_processor(cpu: Cpu) -> int:
             if cpu.step_over:
                 return _STOP
             continue
-        if cpu.miss_kind >= REFUSED:
+        if cpu.miss_kind == REFUSED or cpu.miss_kind == REFUSED_FETCH:
             keep_rf(cpu)
             run_refused_alone(cpu.at)
             continue
         if cpu.miss_kind != OK:  # the instruction at RIP could not be executed
             keep_rf(cpu)
+            note_limit(cpu)
+            if cpu.miss_kind == NON_CANONICAL or cpu.miss_kind == BEYOND_LIMIT:
+                undo_branch(cpu, cpu.miss_kind == BEYOND_LIMIT)
             leave_block(cpu)
             if cpu.miss_fetch:
                 note_executed(cpu)  # the instruction before
+            if cpu.miss_kind == WRAPPED:
+                store64(cpu.env + cpustate.RIP, load64(cpu.env + cpustate.RIP) & 0xFFFF_FFFF)
+                continue
             if cpu.miss_kind == WATCHED:
                 forget_instruction(cpu)
                 begin_watched_step(cpu)
@@ -223,7 +230,7 @@ def _run_processor(cpu: Cpu) -> int:
                 continue
             cpu.single = 0
             cpu.vtime += FAULT_NS
-            if cpu.miss_kind == DENIED:
+            if cpu.miss_kind == DENIED or cpu.miss_kind == BEYOND_LIMIT:
                 deliver(cpu, _GENERAL_PROTECTION, 0, EXCEPTION, load64(cpu.env + cpustate.RIP))
             else:
                 deliver_refused(cpu)

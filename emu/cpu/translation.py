@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from emu.cpu.checks import CONSUME_RF, SEGMENT_BASE, TABLE_BASE, before_instruction
-from emu.cpu.controlregs import on_get_dr, on_set_dr, on_write_cr
+from emu.cpu import floatflags
+from emu.cpu.branchfaults import BEYOND_LIMIT, WRAPPED, decode_running, mode_flags
+from emu.cpu.checks import CONSUME_RF, RETURN, SEGMENT_BASE, SHOW_SSE, TABLE_BASE, before_instruction
+from emu.cpu.controlregs import on_get_dr, on_read_cr, on_set_dr, on_write_cr
 from emu.cpu.decode import (
     MAP_0F,
     MAP_3A,
     MAP_38,
+    MEMORY,
+    P_DATA,
     P_LOCK,
     P_REP,
     P_REPNE,
@@ -29,20 +33,22 @@ from emu.cpu.decode import (
     TRANSLATOR,
     code_byte_at,
     decode,
+    decode_whole,
     has_modrm,
     may_be_locked,
     memory_size,
     read_modrm,
     wants_alignment,
 )
-from emu.cpu.returns import on_iret_protected, on_iret_real, on_sysret
-from emu.engine.cpustate import HF_CS64, HF_EM, HF_OSFXSR, HF_RF, HF_TS
-from emu.engine.engine import running_cpu
-from emu.engine.helpers import raise_exception_from
+from emu.cpu.returns import on_call_protected, on_iret_protected, on_iret_real, on_sysret
+from emu.engine.cpustate import CR0, CR0_AM, CS, HF_AC, HF_CPL, HF_CS64, HF_EM, HF_OSFXSR, HF_RF, HF_TS, LIMIT
+from emu.engine.engine import abandon_instruction, running_cpu
+from emu.engine.helpers import raise_exception, raise_exception_from, store_state
 from emu.engine.library import replace_helper
 from emu.engine.native import callback, inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.translator import (
+    DC_CS_BASE,
     DC_FLAGS,
     DC_PC_NEXT,
     DC_TB,
@@ -52,20 +58,23 @@ from emu.engine.translator import (
     forget_instruction,
     is_first,
     require_alignment,
+    require_natural_alignment,
     see_each_instruction,
     show,
     translate,
 )
-from emu.engine.vectors import VECTOR_GP
+from emu.engine.vectors import VECTOR_AC, VECTOR_GP
+from emu.mmu.walk import OK
 
 _UD2 = 0x0B0F
+_LONGEST = 15  # bytes of an instruction
 
 # what is done about an instruction: nothing; translate it whatever the state of SSE; let it begin a block
 _PLAIN, _GENERAL, _FIRST = 0, 1, 2
 _CHECKED = 16  # and what is more: let it begin a block, and call emu.cpu.checks with what is more
 
 _LOOKED_AT = np.zeros(0x100, np.uint8)
-_LOOKED_AT[[0xC6, 0xC7, 0xCF, 0xF6, 0xF7]] = 1
+_LOOKED_AT[[0x9A, 0x9B, 0xC2, 0xC6, 0xC7, 0xCC, 0xCD, 0xCE, 0xCF, 0xD9, 0xDD, 0xF6, 0xF7, 0xFF]] = 1
 
 
 @inlined
@@ -89,8 +98,14 @@ def _look_at(cpu_at: int, gva: int) -> int:
     opcode, prefixes = cpu.insn_opcode, cpu.insn_prefixes
     if prefixes & P_VEX:
         return _GENERAL if _is_vex_general(opcode, prefixes) else _undefined(gva)
-    if opcode == 0xCF or opcode == 0x107:  # IRET, SYSRET
+    if opcode == 0xCF or opcode == 0x107 or opcode == 0x9B:  # IRET, SYSRET, FWAIT
         return _FIRST
+    if 0xCC <= opcode <= 0xCE and prefixes | cpu.insn_rex:  # how long it is can be told then
+        return _FIRST
+    if opcode == 0x9A:
+        return _FIRST
+    if opcode == 0xC2:
+        return _CHECKED + RETURN if code_byte_at(cpu, cpu.insn_at + 1, TRANSLATOR) & 0x80 else _PLAIN
     if not has_modrm(opcode):
         return _undefined(gva) if prefixes & P_LOCK else _PLAIN
     modrm = read_modrm(cpu, TRANSLATOR)
@@ -111,19 +126,47 @@ def _look_at(cpu_at: int, gva: int) -> int:
     elif opcode == 0x1C2:  # CMPPS and relatives: the upper bits of the predicate do not count
         at = cpu.insn_at + memory_size(cpu, TRANSLATOR)
         show(at, 1, code_byte_at(cpu, at, TRANSLATOR) & 7)
+    elif (opcode == 0xD9 or opcode == 0xDD) and modrm >> 6 != 3 and extension & 5 == 4:  # FLDENV FNSTENV FRSTOR FNSAVE
+        return _FIRST
+    elif opcode == 0x1C7 and extension == 7 and modrm >> 6 == 3:  # RDSEED, RDPID
+        return _undefined(gva)
+    elif opcode == 0xFF and extension == 3:  # far CALL, as 9A: through a gate, maybe
+        return _FIRST
     elif opcode == 0x121 or opcode == 0x123:
         return _FIRST
     elif opcode == 0x101 and modrm >> 6 != 3 and extension & ~1 == 2:  # LGDT, LIDT
         return _CHECKED + TABLE_BASE if cpu.insn_flags & HF_CS64 else _PLAIN
+    elif opcode == 0x1AE and modrm >> 6 != 3:  # FXSAVE and relatives; STMXCSR
+        if extension != 7:  # CLFLUSH
+            return _CHECKED + SHOW_SSE if extension == 3 else _FIRST
     elif opcode == 0x1AE and prefixes & P_REP and modrm >> 6 == 3 and extension & ~1 == 2:  # WRFSBASE, WRGSBASE
         return _CHECKED + SEGMENT_BASE if cpu.insn_rex & REX_W else _PLAIN
     return _GENERAL if MAP_38 | 0xF0 <= opcode <= MAP_38 | 0xFF else _PLAIN
 
 
+@inlined
+def _is_sse(cpu: Cpu) -> bool:
+    """Whether an instruction that is one of MMX or SSE is one of SSE."""
+    opcode = cpu.insn_opcode
+    prefixed = cpu.insn_prefixes & (P_DATA | P_REP | P_REPNE) != 0
+    return prefixed or 0x110 <= opcode <= 0x15F or opcode == 0x1C2 or opcode == 0x1C6
+
+
+@inlined
+def _checks_alignment(cpu: Cpu, flags: int) -> bool:
+    """Whether programs must align their operands (SDM vol. 3A, 2.5, CR0.AM)."""
+    return flags & HF_AC != 0 and flags & HF_CPL == 3 and load64(cpu.env + CR0) & CR0_AM != 0
+
+
 @callback("vqqiiq")
 def on_misaligned(engine_cpu: int, gva: int, access: int, index: int, code_at: int) -> None:
-    """The engine's CPUClass.do_unaligned_access: only SSE instructions ask for alignment."""
-    raise_exception_from(cpu_record(running_cpu()), VECTOR_GP, 0, code_at)
+    """The engine's CPUClass.do_unaligned_access: #GP of an SSE instruction, or #AC (SDM vol. 3A, 6.15)."""
+    cpu = cpu_record(running_cpu())
+    if _checks_alignment(cpu, mode_flags(cpu)):
+        store_state(cpu, code_at)
+        if decode_running(cpu) and not wants_alignment(cpu.insn_opcode, cpu.insn_prefixes):
+            raise_exception(cpu, VECTOR_AC, 0)
+    raise_exception_from(cpu, VECTOR_GP, 0, code_at)
 
 
 @inlined
@@ -135,13 +178,46 @@ def _prepare(cpu: Cpu, gva: int, flags: int) -> int:
     return _PLAIN
 
 
+@outlined("qqqq")
+def _leaves_segment(cpu_at: int, disas: int, offset: int) -> int:
+    """1 when the instruction at ``offset`` is not to be translated: it does not lie within its code segment.
+
+    At the beginning of a block that is found out when it is to run: this does not return then.
+    """
+    cpu = cpu_record(cpu_at)
+    limit = load32(cpu.env + CS + LIMIT)
+    if offset >> 32:
+        cpu.miss_kind = WRAPPED
+    else:
+        flags = load32(load64(disas + DC_TB) + TB_FLAGS)
+        length = decode_whole(cpu_at, load64(disas + DC_PC_NEXT), flags, MEMORY)
+        if limit == 0xFFFF_FFFF or offset + max(length, 1) - 1 <= limit:
+            return 0
+        cpu.miss_kind = BEYOND_LIMIT
+    if is_first(disas):
+        abandon_instruction(cpu)
+    cpu.miss_kind = OK
+    end_block(disas)
+    return 1
+
+
 @callback("vqq")
 def on_translate(disas: int, engine_cpu: int) -> None:
     """In the place of the translator's function for one instruction."""
     forget_instruction()
     cpu = cpu_record(running_cpu())
     flags = load32(load64(disas + DC_TB) + TB_FLAGS)
+    if not flags & HF_CS64:
+        offset = load64(disas + DC_PC_NEXT) - load64(disas + DC_CS_BASE)
+        if offset + _LONGEST > load32(cpu.env + CS + LIMIT) and _leaves_segment(cpu.at, disas, offset):
+            return
+    if _checks_alignment(cpu, flags):
+        require_natural_alignment()
+    cpu.insn_cut = 0
     action = _prepare(cpu, load64(disas + DC_PC_NEXT), flags)
+    if cpu.insn_cut:
+        end_block(disas)
+        return
     if is_first(disas):
         if flags & HF_RF:
             call_before(cpu.tcg_context, cpu.before_at, CONSUME_RF)
@@ -155,6 +231,12 @@ def on_translate(disas: int, engine_cpu: int) -> None:
         store64(disas + DC_FLAGS, (before | HF_OSFXSR) & ~(HF_EM | HF_TS))
         translate(disas, engine_cpu)
         store64(disas + DC_FLAGS, before)
+    elif flags & HF_TS and cpu.insn_opcode >= MAP_0F and (flags & HF_EM or (not flags & HF_OSFXSR and _is_sse(cpu))):
+        # MMX and SSE: #UD before #NM
+        before = load64(disas + DC_FLAGS)
+        store64(disas + DC_FLAGS, before & ~HF_TS)
+        translate(disas, engine_cpu)
+        store64(disas + DC_FLAGS, before)
     else:
         translate(disas, engine_cpu)
 
@@ -162,8 +244,12 @@ def on_translate(disas: int, engine_cpu: int) -> None:
 see_each_instruction(on_translate)
 replace_helper("skinit", before_instruction)
 replace_helper("write_crN", on_write_cr)
+replace_helper("read_crN", on_read_cr)
 replace_helper("set_dr", on_set_dr)
 replace_helper("get_dr", on_get_dr)
 replace_helper("iret_protected", on_iret_protected)
 replace_helper("iret_real", on_iret_real)
 replace_helper("sysret", on_sysret)
+replace_helper("lcall_protected", on_call_protected)
+for _name, _function in floatflags.HELPERS.items():
+    replace_helper(_name, _function)

@@ -8,6 +8,9 @@ from emu.engine.state import Cpu
 
 _raise = external(LIBRARY, "raise_exception_err_ra_x86_64", "vqiiq")
 _write_cr = external(LIBRARY, "helper_write_crN_x86_64", "vqiq")
+_read_cr = external(LIBRARY, "helper_read_crN_x86_64", "qqi")
+_restore_state = external(LIBRARY, "cpu_restore_state_x86_64", "bqqb")
+_flush_code = external(LIBRARY, "tb_flush_x86_64", "vq")
 _set_dr = external(LIBRARY, "helper_set_dr_x86_64", "vqiq")
 _get_dr = external(LIBRARY, "helper_get_dr_x86_64", "qqi")
 _iret_protected = external(LIBRARY, "helper_iret_protected_x86_64", "vqii")
@@ -54,6 +57,24 @@ def original_write_cr(env: int, number: int, value: int) -> None:
 
 
 @compiled
+def original_read_cr(env: int, number: int) -> int:
+    """MOV from a control register as the engine does it."""
+    return _read_cr(env, number)
+
+
+@inlined
+def store_state(cpu: Cpu, code_at: int) -> None:
+    """Put RIP and the flags into the CPU state as they are at the host address ``code_at`` of translated code."""
+    _restore_state(cpu.engine_cpu_at, code_at, True)
+
+
+@inlined
+def flush_code(cpu: Cpu) -> None:
+    """Drop all translated code of the processor; from a helper whose instruction ends its block."""
+    _flush_code(cpu.engine_cpu_at)
+
+
+@compiled
 def original_set_dr(env: int, number: int, value: int) -> None:
     """MOV to a debug register as the engine does it."""
     _set_dr(env, number, value)
@@ -81,3 +102,25 @@ def original_iret_real(env: int, size: int) -> None:
 def original_sysret(env: int, size: int) -> None:
     """SYSRET as the engine does it; it may fault."""
     _sysret(env, size)
+
+
+original_call_protected = external(LIBRARY, "helper_lcall_protected_x86_64", "vqiqiq")  # far CALL; it may fault
+
+# the helpers of x87 and SSE instructions as they are; those with an address may fault
+original_fwait = external(LIBRARY, "helper_fwait_x86_64", "vq")
+original_fstenv = external(LIBRARY, "helper_fstenv_x86_64", "vqqi")
+original_fsave = external(LIBRARY, "helper_fsave_x86_64", "vqqi")
+original_fxsave = external(LIBRARY, "helper_fxsave_x86_64", "vqq")
+original_xsave = external(LIBRARY, "helper_xsave_x86_64", "vqqq")
+original_xsaveopt = external(LIBRARY, "helper_xsaveopt_x86_64", "vqqq")
+original_fninit = external(LIBRARY, "helper_fninit_x86_64", "vq")
+original_fldenv = external(LIBRARY, "helper_fldenv_x86_64", "vqqi")
+original_frstor = external(LIBRARY, "helper_frstor_x86_64", "vqqi")
+original_fxrstor = external(LIBRARY, "helper_fxrstor_x86_64", "vqq")
+original_xrstor = external(LIBRARY, "helper_xrstor_x86_64", "vqqq")
+original_ldmxcsr = external(LIBRARY, "helper_ldmxcsr_x86_64", "vqi")
+original_fprem = external(LIBRARY, "helper_fprem_x86_64", "vq")
+original_fprem1 = external(LIBRARY, "helper_fprem1_x86_64", "vq")
+original_fistl = external(LIBRARY, "helper_fistl_ST0_x86_64", "iq")
+original_fisttl = external(LIBRARY, "helper_fisttl_ST0_x86_64", "iq")
+original_fisttll = external(LIBRARY, "helper_fisttll_ST0_x86_64", "qq")

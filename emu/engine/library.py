@@ -92,7 +92,6 @@ def called_address(name: str) -> int:
     return _HELPERS[name].address_of if name in _HELPERS else helper_address(name)
 
 
-
 class _LinkMap(ctypes.Structure):
     _fields_ = [("address", ctypes.c_uint64), ("name", ctypes.c_char_p), ("dynamic", ctypes.c_uint64)]
 

@@ -50,6 +50,7 @@ class Cpu(Protocol):
     insn_modrm: int
     insn_at: int
     insn_stack: int
+    insn_cut: int
     rf_gva: int  # of the instruction before which RF was cleared last
     rf_time: int  # ns; when that was
 
@@ -63,6 +64,7 @@ class Cpu(Protocol):
     stopped: int
     block_gva: int
     block_size: int
+    done_size: int  # of the block that had been executed when code was last missed
     entered_gva: int
     entered_size: int
     single: int  # instructions that the engine executes alone: 1, or 0 for no limit

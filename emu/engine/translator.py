@@ -7,7 +7,7 @@ emu's (:mod:`emu.cpu.translation`).  That one may
 * have a function of emu's called before the instruction, at the beginning of its block (:func:`call_before`),
 * let the translator read other bytes than those in memory (:func:`show`),
 * change the mode that the translator believes in, for one instruction (the ``DC_`` offsets),
-* ask for an aligned 128-bit operand (:func:`require_alignment`).
+* ask for an aligned 128-bit operand, or for aligned operands of any size (:func:`require_alignment`).
 
 Offsets are those of QEMU 5.0.1's ``DisasContext`` and ``TranslationBlock`` on a 64-bit host.  Nothing of it happens
 without numba: the engine leaves its translator by a jump, which no interpreted frame survives.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from emu.addr import PAGE_MASK
 from emu.engine.engine import running_cpu
 from emu.engine.library import LIBRARY, replace_import
 from emu.engine.native import (
@@ -32,16 +33,18 @@ from emu.engine.native import (
     store32,
     store64,
 )
+from emu.engine.state import Cpu
 
 # DisasContext: what the translator knows of the block and the instruction
-DC_TB, DC_PC_NEXT, DC_IS_JMP, DC_NUM_INSNS = 0, 16, 24, 28
+DC_TB, DC_PC_FIRST, DC_PC_NEXT, DC_IS_JMP, DC_NUM_INSNS = 0, 8, 16, 24, 28
 DC_CS_BASE = 72
 DC_FLAGS = 168  # HFLAGS as the instruction is translated under
 
 TB_FLAGS = 16  # TranslationBlock: HFLAGS, with TF, IOPL, RF, VM and AC from EFLAGS
 
 _TOO_MANY = 1  # DisasJumpType: end the block before ``pc_next``
-_ALIGN_16, _SIZE, _64 = 4 << 4, 3, 3  # MemOp
+_ALIGN_16, _ALIGN_NATURALLY, _SIZE, _64 = 4 << 4, 7 << 4, 3, 3  # MemOp
+_ONE, _EVERY = 1, 2  # operands that must be aligned
 
 # The table that the translator works with: its own seven functions, and behind them what else it needs to remember.
 _TABLE_WORDS = 16
@@ -55,6 +58,8 @@ _translator_loop = external(LIBRARY, "translator_loop_x86_64", "vqqqqi")
 _load_code_byte = external(LIBRARY, "cpu_ldub_code_x86_64", "iqq")
 _load_i64 = external(LIBRARY, "tcg_gen_qemu_ld_i64_x86_64", "vqqqqi")
 _store_i64 = external(LIBRARY, "tcg_gen_qemu_st_i64_x86_64", "vqqqqi")
+_load_i32 = external(LIBRARY, "tcg_gen_qemu_ld_i32_x86_64", "vqqqqi")
+_store_i32 = external(LIBRARY, "tcg_gen_qemu_st_i32_x86_64", "vqqqqi")
 _const_i64 = external(LIBRARY, "tcg_const_i64_x86_64", "qqq")
 _call = external(LIBRARY, "tcg_gen_callN_x86_64", "vqqqiq")
 
@@ -68,21 +73,28 @@ def _table_at() -> int:
 
 
 @inlined
-def code_byte(env: int, gva: int) -> int:
-    """The byte of code at ``gva`` as the translator fetches it.  Does not return where that faults."""
-    return _load_code_byte(env, gva) & 0xFF
+def is_first(disas: int) -> bool:
+    """Whether the instruction is the first of its block."""
+    return load32(disas + DC_NUM_INSNS) == 1
+
+
+@inlined
+def code_byte(cpu: Cpu, gva: int) -> int:
+    """The byte of code at ``gva`` as the translator fetches it.  Does not return where that faults.
+
+    Where the block has to end before the instruction (:mod:`emu.engine.blockend`) it is 0, and ``cpu.insn_cut`` is 1.
+    """
+    disas = cpu.translating
+    if (gva ^ load64(disas + DC_PC_FIRST)) & ~PAGE_MASK and not is_first(disas):
+        cpu.insn_cut = 1
+        return 0
+    return _load_code_byte(cpu.env, gva) & 0xFF
 
 
 @inlined
 def translate(disas: int, engine_cpu: int) -> None:
     """Have the engine translate the instruction."""
     call_host(load64(_table_at() + 8 * _ORIGINAL), disas, engine_cpu, 0)
-
-
-@inlined
-def is_first(disas: int) -> bool:
-    """Whether the instruction is the first of its block."""
-    return load32(disas + DC_NUM_INSNS) == 1
 
 
 @inlined
@@ -111,7 +123,13 @@ def show(gva: int, size: int, code: int) -> None:
 @inlined
 def require_alignment() -> None:
     """The first 64 bits that the instruction loads or stores begin an operand that must be aligned to 16 bytes."""
-    store64(_table_at() + 8 * _ALIGN, 1)
+    store64(_table_at() + 8 * _ALIGN, _ONE)
+
+
+@inlined
+def require_natural_alignment() -> None:
+    """Each operand that the instruction loads or stores must be aligned to its size."""
+    store64(_table_at() + 8 * _ALIGN, _EVERY)
 
 
 @inlined
@@ -155,8 +173,12 @@ def _on_load_code_byte(env: int, gva: int) -> int:
 
 @inlined
 def _with_alignment(operation: int) -> int:
+    if running_cpu() == 0:
+        return operation
     at = _table_at() + 8 * _ALIGN
-    if load64(at) and operation & _SIZE == _64 and running_cpu() != 0:
+    if load64(at) == _EVERY:
+        return operation | _ALIGN_NATURALLY
+    if load64(at) == _ONE and operation & _SIZE == _64:
         store64(at, 0)
         return operation | _ALIGN_16
     return operation
@@ -172,6 +194,16 @@ def _on_store_i64(context: int, value: int, gva: int, index: int, operation: int
     _store_i64(context, value, gva, index, _with_alignment(operation))
 
 
+@callback("vqqqqi")
+def _on_load_i32(context: int, value: int, gva: int, index: int, operation: int) -> None:
+    _load_i32(context, value, gva, index, _with_alignment(operation))
+
+
+@callback("vqqqqi")
+def _on_store_i32(context: int, value: int, gva: int, index: int, operation: int) -> None:
+    _store_i32(context, value, gva, index, _with_alignment(operation))
+
+
 def see_each_instruction(function: object) -> None:
     """From now on ``function``, a callback (DisasContext, engine's CPU), translates each instruction."""
     _table[_OURS] = function.address_of  # type: ignore[attr-defined]
@@ -180,3 +212,5 @@ def see_each_instruction(function: object) -> None:
         replace_import("cpu_ldub_code_x86_64", _on_load_code_byte)
         replace_import("tcg_gen_qemu_ld_i64_x86_64", _on_load_i64)
         replace_import("tcg_gen_qemu_st_i64_x86_64", _on_store_i64)
+        replace_import("tcg_gen_qemu_ld_i32_x86_64", _on_load_i32)
+        replace_import("tcg_gen_qemu_st_i32_x86_64", _on_store_i32)

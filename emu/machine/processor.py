@@ -10,7 +10,19 @@ from typing import cast
 import numpy as np
 
 from emu.boot.entry import CODE_16, enter_real_mode
-from emu.cpu import breakpoints, checks, clock, controlregs, delivery, mmio, msr, portio, runloop, translation
+from emu.cpu import (
+    breakpoints,
+    checks,
+    clock,
+    controlregs,
+    delivery,
+    floatflags,
+    mmio,
+    msr,
+    portio,
+    runloop,
+    translation,
+)
 from emu.cpu.models import Model
 from emu.engine import blockclock, engine
 from emu.engine.alone import NOWHERE
@@ -55,6 +67,7 @@ class Processor:
         self._fill_native(vm_at)
         self._hook()
         weakref.finalize(self, engine.forget_clock, self.native.vtime_at)
+        floatflags.reset_x87(self.engine.env)
         enter_real_mode(self.registers)
         set_hflags_mode(self.engine.env)
         self.native.activity = WAITING if index else RUNNING

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from emu.addr import PAGE_SHIFT
 from emu.boot.guest import Guest
 from emu.boot.image import GuestImage
+from emu.cpu.floatflags import initialise_x87
 from emu.devices.platform import Platform
 from emu.dmm.dmm import DMM
 from emu.dmm.p2m import PageType
@@ -61,6 +62,7 @@ def start(guest: Guest, platform: Platform, processor: Processor) -> None:
     """Set devices and the first processor, which are as after power-up, for the guest's first instruction."""
     if guest.after_bios:
         platform.leave_as_bios()
+        initialise_x87(processor.engine.env)
     if guest.video is not None:
         platform.vbe.set_mode(guest.video)
     processor.begin(guest.start)

@@ -275,6 +275,7 @@ def on_tlb_fill(uc: int, gva: int, access: int, entry_at: int, cpu_at: int) -> b
     cpu = cpu_record(cpu_at)
     kind = access - ACCESS_READ
     if kind == FETCH and not within_block(cpu):  # the block before has been executed to its end
+        cpu.done_size = cpu.block_size
         cpu.block_size = 0
         cpu.entered_size = 0
     if refuses(cpu):

@@ -83,10 +83,10 @@ class Bench:
         events: everything that was recorded.
     """
 
-    def __init__(self, mmu: str = "nested") -> None:
+    def __init__(self, mmu: str = "nested", cpu: str | None = None) -> None:
         image = GuestImage()
         image.add(0, bytes(1))
-        self.vm = boot_vm(Guest("bench", "bench", image, lambda cpu: None), ram="1M", mmu=mmu)
+        self.vm = boot_vm(Guest("bench", "bench", image, lambda cpu: None), ram="1M", mmu=mmu, cpu=cpu)
         self.cpu = self.vm.cpu
         self.needs: list[int] = []
         self.events: list[Event] = []

@@ -27,9 +27,9 @@ def code_of(code: str | bytes, mode: str) -> bytes:
     return code if isinstance(code, bytes) else b.assemble(code, MODES[mode])
 
 
-def prepare(mode: str, mmu: str = "nested", ring: int = 0) -> Bench:
+def prepare(mode: str, mmu: str = "nested", ring: int = 0, cpu: str | None = None) -> Bench:
     """A bench in real, protected or long mode whose handlers halt."""
-    bench = Bench(mmu)
+    bench = Bench(mmu, cpu)
     if mode == "real":
         bench.real()
         bench.cpu.rip = 0
@@ -53,14 +53,17 @@ def run(bench: Bench, code: str | bytes, mode: str) -> Fault | None:
     return Fault(faults[0].vector, faults[0].error, faults[0].rip - (0 if mode == "real" else b.CODE))
 
 
-def probe(code: str | bytes, mode: str = "long", cr0: int = 0, cr4: int = OSFXSR, **registers: int) -> int | None:
+def probe(
+    code: str | bytes, mode: str = "long", cr0: int = 0, cr4: int = OSFXSR, cpu: str | None = None, **registers: int
+) -> int | None:
     """The vector of the exception that code raises at CPL 0, or None.
 
     Args:
         cr0: bits set beside those of the mode; ``cr4``: the same.
+        cpu: the model of processor.
         registers: general registers at the start.
     """
-    bench = prepare(mode)
+    bench = prepare(mode, cpu=cpu)
     bench.cpu.cr0 |= cr0
     bench.cpu.cr4 |= cr4
     for name, value in registers.items():

@@ -177,6 +177,7 @@ def test_io_breakpoints() -> None:
 
 WATCHES = """
     mov word ptr [4], offset comes\\@
+    mov word ptr [6], 0
     mov eax, offset shared
     mov dr0, eax
     mov eax, 0x00010402     # G0, one byte, writes
