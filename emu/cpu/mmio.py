@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emu.cpu.apic import ASK
 from emu.cpu.clock import DEVICE_ACCESS_NS
 from emu.cpu.registers import load_mmio, store_mmio
+from emu.devices.shared import ASK
 from emu.engine.native import call_host, callback
 from emu.engine.state import cpu_record, show_time, vm_of
 

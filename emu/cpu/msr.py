@@ -7,15 +7,17 @@ these are answered here.
 
 from __future__ import annotations
 
-from emu.cpu.apic import ASK, load_x2apic, store_x2apic
+from emu.cpu.apic import load_x2apic, store_x2apic
 from emu.cpu.clock import time_stamp
 from emu.cpu.features import FEATURES
 from emu.cpu.msrvalues import accepts, exists
 from emu.cpu.portio import DENIED
+from emu.devices.shared import ASK
 from emu.engine.cpustate import CC_SRC, FLAG_CF, RAX, RBX, RCX, RDX, RIP
 from emu.engine.engine import (
     abandon_instruction,
     flush_tlb,
+    leave_engine,
     original_cpuid,
     original_pause,
     original_rdmsr,
@@ -162,24 +164,27 @@ def on_rdrand(env: int) -> int:
 
 @callback("vqi")
 def on_pause(env: int, length: int) -> None:
-    """The engine's helper for PAUSE.
+    """The engine's helper for PAUSE, which ends the block.  The engine's own would leave its execution loop, too.
 
     The second one at the same place in a slice is taken for a spin loop, which waits for another processor: it gives
     away the rest of the slice, if others have something to do.
     """
-    if running_cpu() != 0:
-        cpu = cpu_record(running_cpu())
-        if vm_of(cpu).round_shared:
-            rip = load64(env + RIP)
-            if rip == cpu.pause_rip:
-                cpu.yielded = 1
-                cpu.limit = 0
-                if not cpu.stepping:  # PAUSE ends its block, so the engine need not come back to find that out
-                    cpu.block_size = 0
-                    cpu.stopped = 1
-                    stop(cpu)
-            cpu.pause_rip = rip
-    original_pause(env, length)
+    if running_cpu() == 0:
+        original_pause(env, length)
+        return
+    cpu = cpu_record(running_cpu())
+    rip = load64(env + RIP)
+    if vm_of(cpu).round_shared:
+        if rip == cpu.pause_rip:
+            cpu.yielded = 1
+            cpu.limit = 0
+            if not cpu.stepping:  # PAUSE ends its block, so the engine need not come back to find that out
+                cpu.block_size = 0
+                cpu.stopped = 1
+                stop(cpu)
+        cpu.pause_rip = rip
+    store64(env + RIP, rip + length)
+    leave_engine(cpu)
 
 
 replace_helper("pause", on_pause)

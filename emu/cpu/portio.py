@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from emu.cpu.clock import BLOCK_ACCESS_NS, DEVICE_ACCESS_NS
 from emu.cpu.guestmem import load_system
+from emu.cpu.registers import load_port, store_port
 from emu.cpu.segments import cpl
 from emu.devices.layout import IDE2_PORT, IDE_PORT
+from emu.devices.shared import ASK
 from emu.engine.cpustate import BASE, CR0, CR0_PE, EFLAGS, FLAG_VM, FLAGS, LIMIT, TR
 from emu.engine.engine import abandon_instruction
 from emu.engine.native import call_host, callback, inlined, load16, load32, load64, store16, store32, store64
@@ -82,7 +84,8 @@ def on_in(uc: int, port: int, size: int, cpu_at: int) -> int:
         return load16(at) if size == 2 else load32(at)
     cpu.vtime += DEVICE_ACCESS_NS
     show_time(cpu)
-    return call_host(vm_of(cpu).port_in_at, port, size, 0)
+    found = load_port(cpu, port, size)
+    return call_host(vm_of(cpu).port_in_at, port, size, 0) if found == ASK else found
 
 
 @callback("vqiiiq")
@@ -102,4 +105,6 @@ def on_out(uc: int, port: int, size: int, value: int, cpu_at: int) -> None:
         return
     cpu.vtime += DEVICE_ACCESS_NS
     show_time(cpu)
-    call_host(vm_of(cpu).port_out_at, port, size, value & 0xFFFF_FFFF)
+    value &= 0xFFFF_FFFF
+    if store_port(cpu, port, size, value) == ASK:
+        call_host(vm_of(cpu).port_out_at, port, size, value)

@@ -21,7 +21,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from emu.devices.device import Clock, Device, IrqLine, State
+from emu.devices.shared import PM_TIMER, Head
 
+TIMER = 8  # offset of PM_TMR
 TIMER_HZ = 3_579_545  # PM timer clocks a second
 TIMER_BITS = 24
 NS = 1_000_000_000  # ns a second
@@ -38,13 +40,14 @@ SLP_TYP_S5 = 0  # as on QEMU; the DSDT's \\_S5 says so, too
 ACPI_ENABLE, ACPI_DISABLE = 0xF1, 0xF0  # SMI commands, as on QEMU
 
 
-class AcpiPm(Device):
+class AcpiPm(Device, Head):
     """The block of PM1a and timer registers, 12 ports. ``power_off`` is called when the guest goes to S5."""
 
     max_access: ClassVar[int] = 4
     STATE: ClassVar[tuple[str, ...]] = ("status", "enable", "control", "half")
 
     def __init__(self, sci: IrqLine, power_off: Callable[[], None], clock: Clock) -> None:
+        self.kind = PM_TIMER
         self._sci = sci
         self._power_off = power_off
         self._clock = clock
@@ -84,9 +87,9 @@ class AcpiPm(Device):
             self._update()
 
     def read(self, offset: int, size: int) -> int:
-        if offset >= 8:
+        if offset >= TIMER:
             clocks = self._clock() * TIMER_HZ // NS & (1 << TIMER_BITS) - 1
-            return clocks >> 8 * (offset - 8) & (1 << 8 * size) - 1
+            return clocks >> 8 * (offset - TIMER) & (1 << 8 * size) - 1
         self.tick(self._clock())
         registers = self.status | self.enable << 16 | self.control << 32
         return registers >> 8 * offset & (1 << 8 * size) - 1

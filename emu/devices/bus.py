@@ -72,7 +72,7 @@ class _Bus:
         self._first.insert(place, base)
         self._claims.insert(place, (device, base, base + length))
         if isinstance(device, Head):
-            device.base, device.length = base, length
+            device.first, device.length = base, length
             self._enter(base, length, device.shared_at)
 
     def is_free(self, base: int, length: int) -> bool:
@@ -98,7 +98,7 @@ class _Bus:
     def unregister(self, device: Device) -> None:
         """Take back all that ``device`` owns."""
         if isinstance(device, Head):
-            self._enter(device.base, device.length, 0)
+            self._enter(device.first, device.length, 0)
         kept = [claim for claim in self._claims if claim[0] is not device]
         self._first = [first for _, first, _ in kept]
         self._claims = kept

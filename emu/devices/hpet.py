@@ -33,6 +33,8 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from emu.devices.device import Clock, Device, IrqLine, State, check_fields
+from emu.devices.shared import HPET, Head, record
+from emu.units import NEVER
 
 TICK_NS = 10  # period of the counter
 FS_PER_NS = 1_000_000
@@ -128,7 +130,17 @@ class Timer:
         self.configuration &= ~SETVAL
 
 
-class Hpet(Device):
+@record
+class HpetState(Head):
+    """What the native plane needs for the main counter (:mod:`emu.cpu.registers`)."""
+
+    configuration: int
+    counter: int  # value at tick ``started``, or as long as the counter stands; 64 bits without sign
+    started: int
+    quiet: int  # before this tick, time does nothing but count
+
+
+class Hpet(Device, HpetState):
     """The block of timers.
 
     Args:
@@ -154,11 +166,10 @@ class Hpet(Device):
         self._clock = clock
         self._on_legacy = on_legacy
         self._routes = routes
+        self.quiet = NEVER
         self.timers = tuple(Timer() for _ in range(TIMERS))
-        self.configuration = 0
+        self.kind = HPET
         self.status = 0
-        self.counter = 0  # value at tick ``started``, or as long as the counter stands
-        self.started = 0
         self.driven: list[int] = []  # interrupts whose line is held high
 
     @property
@@ -236,13 +247,14 @@ class Hpet(Device):
             check_fields("Hpet timer", values, Timer.STATE)
             for name, value in values.items():
                 setattr(timer, name, value)
+        self._publish()
 
     def _now(self) -> int:
         return self._clock() // TICK_NS
 
     def _counter_at(self, now: int) -> int:
         if not self.configuration & ENABLE:
-            return self.counter
+            return self.counter & ALL_64
         return (self.counter + now - self.started) & ALL_64
 
     def _arm(self, timer: Timer, forgive: bool) -> None:
@@ -311,3 +323,9 @@ class Hpet(Device):
         self.driven = sorted(wanted)
         for irq in self.driven:
             self._lines[irq].set(True)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Tell the native plane until when nothing happens; a line that is held is driven again at each access."""
+        due = (timer.due for timer in self.timers if timer.due is not None)
+        self.quiet = 0 if self.driven else min((*due, NEVER))

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from emu.devices.device import Device, IrqLine, State, check_fields
+from emu.devices.shared import PIC, Head, record
 from emu.errors import BadInput
 
 ICW1 = 0x10  # port 0: this is an ICW1
@@ -49,7 +50,26 @@ ELCR_MASTER = 0xF8  # inputs that can be level-triggered: not timer, keyboard an
 ELCR_SLAVE = 0xDE  # not RTC and FPU error
 
 
-class Pic8259(Device):
+@record
+class PicState(Head):
+    """The state of a chip that the native plane uses, and in part changes (:mod:`emu.cpu.pic`)."""
+
+    lines: int  # levels at IR0 to IR7 now
+    latch: int  # edges seen and not yet acknowledged
+    elcr: int  # inputs that are level-triggered
+    cascade: int  # inputs that carry the INT of another chip
+    imr: int
+    isr: int
+    lowest: int  # input of lowest priority; the next one (modulo 8) has the highest
+    ready: int  # the ICW sequence was completed: requests are answered
+    fully_nested: int  # special fully nested mode: the slave may interrupt its own service routine
+    special_mask: int  # a masked input in service blocks nobody
+    read_isr: int  # port 0 reads as ISR, not IRR
+    output: int  # level of INT
+    settled: int  # no ICW is awaited, and no poll: accesses mean what they usually mean
+
+
+class Pic8259(Device, PicState):
     """One chip. ``on_output`` is called with the new level of INT when it changes; ``cascade`` has a bit for each input
     that carries the INT of another chip."""
 
@@ -59,24 +79,16 @@ class Pic8259(Device):
     )  # fmt: skip
 
     def __init__(self, on_output: Callable[[bool], None], cascade: int = 0) -> None:
+        self.kind = PIC
         self._on_output = on_output
-        self._cascade = cascade
-        self.lines = 0  # levels at IR0 to IR7 now
-        self.latch = 0  # edges seen and not yet acknowledged
-        self.elcr = 0  # inputs that are level-triggered
-        self.imr = 0
-        self.isr = 0
+        self.cascade = cascade
         self.base = 0  # vector of IR0
-        self.lowest = 7  # input of lowest priority; the next one (modulo 8) has the highest
+        self.lowest = 7
         self.awaited: list[int] = []  # numbers of the ICWs that port 1 will take next
-        self.ready = False  # the ICW sequence was completed: requests are answered
         self.auto_eoi = False
         self.rotate_on_auto_eoi = False
-        self.fully_nested = False  # special fully nested mode: the slave may interrupt its own service routine
-        self.special_mask = False  # a masked input in service blocks nobody
         self.poll = False  # the next read is an acknowledge
-        self.read_isr = False  # port 0 reads as ISR, not IRR
-        self.output = False  # level of INT
+        self.settled = True
 
     @property
     def irr(self) -> int:
@@ -85,7 +97,7 @@ class Pic8259(Device):
         A slave's INT counts as a level, so that a request which the slave takes back (because it was masked there) is
         taken back here too, and one that stays after an INTA with automatic EOI asks again.
         """
-        by_level = self.elcr | self._cascade
+        by_level = self.elcr | self.cascade
         return self.lines & by_level | self.latch & ~by_level
 
     def set_input(self, level_number: int, level: bool) -> None:
@@ -114,7 +126,7 @@ class Pic8259(Device):
         served = self._highest(self._blocking())
         if served is None or self._rank(wanted) < self._rank(served):
             return wanted
-        if self.fully_nested and wanted == served and self._cascade & 1 << wanted:
+        if self.fully_nested and wanted == served and self.cascade & 1 << wanted:
             return wanted
         return None
 
@@ -134,6 +146,7 @@ class Pic8259(Device):
     def read(self, offset: int, size: int) -> int:
         if self.poll:
             self.poll = False
+            self.settled = not self.awaited
             return POLL_REQUEST | self.acknowledge() if self.request() is not None else 0
         if offset == 1:
             return self.imr
@@ -210,7 +223,12 @@ class Pic8259(Device):
         rotated = inputs >> first | inputs << (8 - first)
         return ((rotated & -rotated).bit_length() - 1 + first) & 7
 
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        self.settled = not self.awaited and not self.poll
+
     def _update(self) -> None:
+        self.settled = not self.awaited and not self.poll
         output = self.request() is not None
         if output != self.output:
             self.output = output
@@ -259,7 +277,7 @@ class PicPair:
 
     def pending(self) -> bool:
         """Level of the CPU's INTR pin."""
-        return self.master.output
+        return bool(self.master.output)
 
     def acknowledge(self) -> int:
         """The CPU's INTA: the vector to deliver. Without a request it is that of IR7, the spurious interrupt."""
@@ -276,4 +294,4 @@ class PicPair:
         check_fields("PicPair", state, ("master", "slave"))
         self.master.load_state(state["master"])
         self.slave.load_state(state["slave"])
-        self._on_intr(self.master.output)
+        self._on_intr(bool(self.master.output))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from emu.devices.device import Device
+from emu.devices.device import Device, State
+from emu.devices.shared import ASK, Plain
 
 KEPT = 256  # codes that are remembered; the oldest goes first
 NOTHING_YET = 0xFF  # what the port reads before the first write
 
 
-class PostCodes(Device):
+class PostCodes(Device, Plain):
     """The card in the slot.
 
     Attributes:
@@ -25,7 +26,9 @@ class PostCodes(Device):
     STATE: ClassVar[tuple[str, ...]] = ("codes",)
 
     def __init__(self) -> None:
+        super().__init__(1)
         self.codes: list[int] = []
+        self._publish()
 
     def read(self, offset: int, size: int) -> int:
         return self.codes[-1] if self.codes else NOTHING_YET
@@ -36,3 +39,13 @@ class PostCodes(Device):
         self.codes.append(value)
         if len(self.codes) > KEPT:
             del self.codes[0]
+        self._publish()
+
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        self._publish()
+
+    def _publish(self) -> None:
+        """A repeated code changes nothing."""
+        self.reads[0] = self.read(0, 1)
+        self.writes[0] = self.codes[-1] if self.codes else ASK

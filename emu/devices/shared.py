@@ -5,6 +5,7 @@ The device decides; the native plane only does what is the same every time, and 
 the record by the address that is accessed (the bus has a table).
 
 A record begins with the fields of :class:`Head`, whose kind says what the native plane knows of the device.
+Any device may be a :class:`Plain` one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TypeVar
 
 _Record = TypeVar("_Record", bound="type[Shared]")
 
-PLAIN, LOCAL_APIC = range(2)  # kind of a record: what the native plane knows of the device
+PLAIN, LOCAL_APIC, HPET, PM_TIMER, PIC = range(5)  # kind of a record: what the native plane knows of the device
+ASK = -1  # the device has to answer, or to act
 
 
 class Shared(ctypes.Structure):
@@ -44,5 +46,24 @@ class Head(Shared):
     """What the record of a device on a bus begins with."""
 
     kind: int
-    base: int  # first address, a port or gpa
+    first: int  # address, a port or gpa
     length: int  # number of addresses
+    reads_at: int  # of a :class:`Plain` device: host addresses of its ``reads``
+    writes_at: int  # and ``writes``
+
+
+class Plain(Head):
+    """Base of a device with byte-wide registers that tells the native plane which accesses have no effect.
+
+    The device brings this up to date at the end of each access, and whenever else it changes.
+
+    Attributes:
+        reads: for each register what it reads as, as long as reading it changes nothing; else ASK.
+        writes: for each register the value that changes nothing when it is written; ASK when each may.
+    """
+
+    def __init__(self, registers: int) -> None:
+        super().__init__()
+        self.reads = (ctypes.c_int64 * registers)(*[ASK] * registers)
+        self.writes = (ctypes.c_int64 * registers)(*[ASK] * registers)
+        self.reads_at, self.writes_at = ctypes.addressof(self.reads), ctypes.addressof(self.writes)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from emu.devices.device import Clock, Device, IrqLine, Sink, State
+from emu.devices.shared import ASK, Plain
 
 RBR_THR, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR = range(8)  # register offsets
 
@@ -67,7 +68,7 @@ RESET_DIVISOR = 12  # 9600 bits a second
 NS = 1_000_000_000  # ns a second
 
 
-class Uart16550(Device):
+class Uart16550(Device, Plain):
     """One port. Sent bytes go to ``sink``; ``receive`` takes bytes for the guest."""
 
     STATE: ClassVar[tuple[str, ...]] = (
@@ -76,6 +77,7 @@ class Uart16550(Device):
     )  # fmt: skip
 
     def __init__(self, line: IrqLine, sink: Sink, clock: Clock) -> None:
+        super().__init__(8)
         self._line = line
         self._sink = sink
         self._clock = clock
@@ -96,6 +98,7 @@ class Uart16550(Device):
         self.next_arrival: int | None = None  # virtual ns; None while nothing comes or there is no room
         self.timeout_at: int | None = None  # virtual ns at which waiting characters time out
         self.timed_out = False
+        self._publish()
 
     def receive(self, data: bytes) -> None:
         """Send ``data`` to the guest; it arrives from one character time after now, or after what is on the way."""
@@ -106,6 +109,7 @@ class Uart16550(Device):
         """Have ``data`` ready for the guest: it arrives without delay, but not before the guest looks for input."""
         self.offered += data
         self._update()
+        self._publish()
 
     def machine_reset(self, power_up: State) -> None:
         """What is on the way, or waits outside, still comes."""
@@ -114,6 +118,7 @@ class Uart16550(Device):
         self.incoming, self.offered = incoming, offered
         self._expect()
         self._update()
+        self._publish()
 
     def deadline(self) -> int | None:
         arrival, timeout = self.next_arrival, self.timeout_at
@@ -130,20 +135,21 @@ class Uart16550(Device):
             self.timeout_at = None
             self.timed_out = True
         self._update()
+        self._publish()
 
     def read(self, offset: int, size: int) -> int:
         if self.lcr & LCR_DLAB and offset <= 1:
             return self.divisor >> 8 * offset & 0xFF
         value = self._read(offset)
         self._update()
+        self._publish()
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
         if self.lcr & LCR_DLAB and offset <= 1:
             shift = 8 * offset
             self.divisor = self.divisor & ~(0xFF << shift) | value << shift
-            return
-        if offset == RBR_THR:
+        elif offset == RBR_THR:
             self._transmit(value)
         elif offset == IER:
             # Enabling the interrupt while THR is empty, as it always is, counts as its becoming empty.
@@ -159,6 +165,11 @@ class Uart16550(Device):
         elif offset == SCR:
             self.scr = value
         self._update()
+        self._publish()
+
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        self._publish()
 
     def _read(self, offset: int) -> int:
         """A register other than the divisor, with what reading it does."""
@@ -238,12 +249,11 @@ class Uart16550(Device):
 
     def _expect(self, now_ns: int | None = None) -> None:
         """Let the next incoming character be on its way from ``now_ns`` (default: now) on, if there is room for it."""
-        open_to_world = not self.mcr & MCR_LOOP and len(self.received) < self._room()
-        if self.next_arrival is None and self.incoming and open_to_world:
+        if self.next_arrival is None and self.incoming and self._has_room():
             self.next_arrival = (self._clock() if now_ns is None else now_ns) + self._character_ns()
 
     def _take_offered(self) -> None:
-        while self.offered and not self.mcr & MCR_LOOP and len(self.received) < self._room():
+        while self.offered and self._has_room():
             self._arrive(self.offered.pop(0), self._clock())
 
     def _room(self) -> int:
@@ -276,6 +286,23 @@ class Uart16550(Device):
         if self.ier & IER_MS and self.modem_delta:
             return IIR_MS
         return IIR_NONE
+
+    def _publish(self) -> None:
+        """Tell the native plane what the registers read as."""
+        waiting = bool(self.offered) and self._has_room()
+        cause = self._cause()
+        fifo = IIR_FIFO if self.fifo_on else 0
+        rbr, ier = ASK if self.received or waiting else 0, self.ier
+        if self.lcr & LCR_DLAB:
+            rbr, ier = self.divisor & 0xFF, self.divisor >> 8
+        iir = ASK if cause == IIR_THRE else cause | fifo
+        lsr = ASK if self.overrun or waiting else LSR_TEMT | LSR_THRE | LSR_DR * bool(self.received)
+        msr = ASK if self.modem_delta else self.modem
+        self.reads[:] = [rbr, ier, iir, self.lcr, self.mcr, lsr, msr, self.scr]
+
+    def _has_room(self) -> bool:
+        """Whether the receiver takes another character from the world."""
+        return not self.mcr & MCR_LOOP and len(self.received) < self._room()
 
     def _update(self) -> None:
         self._line.set(self._cause() != IIR_NONE)

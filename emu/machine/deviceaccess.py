@@ -58,6 +58,7 @@ class DeviceAccess:
             self._thunks.append(thunk)
             setattr(native, field, thunk.address_of)
         native.pio_at, native.pio2_at = (channel.buffer.address for channel in platform.ide)
+        native.port_table_at = platform.bus.table_at
         native.mmio_table_at = platform.mmio.table_at
         for gfns in platform.mmio.gfns():
             memory.set_mmio(gfns)
