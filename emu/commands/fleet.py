@@ -123,7 +123,7 @@ def _prepare(options: argparse.Namespace, files: ExitStack) -> tuple[Fleet, Outp
         if writer is not None:
             vm.events.listen(writer)
         if vm.name in consoles:
-            vm.platform.listen(consoles[vm.name].write)
+            vm.platform.listen(consoles[vm.name].write, urgent=b"")
 
     try:
         fleet = Fleet(plan, audit=options.audit, on_start=connect)

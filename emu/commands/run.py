@@ -98,7 +98,7 @@ def main(options: argparse.Namespace) -> int:
         else:
             screen = Screen(sys.stdout.buffer)
         typist = Typist(vm, options.typings)
-        vm.platform.listen(screen)
+        vm.platform.listen(screen, urgent=b"")
         status, outcome = _run(vm, options, screen, events_file)
         wall = time.perf_counter() - begin
         if outcome.ending.value == "crash":

@@ -35,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
         from emu.debug.stepper import Stepper
 
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    vm.platform.listen(_Console())
+    vm.platform.listen(_Console(), urgent=b"")
     stepper = Stepper(vm)
     commands = Commands(stepper, text.bold_mark if terminal else text.plain_mark)
     mistakes = 0

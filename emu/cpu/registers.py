@@ -10,13 +10,19 @@ from emu.cpu.clock import device_time
 from emu.cpu.pic import load_pic, store_pic
 from emu.devices import acpi_pm, hpet
 from emu.devices.bus import NATIVE_MMIO
+from emu.devices.console import ConsoleRecord
 from emu.devices.hpet import TICK_NS, HpetState
-from emu.devices.shared import ASK, HPET, LOCAL_APIC, PIC, PM_TIMER, Head, field_names
-from emu.engine.native import inlined, load64, record_at
+from emu.devices.output import CAPACITY, OutputRecord
+from emu.devices.shared import ASK, CONSOLE, HPET, LOCAL_APIC, PIC, PM_TIMER, UART, Head, field_names
+from emu.devices.uart import RBR_THR, UartRecord
+from emu.engine.native import inlined, load8, load64, record_at, store8
 from emu.engine.state import Cpu, vm_of
 
 _HEAD = record_at(np.dtype([(name, np.int64) for name in field_names(Head)]), "DeviceHead")
 _HPET = record_at(np.dtype([(name, np.int64) for name in field_names(HpetState)]), "Hpet")
+_UART = record_at(np.dtype([(name, np.int64) for name in field_names(UartRecord)]), "Uart")
+_CONSOLE = record_at(np.dtype([(name, np.int64) for name in field_names(ConsoleRecord)]), "DebugConsole")
+_OUTPUT = record_at(np.dtype([(name, np.int64) for name in field_names(OutputRecord)]), "ConsoleOutput")
 
 _HPET_COUNTER, _HPET_ENABLE = hpet.COUNTER, hpet.ENABLE
 _PM_TIMER, _PM_HZ, _PM_MASK, _NS = acpi_pm.TIMER, acpi_pm.TIMER_HZ, (1 << acpi_pm.TIMER_BITS) - 1, acpi_pm.NS
@@ -57,9 +63,39 @@ def store_port(cpu: Cpu, port: int, size: int, value: int) -> int:
         return ASK
     head = _HEAD(at)
     offset = port - head.first
+    value &= 0xFF
     if head.kind == PIC:
-        return store_pic(at, offset, value & 0xFF)
+        return store_pic(at, offset, value)
+    if head.kind == CONSOLE:
+        return _print(_CONSOLE(at).output_at, value)
+    if head.kind == UART and offset == RBR_THR:
+        return _transmit(at, value)
     return 0 if head.writes_at and load64(head.writes_at + 8 * offset) == value else ASK
+
+
+@inlined
+def _print(output_at: int, byte: int) -> int:
+    """Collect a byte of console output: 0 when that is done, or ASK."""
+    if output_at == 0:
+        return ASK
+    output = _OUTPUT(output_at)
+    if output.count == CAPACITY or load8(output.urgent_at + byte):
+        return ASK
+    store8(output.data_at + output.count, byte)
+    output.count += 1
+    return 0
+
+
+@inlined
+def _transmit(at: int, byte: int) -> int:
+    """A character into THR: 0 when that is done, or ASK."""
+    uart = _UART(at)
+    if not uart.transmits:
+        return ASK
+    status = _print(uart.output_at, byte)
+    if status == 0:
+        uart.thre_event = 1
+    return status
 
 
 @inlined

@@ -31,6 +31,7 @@ from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
 from emu.devices.loader_port import LoaderPort
 from emu.devices.monitor import Monitor
+from emu.devices.output import ALL, ConsoleOutput
 from emu.devices.parts import NO_PARTS, Parts
 from emu.devices.pci import IDE_BUS_MASTER, IDE_PLACE, PM_BASE, PM_ENABLE, POWER_PLACE, VGA_PLACE, PciHost, i440fx
 from emu.devices.pci_bars import PciBars
@@ -77,6 +78,7 @@ class Platform:
         bus, mmio: I/O ports, and device registers in memory.
         uart: the first serial port; its output is part of the console.
         uart2: the second one, if there is one; serial2: what was printed there, and serial2_sinks: who gets it, too.
+        output: what the guest prints, on all of its consoles.
         keyboard: keyboard and mouse.
         vga: the display; vbe: its graphics.
         loader: by which the BIOS has a kernel loaded.
@@ -84,7 +86,6 @@ class Platform:
         lapics: the local APIC of each processor.
         virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
         fw_cfg: what QEMU tells its firmware.
-        console: everything that the guest printed so far, bytes.
     """
 
     def __init__(
@@ -110,15 +111,14 @@ class Platform:
     ) -> None:
         self.bus = PortBus()
         self.mmio = MmioBus()
-        self.console = bytearray()
-        self._sinks: list[Callable[[bytes], None]] = []
+        self.output = ConsoleOutput()
         self.serial2 = bytearray()
         self.serial2_sinks: list[Callable[[bytes], None]] = []
         self._clock = clock
         self._memory = memory
         self._add_interrupt_controllers(cpus, running, CpuPins(set_intr, raise_nmi, on_init, on_startup))
         self._add_timers(clock)
-        self.uart = Uart16550(self.wire(layout.IRQ_COM1), self._print, clock)
+        self.uart = Uart16550(self.wire(layout.IRQ_COM1), self.output, clock)
         a20 = A20Gate(set_a20)
         self.keyboard = I8042(
             self.wire(layout.IRQ_KEYBOARD), self.wire(layout.IRQ_MOUSE), clock, a20.set_i8042, on_cpu_reset or on_reset
@@ -154,7 +154,7 @@ class Platform:
             (layout.VBE_PORT, layout.VBE_PORTS, self.vbe),
             (layout.FW_CFG_PORT, layout.FW_CFG_PORTS, self.fw_cfg),
             (layout.PCI_PORT, layout.PCI_PORTS, pci),
-            (layout.DEBUG_CONSOLE_PORT, layout.DEBUG_CONSOLE_PORTS, DebugConsole(self._print)),
+            (layout.DEBUG_CONSOLE_PORT, layout.DEBUG_CONSOLE_PORTS, DebugConsole(self.output)),
             (layout.EXIT_PORT, layout.EXIT_PORTS, ExitPort(on_exit)),
             (layout.BALLOON_PORT, layout.BALLOON_PORTS, balloon_port),
         ]
@@ -272,7 +272,7 @@ class Platform:
         self._rtc.set_floppies([floppy.format.drive for floppy in floppies])
 
     def _add_virtio(self, memory: GuestMemory, disk: Disk | None, balloon: BalloonDriver) -> None:
-        self.virtio_console = VirtioConsole(memory, self._print)
+        self.virtio_console = VirtioConsole(memory, self.output)
         self.virtio_balloon = VirtioBalloon(memory, balloon.inflate, balloon.deflate, balloon.report)
         block = None if disk is None else VirtioBlock(memory, disk)
         devices: tuple[VirtioDevice | None, ...] = (VirtioRng(memory), self.virtio_console, self.virtio_balloon, block)
@@ -332,13 +332,23 @@ class Platform:
         ):  # fmt: skip
             self.bus.write(port, 1, value)
 
-    def listen(self, sink: Callable[[bytes], None]) -> None:
-        """Call ``sink`` with what the guest prints from now on."""
-        self._sinks.append(sink)
+    @property
+    def console(self) -> bytearray:
+        """Everything that the guest printed so far."""
+        return self.output.printed
+
+    def listen(self, sink: Callable[[bytes], None], urgent: bytes = ALL) -> None:
+        """Call ``sink`` with what the guest prints from now on.
+
+        Args:
+            urgent: the bytes at which that must happen at once; with others it may wait until the VM stops, or until
+                an event is passed on.
+        """
+        self.output.listen(sink, urgent)
 
     def unlisten(self, sink: Callable[[bytes], None]) -> None:
         """Stop calling ``sink``."""
-        self._sinks.remove(sink)
+        self.output.unlisten(sink)
 
     @property
     def apic_page_mapped(self) -> bool:
@@ -381,9 +391,4 @@ class Platform:
     def _print_serial2(self, data: bytes) -> None:
         self.serial2 += data
         for sink in self.serial2_sinks:
-            sink(data)
-
-    def _print(self, data: bytes) -> None:
-        self.console += data
-        for sink in tuple(self._sinks):
             sink(data)

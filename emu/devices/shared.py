@@ -15,7 +15,8 @@ from typing import TypeVar
 
 _Record = TypeVar("_Record", bound="type[Shared]")
 
-PLAIN, LOCAL_APIC, HPET, PM_TIMER, PIC = range(5)  # kind of a record: what the native plane knows of the device
+# kind of a record: what the native plane knows of the device
+PLAIN, LOCAL_APIC, HPET, PM_TIMER, PIC, UART, CONSOLE = range(7)
 ASK = -1  # the device has to answer, or to act
 
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from emu.devices.device import Clock, Device, IrqLine, Sink, State
-from emu.devices.shared import ASK, Plain
+from emu.devices.output import ConsoleOutput
+from emu.devices.shared import ASK, UART, Plain, record
 
 RBR_THR, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR = range(8)  # register offsets
 
@@ -68,7 +69,16 @@ RESET_DIVISOR = 12  # 9600 bits a second
 NS = 1_000_000_000  # ns a second
 
 
-class Uart16550(Device, Plain):
+@record
+class UartRecord(Plain):
+    """What the native plane needs, and in part changes (:mod:`emu.cpu.registers`)."""
+
+    output_at: int  # host address of a ConsoleOutput's record; 0 when the sink is something else
+    transmits: int  # a character written to THR goes out and does nothing more
+    thre_event: int  # THR became empty, IIR not yet read
+
+
+class Uart16550(Device, UartRecord):
     """One port. Sent bytes go to ``sink``; ``receive`` takes bytes for the guest."""
 
     STATE: ClassVar[tuple[str, ...]] = (
@@ -78,6 +88,8 @@ class Uart16550(Device, Plain):
 
     def __init__(self, line: IrqLine, sink: Sink, clock: Clock) -> None:
         super().__init__(8)
+        self.kind = UART
+        self.output_at = sink.shared_at if isinstance(sink, ConsoleOutput) else 0
         self._line = line
         self._sink = sink
         self._clock = clock
@@ -91,7 +103,6 @@ class Uart16550(Device, Plain):
         self.overrun = False
         self.modem = MSR_CTS | MSR_DSR | MSR_DCD  # upper half of MSR
         self.modem_delta = 0  # lower half: what changed since MSR was read
-        self.thre_event = False  # THR became empty, IIR not yet read
         self.received: list[int] = []  # receive FIFO, or RBR
         self.incoming: list[int] = []  # on the way, not here yet
         self.offered: list[int] = []  # here as soon as the guest looks
@@ -298,6 +309,7 @@ class Uart16550(Device, Plain):
         iir = ASK if cause == IIR_THRE else cause | fifo
         lsr = ASK if self.overrun or waiting else LSR_TEMT | LSR_THRE | LSR_DR * bool(self.received)
         msr = ASK if self.modem_delta else self.modem
+        self.transmits = not (self.lcr & LCR_DLAB or self.mcr & MCR_LOOP or self.ier & IER_THRE)
         self.reads[:] = [rbr, ier, iir, self.lcr, self.mcr, lsr, msr, self.scr]
 
     def _has_room(self) -> bool:

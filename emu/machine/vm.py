@@ -342,6 +342,7 @@ class VirtualMachine:
                 or bool(self._inputs.inits)
             )
             reason = _REASONS[runloop.run(self.native_at)]
+            self.platform.output.flush()
             reached = native.reached
             running = self.processors[native.current]
             self.exits.count(reason)

@@ -28,7 +28,7 @@ class ConsoleWatch:
         self._text = text
         self._found = found
         self._begin = len(vm.platform.console) if begin is None else begin
-        vm.platform.listen(self)
+        vm.platform.listen(self, urgent=text[-1:])
 
     def __call__(self, data: bytes) -> None:
         console = self._vm.platform.console

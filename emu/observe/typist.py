@@ -117,7 +117,7 @@ class Typist:
         self._away = False  # the cursor has not stood behind the prompt since
         if self._left:
             self._compare(vm.platform.vga.text())
-            vm.platform.listen(self)
+            vm.platform.listen(self, urgent=bytes(typing.prompt[-1] for typing in typings))
             vm.platform.monitor.watchers.append(self._look)
 
     @property

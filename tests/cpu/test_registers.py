@@ -19,6 +19,7 @@ from emu.devices import lapic_registers as reg
 from emu.devices import layout
 from emu.devices.bus import MmioBus, PortBus
 from emu.machine.vm import Stop, VirtualMachine
+from emu.observe.console import ConsoleWatch
 from emu.testing import boot
 
 Command = tuple[int, int, int]
@@ -231,6 +232,7 @@ def uart(rng: random.Random) -> Iterator[Command]:
 def post(rng: random.Random) -> Iterator[Command]:
     yield OUT_8, layout.POST_PORT, rng.choice((1, 1, 2))
     yield rng.choice((IN_8, IN_32)), layout.POST_PORT, 0
+    yield rng.choice((OUT_8, IN_8)), layout.DEBUG_CONSOLE_PORT, rng.randrange(256)
 
 
 def processor(rng: random.Random) -> Iterator[Command]:
@@ -277,6 +279,26 @@ def test_interrupts_come() -> None:
     assert all(len(run.interrupts) > 15 and len(run.results) > LENGTH / 2 for run in runs)
 
 
+@pytest.mark.parametrize("ask_devices", [False, True])
+def test_who_waits_for_a_text_gets_it_at_once(ask_devices: bool) -> None:
+    """And whoever just looks on has everything when he looks, in the right order."""
+    guest = boot("hello")
+    guest.vm.native.ask_devices = int(ask_devices)
+    pieces: list[bytes] = []
+    found: list[tuple[int, bytes]] = []
+    guest.vm.platform.listen(pieces.append, urgent=b"")
+    ConsoleWatch(guest.vm, b"real mode", lambda: found.append((guest.vm.now, bytes(guest.vm.platform.console))))
+    guest.run(max_time="1s")
+    ((now, printed),) = found
+    assert printed.endswith(b"real mode")
+    assert b"".join(pieces) == guest.vm.platform.console
+    assert len(pieces) == len(b"".join(pieces)) if ask_devices else 1 < len(pieces) < 30
+    assert now == MOMENTS.setdefault("real mode", now), "at the same virtual time"
+
+
+MOMENTS: dict[str, int] = {}
+
+
 @pytest.mark.parametrize("schedule", [None, "seed=3"])
 @pytest.mark.parametrize("guest", ["apic", "smp"])
 def test_several_processors(guest: str, schedule: str | None) -> None:
@@ -309,6 +331,8 @@ ANSWERED = {
     "UART line status": (IN_8, layout.COM1_PORT + 5, 0),
     "UART interrupt identification": (IN_8, layout.COM1_PORT + 2, 0),
     "UART modem status": (IN_8, layout.COM1_PORT + 6, 0),
+    "UART output": (OUT_8, layout.COM1_PORT, 0x41),
+    "debug console": (OUT_8, layout.DEBUG_CONSOLE_PORT, 0x41),
     "POST code": (IN_8, layout.POST_PORT, 0),
 }
 

@@ -149,10 +149,9 @@ def test_several_prompts_at_once_and_split_ones() -> None:
     vm = boot_vm("hello")
     offered: list[bytes] = []
     vm.platform.uart.receive = offered.append  # type: ignore[method-assign]
-    typist = Typist(vm, [Typing(b"1", b"login: "), Typing(b"2", b"word: "), Typing(b"3", b"# ")])
+    Typist(vm, [Typing(b"1", b"login: "), Typing(b"2", b"word: "), Typing(b"3", b"# ")])
     for piece in (b"# lo", b"gin", b": pass", b"word: # ", b"# "):
-        vm.platform.console += piece
-        typist(piece)
+        vm.platform.output(piece)
     assert offered == [b"1", b"2", b"3"]
 
 
