@@ -8,12 +8,25 @@ from emu.addr import PAGE_SHIFT
 from emu.cpu.apic import load_apic, store_apic
 from emu.cpu.clock import device_time
 from emu.cpu.pic import load_pic, store_pic
+from emu.cpu.pit import load_pit, load_system_control, store_pit
 from emu.devices import acpi_pm, hpet
 from emu.devices.bus import NATIVE_MMIO
 from emu.devices.console import ConsoleRecord
 from emu.devices.hpet import TICK_NS, HpetState
 from emu.devices.output import CAPACITY, OutputRecord
-from emu.devices.shared import ASK, CONSOLE, HPET, LOCAL_APIC, PIC, PM_TIMER, UART, Head, field_names
+from emu.devices.shared import (
+    ASK,
+    CONSOLE,
+    HPET,
+    LOCAL_APIC,
+    PIC,
+    PIT,
+    PM_TIMER,
+    SYSTEM_CONTROL,
+    UART,
+    Head,
+    field_names,
+)
 from emu.devices.uart import RBR_THR, UartRecord
 from emu.engine.native import inlined, load8, load64, record_at, store8
 from emu.engine.state import Cpu, vm_of
@@ -52,6 +65,10 @@ def load_port(cpu: Cpu, port: int, size: int) -> int:
         return ASK
     if head.kind == PIC:
         return load_pic(at, offset)
+    if head.kind == PIT:
+        return load_pit(cpu.at, at, offset)
+    if head.kind == SYSTEM_CONTROL:
+        return load_system_control(cpu.at, at)
     return load64(head.reads_at + 8 * offset) if head.reads_at else ASK
 
 
@@ -66,6 +83,8 @@ def store_port(cpu: Cpu, port: int, size: int, value: int) -> int:
     value &= 0xFF
     if head.kind == PIC:
         return store_pic(at, offset, value)
+    if head.kind == PIT:
+        return store_pit(cpu.at, at, offset, value)
     if head.kind == CONSOLE:
         return _print(_CONSOLE(at).output_at, value)
     if head.kind == UART and offset == RBR_THR:

@@ -3,19 +3,6 @@
 Three counters count down from a programmable count at 1193182 Hz. Counter 0's OUT is IRQ 0, counter 1 once timed memory
 refresh, counter 2 makes sound and has its GATE at port 0x61; the other gates are always high.
 
-    mode 0  interrupt on terminal count   OUT low, high from the end of the count on; GATE low pauses
-    mode 1  retriggerable one-shot        GATE's rise starts it; OUT low while it counts
-    mode 2  rate generator                OUT low in the last clock of every N; GATE low pauses, its rise reloads
-    mode 3  square wave                   counts by two; OUT high (N+1)/2 clocks, low N/2 clocks; GATE as in mode 2
-    mode 4  software-triggered strobe     OUT low for one clock at the end of the count; GATE low pauses
-    mode 5  hardware-triggered strobe     the same, started by GATE's rise
-
-A written count waits in the count register until it is loaded into the counting element: at the next clock, in modes 1
-and 5 at the clock after GATE rises, in modes 2 and 3, once they run, at the end of the period (mode 3: half period).
-
-Nothing here counts. A counter remembers the clock at which it was loaded; its value and OUT follow from the clocks
-since then. Clocks are numbered from virtual time 0: clock n comes at n / 1193182 s, rounded up to whole ns.
-
 Ports by offset: 0 to 2 the counters, 3 write the control word (read 0).
 """
 
@@ -24,6 +11,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from emu.devices.device import Clock, Device, IrqLine, State, check_fields
+from emu.devices.pit_counter import Counter
+from emu.devices.shared import PIT, SYSTEM_CONTROL, Head, record
+from emu.units import NEVER
 
 HZ = 1_193_182  # clocks a second
 NS = 1_000_000_000  # ns a second
@@ -31,10 +21,6 @@ CONTROL = 3  # offset of the control word
 READ_BACK = 3  # "counter" of a control word that is a read-back command
 STATUS_NOT_WANTED = 0x10  # read-back: do not latch the status
 COUNT_NOT_WANTED = 0x20  # read-back: do not latch the count
-LATCH, LOW, HIGH, LOW_HIGH = range(4)  # access field of a control word
-HARDWARE_TRIGGERED = (1, 5)  # modes that GATE's rise starts and its fall does not stop
-PERIODIC = (2, 3)  # modes that reload themselves
-STROBE = (4, 5)  # modes with one clock of low OUT
 
 GATE_2 = 0x01  # port 0x61: counter 2's GATE
 WRITABLE = 0x0F  # port 0x61: GATE 2, speaker on, and two switches for error checks that nothing here can fail
@@ -53,231 +39,26 @@ def time_of(clock: int) -> int:
     return -(-clock * NS // HZ)
 
 
-class Counter:
-    """One counter. All of it is as of clock number ``now``; ``advance`` moves that on."""
+@record
+class PitState(Head):
+    """What the native plane needs (:mod:`emu.cpu.pit`)."""
 
-    STATE: ClassVar[tuple[str, ...]] = (
-        "now", "mode", "access", "bcd", "gate", "register", "null", "armed", "initial", "start", "load_at", "paused_at",
-        "low_byte", "high_next", "latched", "status",
-    )  # fmt: skip
-
-    def __init__(self, gate: bool) -> None:
-        self.now = 0
-        self.mode = 0
-        self.access = LOW_HIGH
-        self.bcd = False
-        self.gate = gate
-        self.register = 0  # count register, as written
-        self.null = True  # the count register waits to be loaded
-        self.armed = False  # a count was written since the control word
-        self.initial = 0  # the count N that was loaded last, 1 to 65536
-        self.start: int | None = None  # clock of that load, moved on by pauses; None: not loaded since the control word
-        self.load_at: int | None = None  # clock of the next load
-        self.paused_at: int | None = None  # clock from which GATE holds the count
-        self.low_byte: int | None = None  # first byte of a two-byte count
-        self.high_next = False  # the next read is the second of two
-        self.latched: int | None = None  # latched count
-        self.status: int | None = None  # latched status
-
-    def advance(self, clock: int) -> bool:
-        """Go on to clock number ``clock``. True when OUT rose on the way."""
-        rose = False
-        if self.load_at is not None and self.load_at <= clock:
-            load_at = self.load_at
-            rose = self._rises(self.now, load_at - 1)
-            was_high = self._out(load_at - 1)
-            self._load(load_at)
-            rose |= self.out and not was_high
-        rose |= self._rises(self.now, clock)
-        self.now = max(self.now, clock)
-        return rose
-
-    def next_event(self) -> int | None:
-        """Clock number after ``now`` by which the machine should look again: the next rise of OUT, or a reload that
-        changes when it rises."""
-        if self.load_at is not None and self.start is not None:
-            rise = self._next_rise(self.start, self.initial)
-            return self.load_at if rise is None else min(rise, self.load_at)
-        if self.load_at is not None:
-            return self._next_rise(self.load_at, self._decoded())
-        return None if self.start is None else self._next_rise(self.start, self.initial)
-
-    @property
-    def out(self) -> bool:
-        """Level of OUT."""
-        return self._out(self.now)
-
-    def count(self) -> int:
-        """What the guest reads from the counting element: 16 bits, in BCD mode four digits."""
-        if self.start is None:
-            return self.register
-        clocks = self._clocks(self.now)
-        if self.mode == 2:
-            value = self.initial - clocks % self.initial
-        elif self.mode == 3:
-            # Both halves of the wave count the even part of N down by two.
-            phase, high = clocks % self.initial, self._high_clocks()
-            value = (self.initial & ~1) - 2 * (phase - high if phase >= high else phase)
-        else:
-            value = self.initial - clocks
-        if self.bcd:
-            value %= 10000
-            return value % 10 | value // 10 % 10 << 4 | value // 100 % 10 << 8 | value // 1000 << 12
-        return value & 0xFFFF
-
-    def control(self, value: int) -> None:
-        """A control word for this counter; mode bits 110 and 111 mean 2 and 3."""
-        access = value >> 4 & 3
-        if access == LATCH:
-            self.latch_count()
-            return
-        mode = value >> 1 & 7
-        self.mode = mode if mode < 6 else mode - 4
-        self.access = access
-        self.bcd = bool(value & 1)
-        self.null = True
-        self.armed = self.high_next = False
-        self.start = self.load_at = self.paused_at = self.low_byte = self.latched = self.status = None
-
-    def latch_count(self) -> None:
-        """Hold the count until it was read, from its low byte on; a second latch before that does nothing."""
-        if self.latched is None:
-            self.latched = self.count()
-            self.high_next = False
-
-    def latch_status(self) -> None:
-        """Hold the status until it was read: OUT, null count, access, mode, BCD."""
-        if self.status is None:
-            self.status = self.out << 7 | self.null << 6 | self.access << 4 | self.mode << 1 | self.bcd
-
-    def read(self) -> int:
-        """The next byte: a latched status first, then the latched count, then the living one."""
-        if self.status is not None:
-            status, self.status = self.status, None
-            return status
-        value = self.count() if self.latched is None else self.latched
-        if self.access == LOW_HIGH:
-            self.high_next = not self.high_next
-            high = not self.high_next
-        else:
-            high = self.access == HIGH
-        if not self.high_next:
-            self.latched = None
-        return value >> 8 if high else value & 0xFF
-
-    def write(self, value: int) -> None:
-        """The next byte of a count."""
-        if self.access == LOW_HIGH and self.low_byte is None:
-            self.low_byte = value
-            if self.mode == 0:
-                self.start = self.load_at = None
-            return
-        self.register = value << 8 if self.access == HIGH else value
-        if self.low_byte is not None:
-            self.register = value << 8 | self.low_byte
-            self.low_byte = None
-        self.null = self.armed = True
-        if self.mode == 0:
-            self.start = None
-        if self.mode in PERIODIC and self.start is not None:
-            if self.load_at is None and self.paused_at is None:
-                self.load_at = self._period_end()
-        elif self.mode not in HARDWARE_TRIGGERED:
-            self.load_at = self.now + 1
-
-    def set_gate(self, gate: bool) -> None:
-        """Drive GATE."""
-        if gate == self.gate:
-            return
-        self.gate = gate
-        if self.mode in HARDWARE_TRIGGERED or self.mode in PERIODIC:
-            if gate and self.armed:
-                self.load_at = self.now + 1
-            elif not gate and self.mode in PERIODIC and self.start is not None:
-                self.load_at = None
-                self.paused_at = self.now if self.paused_at is None else self.paused_at
-        elif self.start is not None:
-            if not gate:
-                self.paused_at = self.now
-            elif self.paused_at is not None:
-                self.start += self.now - self.paused_at
-                self.paused_at = None
-
-    def _clocks(self, clock: int) -> int:
-        """Clocks counted since the load, at clock number ``clock``."""
-        assert self.start is not None
-        return (clock if self.paused_at is None else self.paused_at) - self.start
-
-    def _high_clocks(self) -> int:
-        """Mode 3: how long the first half of the wave is."""
-        return (self.initial + 1) // 2
-
-    def _out(self, clock: int) -> bool:
-        if self.start is None:
-            return self.mode != 0
-        clocks = self._clocks(clock)
-        if self.mode in PERIODIC:
-            if self.paused_at is not None:
-                return True
-            phase = clocks % self.initial
-            return phase != self.initial - 1 if self.mode == 2 else phase < self._high_clocks()
-        # GATE's fall in the very clock of a strobe stretches it, a freedom that no one can notice in a PC.
-        return clocks != self.initial if self.mode in STROBE else clocks >= self.initial
-
-    def _rises(self, after: int, until: int) -> bool:
-        """Whether OUT rises at a clock number above ``after`` and up to ``until``, with no load between them."""
-        if self.start is None or until <= after:
-            return False
-        rise = self._next_rise(self.start, self.initial, after)
-        return rise is not None and rise <= until
-
-    def _next_rise(self, start: int, initial: int, after: int | None = None) -> int | None:
-        """First clock above ``after`` (default ``now``) where OUT rises, loaded with ``initial`` at ``start``."""
-        after = self.now if after is None else after
-        if not self.gate and self.mode not in HARDWARE_TRIGGERED:
-            return None
-        if self.mode in PERIODIC:
-            return start + (max(after - start, 0) // initial + 1) * initial
-        rise = start + initial + (self.mode in STROBE)
-        return rise if rise > after else None
-
-    def _period_end(self) -> int:
-        """Modes 2 and 3: clock number at which the period, or half of the wave, ends that runs now."""
-        phase = self._clocks(self.now) % self.initial
-        if self.mode == 3 and phase < self._high_clocks():
-            return self.now - phase + self._high_clocks()
-        return self.now - phase + self.initial
-
-    def _decoded(self) -> int:
-        """The count that the count register means. Zero is the largest; 1 is illegal in modes 2 and 3, taken as 2."""
-        value = self.register
-        if self.bcd:
-            value = value % 16 + (value >> 4) % 16 * 10 + (value >> 8) % 16 * 100 + (value >> 12) * 1000
-        if value == 0:
-            value = 10000 if self.bcd else 0x10000
-        return max(value, 2) if self.mode in PERIODIC else value
-
-    def _load(self, clock: int) -> None:
-        """Load the counting element at clock number ``clock``, to which everything has been brought but ``now``."""
-        second_half = self.mode == 3 and self.start is not None and not self._out(clock)
-        self.initial = self._decoded()
-        self.start = clock
-        self.load_at = self.paused_at = None
-        self.null = False
-        self.now = clock
-        if not self.gate and self.mode not in HARDWARE_TRIGGERED:
-            self.paused_at = clock
-        if second_half:
-            self.start -= self._high_clocks()
+    counter_0_at: int  # host addresses of the counters' records
+    counter_1_at: int
+    counter_2_at: int
+    quiet: int  # clock number before which counter 0's OUT does not change
 
 
-class Pit(Device):
+class Pit(Device, PitState):
     """The chip. ``line`` follows counter 0's OUT; a rise that came and went between two looks is an edge on it, too."""
 
     def __init__(self, line: IrqLine, clock: Clock) -> None:
+        self.kind = PIT
         self._line = line
         self._clock = clock
         self.counters = (Counter(gate=True), Counter(gate=True), Counter(gate=False))
+        self.counter_0_at, self.counter_1_at, self.counter_2_at = (counter.shared_at for counter in self.counters)
+        self._publish()
 
     def read(self, offset: int, size: int) -> int:
         if offset == CONTROL:
@@ -296,6 +77,7 @@ class Pit(Device):
                 if value & 2 << number:
                     self._read_back(self._counter_now(number), value)
         self._line.set(self.counters[0].out)
+        self._publish()
 
     def deadline(self) -> int | None:
         clock = self.counters[0].next_event()
@@ -306,6 +88,7 @@ class Pit(Device):
             self._line.set(False)
             self._line.set(True)
         self._line.set(self.counters[0].out)
+        self._publish()
 
     def set_gate_2(self, gate: bool) -> None:
         """Drive counter 2's GATE."""
@@ -324,6 +107,11 @@ class Pit(Device):
             check_fields("Pit counter", values, Counter.STATE)
             for name, value in values.items():
                 setattr(counter, name, value)
+        self._publish()
+
+    def _publish(self) -> None:
+        change = self.counters[0].next_change()
+        self.quiet = NEVER if change is None else change
 
     def _counter_now(self, number: int) -> Counter:
         counter = self.counters[number]
@@ -338,7 +126,15 @@ class Pit(Device):
             counter.latch_status()
 
 
-class SystemControlPort(Device):
+@record
+class SystemControlState(Head):
+    """What the native plane needs (:mod:`emu.cpu.pit`)."""
+
+    written: int
+    counter_2_at: int  # host address of the record of the PIT's counter 2
+
+
+class SystemControlPort(Device, SystemControlState):
     """Port 0x61: GATE and OUT of the PIT's counter 2, and the refresh toggle that old delay loops wait for."""
 
     STATE: ClassVar[tuple[str, ...]] = ("written",)
@@ -346,7 +142,8 @@ class SystemControlPort(Device):
     def __init__(self, pit: Pit, clock: Clock) -> None:
         self._pit = pit
         self._clock = clock
-        self.written = 0
+        self.kind = SYSTEM_CONTROL
+        self.counter_2_at = pit.counter_2_at
 
     def read(self, offset: int, size: int) -> int:
         refreshes = clocks_at(self._clock()) // REFRESH_CLOCKS

@@ -16,8 +16,9 @@ from typing import TypeVar
 _Record = TypeVar("_Record", bound="type[Shared]")
 
 # kind of a record: what the native plane knows of the device
-PLAIN, LOCAL_APIC, HPET, PM_TIMER, PIC, UART, CONSOLE = range(7)
+PLAIN, LOCAL_APIC, HPET, PM_TIMER, PIC, UART, CONSOLE, PIT, SYSTEM_CONTROL = range(9)
 ASK = -1  # the device has to answer, or to act
+NONE = -1 << 63  # in a field that may have no value, see :class:`Maybe`
 
 
 class Shared(ctypes.Structure):
@@ -40,6 +41,20 @@ def record(structure: _Record) -> _Record:
 def field_names(structure: type[Shared]) -> list[str]:
     """The names of a record's fields in their order."""
     return [name for base in reversed(structure.__mro__) for name, _ in base.__dict__.get("_fields_", ())]
+
+
+class Maybe:
+    """An attribute that is None where a field of the record is NONE, else the same number."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    def __get__(self, owner: Shared, of: type) -> int | None:
+        value: int = getattr(owner, self._field)
+        return None if value == NONE else value
+
+    def __set__(self, owner: Shared, value: int | None) -> None:
+        setattr(owner, self._field, NONE if value is None else value)
 
 
 @record

@@ -333,6 +333,10 @@ ANSWERED = {
     "UART modem status": (IN_8, layout.COM1_PORT + 6, 0),
     "UART output": (OUT_8, layout.COM1_PORT, 0x41),
     "debug console": (OUT_8, layout.DEBUG_CONSOLE_PORT, 0x41),
+    "PIT counter 0": (IN_8, layout.PIT_PORT, 0),
+    "PIT counter 2": (IN_8, layout.PIT_PORT + 2, 0),
+    "PIT, latch": (OUT_8, layout.PIT_PORT + 3, 0x80),
+    "port 0x61": (IN_8, layout.SYSTEM_CONTROL_PORT, 0),
     "POST code": (IN_8, layout.POST_PORT, 0),
 }
 

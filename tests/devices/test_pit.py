@@ -627,3 +627,23 @@ def test_late_looks_see_that_there_was_a_rise(mode: int, count: int, steps: list
         board.pit.tick(board.now_ns)
         assert board.line.rises - seen == min(1, len(naive.rises) - expected)
         assert board.line.level == naive.out
+
+
+@pytest.mark.parametrize("mode", range(6))
+@pytest.mark.parametrize("count", [4, 5, 8])
+def test_until_when_the_native_plane_may_count_by_itself(mode: int, count: int) -> None:
+    """Before the clock ``quiet`` nothing happens to counter 0."""
+    board = Board()
+    board.program(0, mode, count)
+    board.step(3)
+    board.out((CONTROL, BOTH_BYTES | mode << 1), (0x40, count + 1), (0x40, 0), (0x40, count), (0x40, 0))
+    ahead = 0
+    for _ in range(40):
+        counter = board.pit.counters[0]
+        before, quiet = (counter.out, counter.start), board.pit.quiet
+        board.step()
+        board.pit.tick(board.now_ns)
+        happened = (counter.out, counter.start) != before
+        assert quiet <= board.clock or not happened
+        ahead += quiet > board.clock
+    assert ahead > 5
