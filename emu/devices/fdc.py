@@ -218,7 +218,9 @@ class Fdc(Device):
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def deadline(self) -> int | None:
-        return min((time for time in (self.due, *self.seeks) if time >= 0), default=None)
+        if self.due < 0 and max(self.seeks) < 0:
+            return None
+        return min(time for time in (self.due, *self.seeks) if time >= 0)
 
     def tick(self, now_ns: int) -> None:
         for drive, time in enumerate(self.seeks):

@@ -80,8 +80,7 @@ class Pit(Device, PitState):
         self._publish()
 
     def deadline(self) -> int | None:
-        clock = self.counters[0].next_event()
-        return None if clock is None else time_of(clock)
+        return self._next_event
 
     def tick(self, now_ns: int) -> None:
         if self.counters[0].advance(clocks_at(now_ns)):
@@ -110,8 +109,10 @@ class Pit(Device, PitState):
         self._publish()
 
     def _publish(self) -> None:
-        change = self.counters[0].next_change()
+        """Note when counter 0 does something next, for the native plane and for ``deadline``."""
+        change, event = self.counters[0].next_change(), self.counters[0].next_event()
         self.quiet = NEVER if change is None else change
+        self._next_event = None if event is None else time_of(event)
 
     def _counter_now(self, number: int) -> Counter:
         counter = self.counters[number]

@@ -218,9 +218,10 @@ class Rtc(Device):
 
     def deadline(self) -> int | None:
         """Only an interrupt that is enabled and not yet requested is worth waiting for."""
-        if self.cells[C] & C_IRQF:
+        enabled = self.cells[B] & (B_PIE | B_UIE | B_AIE)
+        if not enabled or self.cells[C] & C_IRQF:
             return None
-        now, enabled = self.looked_ns + self.offset_ns, self.cells[B]
+        now = self.looked_ns + self.offset_ns
         times = []
         if enabled & B_PIE and (cycles := self._period_cycles()):
             next_cycle = (now * OSCILLATOR_HZ // NS // cycles + 1) * cycles
