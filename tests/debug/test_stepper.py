@@ -78,7 +78,7 @@ def test_code_that_has_not_been_touched_yet_is_shown() -> None:
     counts = vm.events.counts()
     assert look.code(vm)[0].text.startswith("jmp")
     assert look.read(vm, 0x3000, 3) == bytes(3)
-    assert look.read(vm, (1 << 20) - 2, 4) == b"\0\0\xff\xff"  # RAM ends there
+    assert look.read(vm, (1 << 20) - 2, 4) == b"\xfc\0\xff\xff"  # RAM ends there, with the model byte of a PC/AT
     assert (vm.events.counts(), vm.pool.used) == (counts, 0)
 
 
