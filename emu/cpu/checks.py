@@ -8,12 +8,13 @@ from __future__ import annotations
 from emu.cpu.branchfaults import decode_running, linear_rip
 from emu.cpu.decode import operand_address, rm_register
 from emu.cpu.floatflags import show_sse
-from emu.cpu.guestmem import load_system
+from emu.cpu.guestmem import load_operand, load_system
 from emu.cpu.returns import return_near
-from emu.engine.cpustate import EFLAGS, FLAG_RF
+from emu.cpu.segments import PRESENT, attributes_of, base_of
+from emu.engine.cpustate import BASE, EFLAGS, FLAG_RF, GDTR, HF_CPL, HFLAGS, LIMIT
 from emu.engine.engine import leave_engine, running_cpu, stop
 from emu.engine.helpers import raise_exception
-from emu.engine.native import callback, inlined, load64, store64
+from emu.engine.native import callback, inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP
 from emu.mmu.walk import OK, is_canonical_base
@@ -24,6 +25,20 @@ TABLE_BASE = 2  # LGDT, LIDT: #GP(0) for a base that is not canonical
 SEGMENT_BASE = 3  # WRFSBASE, WRGSBASE: the same
 RETURN = 5  # RET with an immediate operand that is not sign-extended, which the engine does
 SHOW_SSE = 4  # STMXCSR stores MXCSR with the flags that are set
+SYSTEM_BASE = 6  # LLDT, LTR in long mode: #GP(selector) for such a base in the descriptor
+
+
+@outlined("vqq")
+def _check_system_base(cpu_at: int, selector: int) -> None:
+    """Look at the base in a descriptor of 16 bytes; all else is the engine's to check."""
+    cpu = cpu_record(cpu_at)
+    at = load64(cpu.env + GDTR + BASE) + (selector & 0xFFF8)
+    if selector & 4 or selector < 8 or selector | 15 > load32(cpu.env + GDTR + LIMIT) or load_system(cpu, at, 8) != OK:
+        return
+    low = cpu.sys_value
+    if attributes_of(low) & PRESENT and load_system(cpu, at + 8, 4) == OK:
+        if not is_canonical_base(cpu, cpu.sys_value << 32 | base_of(low)):
+            raise_exception(cpu, VECTOR_GP, selector & 0xFFFC)
 
 
 @callback("vq")
@@ -56,6 +71,11 @@ def before_instruction(what: int) -> None:
     elif what == SEGMENT_BASE:
         if not is_canonical_base(cpu, load64(env + 8 * rm_register(cpu))):
             raise_exception(cpu, VECTOR_GP, 0)
+    elif what == SYSTEM_BASE and load32(env + HFLAGS) & HF_CPL == 0:
+        if cpu.insn_modrm >> 6 == 3:
+            _check_system_base(cpu.at, load64(env + 8 * rm_register(cpu)) & 0xFFFF)
+        elif load_operand(cpu, operand_address(cpu.at, length), 2) == OK:
+            _check_system_base(cpu.at, cpu.sys_value)
 
 
 @inlined

@@ -55,6 +55,12 @@ NEEDS = {
 }  # fmt: skip
 """What a feature cannot be without."""
 
+OPCODES = {
+    "tsc": (0x131,), "msr": (0x130, 0x132), "sep": (0x134, 0x135), "syscall": (0x105, 0x107),
+    "mmx": (0x133, *range(0x160, 0x178), 0x17E, 0x17F, *range(0x1D1, 0x1FF)),  # RDPMC came with it
+}  # fmt: skip
+"""The instructions (:mod:`emu.cpu.decode`) of a feature, where the engine does not refuse them by itself."""
+
 _XSAVE_ALWAYS = 0b11  # x87 and SSE state
 _XSAVE_STATES = {"pku": 1 << 9}
 _AMD_COPIES = 0x0183_F3FF  # bits of leaf 1 that AMD's 8000_0001H repeats

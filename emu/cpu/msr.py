@@ -26,7 +26,7 @@ from emu.engine.engine import (
     running_cpu,
     stop,
 )
-from emu.engine.identity import VENDOR, word_at
+from emu.engine.identity import INTEL, VENDOR, word_at
 from emu.engine.library import replace_helper
 from emu.engine.native import call_host, callback, inlined, load32, load64, outlined, signed, store64
 from emu.engine.state import cpu_record, show_time, vm_of
@@ -56,7 +56,6 @@ _X2APIC_ENABLE = 1 << 10  # in IA32_APIC_BASE
 _LEAF_1_EDX_SEVERAL = 1 << 28  # HTT
 _EXTENDED_1_ECX_SEVERAL = 1 << 1  # CmpLegacy
 _DESCRIPTOR_LEAF, _CACHE_LEAF, _TOPOLOGY_LEAF = 2, 4, 0xB
-_INTEL = int.from_bytes(b"Genu", "little")  # the vendor's first four characters
 _THREADS, _CORES = 1 << 8, 2 << 8  # kinds of levels
 
 
@@ -223,7 +222,7 @@ def _describe_topology(cpu_at: int, leaf: int, subleaf: int) -> None:
         else:
             _set(env, 0, 0, subleaf & 0xFF, cpu.index)
     elif leaf == 0x8000_0001:
-        if load32(env + VENDOR) != _INTEL:
+        if load32(env + VENDOR) != INTEL:
             store64(env + RCX, load32(env + RCX) | _EXTENDED_1_ECX_SEVERAL)
     elif leaf == 0x8000_0008:
         store64(env + RCX, id_bits << 12 | (count - 1))

@@ -16,7 +16,7 @@ import numpy as np
 
 from emu.cpu import floatflags
 from emu.cpu.branchfaults import BEYOND_LIMIT, WRAPPED, decode_running, mode_flags
-from emu.cpu.checks import CONSUME_RF, RETURN, SEGMENT_BASE, SHOW_SSE, TABLE_BASE, before_instruction
+from emu.cpu.checks import CONSUME_RF, RETURN, SEGMENT_BASE, SHOW_SSE, SYSTEM_BASE, TABLE_BASE, before_instruction
 from emu.cpu.controlregs import on_get_dr, on_read_cr, on_set_dr, on_write_cr
 from emu.cpu.decode import (
     MAP_0F,
@@ -41,11 +41,12 @@ from emu.cpu.decode import (
     wants_alignment,
 )
 from emu.cpu.returns import on_call_protected, on_iret_protected, on_iret_real, on_sysret
-from emu.engine.cpustate import CR0, CR0_AM, CS, HF_AC, HF_CPL, HF_CS64, HF_EM, HF_OSFXSR, HF_RF, HF_TS, LIMIT
+from emu.engine.cpustate import CR0, CR0_AM, CS, HF_AC, HF_CPL, HF_CS64, HF_EM, HF_LMA, HF_OSFXSR, HF_RF, HF_TS, LIMIT
 from emu.engine.engine import abandon_instruction, running_cpu
 from emu.engine.helpers import raise_exception, raise_exception_from, store_state
+from emu.engine.identity import INTEL, VENDOR
 from emu.engine.library import replace_helper
-from emu.engine.native import callback, inlined, load32, load64, outlined, store64
+from emu.engine.native import callback, inlined, load8, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.translator import (
     DC_CS_BASE,
@@ -68,6 +69,7 @@ from emu.mmu.walk import OK
 
 _UD2 = 0x0B0F
 _LONGEST = 15  # bytes of an instruction
+_SYSCALL, _SYSRET, _SYSENTER, _SYSEXIT = 0x105, 0x107, 0x134, 0x135
 
 # what is done about an instruction: nothing; translate it whatever the state of SSE; let it begin a block
 _PLAIN, _GENERAL, _FIRST = 0, 1, 2
@@ -91,11 +93,23 @@ def _is_vex_general(opcode: int, prefixes: int) -> bool:
     return MAP_38 | 0xF2 <= opcode <= MAP_38 | 0xF7 and opcode != MAP_38 | 0xF4
 
 
+@inlined
+def _is_of_another_maker(cpu: Cpu, opcode: int) -> bool:
+    """SYSCALL and SYSRET outside 64-bit mode, SYSENTER and SYSEXIT in long mode: only AMD, only Intel has these."""
+    if load32(cpu.env + VENDOR) == INTEL:
+        return (opcode == _SYSCALL or opcode == _SYSRET) and not cpu.insn_flags & HF_CS64
+    return (opcode == _SYSENTER or opcode == _SYSEXIT) and cpu.insn_flags & HF_LMA != 0
+
+
 @outlined("qqq")
 def _look_at(cpu_at: int, gva: int) -> int:
     """An instruction that is not plain by its opcode alone."""
     cpu = cpu_record(cpu_at)
     opcode, prefixes = cpu.insn_opcode, cpu.insn_prefixes
+    if opcode < 0x400 and load8(cpu.absent_at + opcode):
+        return _undefined(gva)
+    if _SYSCALL <= opcode <= _SYSEXIT and _is_of_another_maker(cpu, opcode):
+        return _undefined(gva)
     if prefixes & P_VEX:
         return _GENERAL if _is_vex_general(opcode, prefixes) else _undefined(gva)
     if opcode == 0xCF or opcode == 0x107 or opcode == 0x9B:  # IRET, SYSRET, FWAIT
@@ -134,6 +148,8 @@ def _look_at(cpu_at: int, gva: int) -> int:
         return _FIRST
     elif opcode == 0x121 or opcode == 0x123:
         return _FIRST
+    elif opcode == 0x100 and extension & ~1 == 2:  # LLDT, LTR
+        return _CHECKED + SYSTEM_BASE if cpu.insn_flags & HF_LMA else _PLAIN
     elif opcode == 0x101 and modrm >> 6 != 3 and extension & ~1 == 2:  # LGDT, LIDT
         return _CHECKED + TABLE_BASE if cpu.insn_flags & HF_CS64 else _PLAIN
     elif opcode == 0x1AE and modrm >> 6 != 3:  # FXSAVE and relatives; STMXCSR

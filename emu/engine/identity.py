@@ -12,6 +12,7 @@ from dataclasses import dataclass
 # --- in the CPU state of the engine (QEMU 5.0: CPUX86State, target/i386/cpu.h) ----------------------------------------
 _LEVEL, _EXTENDED_LEVEL = 5604, 5608  # highest leaves
 VENDOR = 5616  # EBX, EDX, ECX of leaf 0
+INTEL = int.from_bytes(b"Genu", "little")  # the first u32 of Intel's
 VERSION = 5628
 _WORDS = 5632  # u64 each
 _NAME, _NAME_SIZE = 6176, 48

@@ -41,6 +41,7 @@ class Cpu(Protocol):
     translator_at: int  # of its TCGContext, once a block has been translated
 
     # the instruction that is translated or checked (emu.cpu.decode, emu.cpu.translation, emu.cpu.checks)
+    absent_at: int  # of a u8 for each opcode (emu.cpu.decode): 1 where the model of processor does not have it
     tcg_context: int  # host address of the engine's TCGContext
     before_at: int  # host address of the function that is called before some instructions
     insn_flags: int
@@ -120,10 +121,6 @@ class Cpu(Protocol):
     msr_value: int
     tsc_offset: int
     apic_enabled: int
-
-    # the instruction that is executed here (emu.cpu.invpcid)
-    insn_length: int
-    insn_segment: int
 
     # the event that is being delivered (emu.cpu.delivery, emu.cpu.gates)
     pending: int

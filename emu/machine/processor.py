@@ -23,6 +23,7 @@ from emu.cpu import (
     runloop,
     translation,
 )
+from emu.cpu.features import OPCODES
 from emu.cpu.models import Model
 from emu.engine import blockclock, engine
 from emu.engine.alone import NOWHERE
@@ -63,6 +64,9 @@ class Processor:
         self.engine = engine.Engine(memory.at, memory.frames << 12)
         assume(self.engine.env, model.identity)
         self.registers = CpuState(self.engine.env)
+        self._absent = np.zeros(0x400, np.uint8)
+        for feature, opcodes in OPCODES.items():
+            self._absent[list(opcodes)] = feature not in model.features
         self._scratch = np.zeros(16 + MARKED_MOST, np.int64)
         self._fill_native(vm_at)
         self._hook()
@@ -94,6 +98,7 @@ class Processor:
         native.pdptes_for = NO_PDPTES
         native.cr4_allowed = self._cr4_bits
         native.caches_eax, native.caches_edx = self._caches
+        native.absent_at = address_of(self._absent)
         native.step_gva = NOWHERE
         native.apic_enabled = 1
 

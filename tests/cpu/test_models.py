@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 import emu
-from emu.bench.longmode import CODE, assemble, long_mode_vm
+from emu.bench.longmode import CODE, DATA, USER_CODE, USER_DATA, USER_STACK, assemble, long_mode_vm
 from emu.cli import main
 from emu.cpu.features import ALIASES, FEATURES, NEEDS
 from emu.cpu.models import DEFAULT, MODELS, parse_cpu
@@ -167,8 +167,57 @@ def ends_with(source: str, cpu: str) -> int:
         ("x2apic", "mov ecx, 0x1B; rdmsr; or ah, 4; wrmsr"),
         ("tsc-deadline", "mov ecx, 0x6E0; rdmsr"),
         ("tsc_adjust", "mov ecx, 0x3B; rdmsr"),
+        ("rdtscp", "rdtscp"),
     ],
 )
 def test_what_is_taken_away_is_refused(feature: str, source: str) -> None:
     assert ends_with(source, "EPYC") == 0
     assert ends_with(source, f"EPYC,-{feature}") == (13 if "msr" in source else 6)
+
+
+REAL_MODE = """
+.code16
+    lea ax, [refused]
+    mov word ptr [6 * 4], ax
+    mov word ptr [6 * 4 + 2], 0
+    {}
+    mov al, 0
+    out 0xF4, al
+refused:
+    mov al, 6
+    out 0xF4, al
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "without", "with_it"),
+    [
+        ("rdtsc", "486", "pentium"),
+        ("mov ecx, 0x10\n rdmsr", "486", "pentium"),
+        (".byte 0x0F, 0xEF, 0xC0", "486", "pentium"),  # PXOR
+        ("cmove ax, bx", "pentium", "pentium2"),
+        ("sysexit", "pentium", "qemu32"),
+        ("sfence", "pentium2", "pentium3"),
+    ],
+)
+def test_what_older_processors_lack(source: str, without: str, with_it: str) -> None:
+    from emu.testing import boot
+
+    ends = [boot(REAL_MODE.format(source), ram="1M", cpu=cpu).run(max_time="1ms") for cpu in (without, with_it)]
+    if source == "sysexit":  # in real mode #GP, which nobody handles here
+        assert ends[0] == 13 and ends[1] != 13
+    else:
+        assert ends == [13, 1]
+
+
+@pytest.mark.parametrize(("cpu", "expected"), [("Nehalem", (6, 0)), ("EPYC", (0, 6))])
+def test_system_calls_of_two_makers(cpu: str, expected: tuple[int, int]) -> None:
+    """In compatibility mode Intel has SYSENTER and no SYSCALL, AMD it is the other way round."""
+    ends = []
+    for instruction in ("0x0F, 0x05", "0x0F, 0x34"):
+        code = f"mov ecx, 0x174; mov eax, 8; xor edx, edx; wrmsr; mov ecx, 0xC0000083; mov eax, {DATA}; wrmsr;"
+        code += "mov ecx, 0x176; wrmsr; mov rbx, 0xFEEBF4E6C031; mov [rdi], rbx;"  # xor eax, eax; out 0xF4, al
+        code += f"push {USER_DATA}; push {USER_STACK}; push 0x202; push {USER_CODE}; lea rax, [rip + user]; push rax;"
+        code += "iretq; user: push 0x1B; lea rax, [rip + narrow]; push rax; .byte 0x48, 0xCB;"
+        ends.append(ends_with(f"{code} narrow: .byte {instruction}; ud2", cpu))
+    assert tuple(ends) == expected

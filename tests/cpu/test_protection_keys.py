@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from emu.bench.longmode import DATA, PML4, USER_CODE, USER_DATA, USER_STACK
+from emu.bench.longmode import DATA, GDT, PML4, USER_CODE, USER_DATA, USER_STACK
 from emu.engine.cpustate import PKRU
 from emu.machine.vm import VirtualMachine
 from tests.cpu.attempts import CR0, CR4, GP, PF, PML5, UD, Attempts, move_to, results
@@ -177,3 +177,24 @@ def test_reserved_bits_of_the_fifth_level(mmu: str) -> None:
         program.do(f"mov rax, {entry:#x}; mov rsi, {PML5 + 8}; mov [rsi], rax; mov rax, cr3; mov cr3, rax")
         program.do(f"mov rsi, {1 << 48 | DATA:#x}").attempt("mov r9, [rsi]").attempt("mov [rsi], r9")
     assert results(five_levels(program, mmu), 6) == [(PF, 9), (PF, 0xB)] * 3
+
+
+BASES = (0xFFFF_AAAA_AAAA_A000, 0xFFAA_AAAA_AAAA_A000, 0xAAAA_AAAA_AAAA_A000)  # 48 bits, 57 bits, neither
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+@pytest.mark.parametrize("cpu", ["EPYC", "EPYC,+la57"])
+def test_bases_are_as_wide_as_the_processor_can(cpu: str, mmu: str) -> None:
+    """CR4.LA57 is clear: what counts is whether it could be set."""
+    program = Attempts().do(f"mov rsi, {DATA}; mov word ptr [rsi], 0x7F; mov rbx, {GDT}; mov [rsi + 2], rbx")
+    program.do(f"lgdt [rsi]; mov rdi, {GDT + 0x40}")
+    for base in BASES:
+        low = 0x0000_8200_0000_0067 | (base & 0xFF_FFFF) << 16 | (base >> 24 & 0xFF) << 56
+        program.do(f"mov rbx, {low}; mov [rdi], rbx; mov ebx, {base >> 32}; mov [rdi + 8], rbx; mov ax, 0x40")
+        program.attempt("lldt ax")
+        program.do("mov [rsi + 0x40], ax").attempt("lldt [rsi + 0x40]")
+        program.do(f"mov ecx, 0xC0000102; mov eax, {base & 0xFFFF_FFFF}; mov edx, {base >> 32}").attempt("wrmsr")
+    wide = OK if "la57" in cpu else REFUSED
+    table = OK if "la57" in cpu else (GP, 0x40)
+    vm = program.build(cpu=cpu, mmu=mmu)
+    assert results(vm, program.count) == [OK, OK, OK, table, table, wide, (GP, 0x40), (GP, 0x40), REFUSED]
