@@ -12,8 +12,7 @@ from emu.cpu.clock import device_time
 from emu.devices import lapic_registers as reg
 from emu.devices.lapic_state import ApicRecord
 from emu.devices.lapic_timer import TSC_DEADLINE, TimerState
-from emu.devices.shared import ASK as ASK
-from emu.devices.shared import field_names
+from emu.devices.shared import ASK, field_names
 from emu.engine.native import inlined, load32, outlined, record_at, signed, store32
 from emu.engine.state import Cpu, cpu_record, vm_of
 

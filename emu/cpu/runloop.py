@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from emu.cpu.apic import ASK, acknowledge
+from emu.cpu.apic import acknowledge
 from emu.cpu.branchfaults import BEYOND_LIMIT, WRAPPED, note_limit, undo_branch
 from emu.cpu.breakpoints import again_watched_step, begin_watched_step
 from emu.cpu.checks import keep_rf
@@ -22,6 +22,7 @@ from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_lim
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.cpu.portio import DENIED
 from emu.cpu.stepping import note_executed
+from emu.devices.shared import ASK
 from emu.engine import cpustate
 from emu.engine.alone import REFUSED, REFUSED_FETCH, forget_instruction, run_refused_alone, within_block
 from emu.engine.cpustate import EFLAGS, FLAG_IF
