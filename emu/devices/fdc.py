@@ -9,7 +9,7 @@ A command is written to the FIFO byte by byte; its execution phase moves data by
 switched DMA off; then its results are read. Commands that move heads have no results: they interrupt, and SENSE
 INTERRUPT STATUS tells what came of it.
 
-A sector takes SECTOR_NS, a step to any cylinder SEEK_NS; the mechanics of real drives are fifty times slower. A sector
+A sector takes SECTOR_NS, a seek SEEK_NS; the mechanics of real drives are fifty times slower. A sector
 that DMA does not take within a revolution is lost (overrun). An empty drive is like an unformatted disk, where a real
 controller waits for ever for an index hole. SENSE DRIVE STATUS and commands alike take the drive's motor to be on. The
 SCAN commands are not there.
@@ -24,6 +24,7 @@ from emu.devices.device import Clock, Device, IrqLine, State
 from emu.devices.disk import SECTOR
 from emu.devices.dma import FROM_MEMORY, TO_MEMORY, DmaChannel
 from emu.devices.dma import VERIFY as DMA_VERIFY
+from emu.devices.fdc_heads import ABNORMAL, Heads, NotThere
 from emu.devices.fdc_sectors import (
     END_OF_CYLINDER,
     FORMAT,
@@ -39,8 +40,6 @@ from emu.devices.fdc_sectors import (
     VERIFY,
     WRITE,
     WRITE_DELETED,
-    Drives,
-    NotThere,
     Sectors,
     format_track,
 )  # fmt: skip
@@ -48,15 +47,13 @@ from emu.devices.floppy import FloppyDisk
 
 DOR, TDR, MSR, FIFO = 2, 3, 4, 5  # offsets
 DSR = MSR  # the same, written
-DRIVES = 4
 
 DOR_RUN, DOR_GATE = 0x04, 0x08
 MSR_REQUEST, MSR_TO_HOST, MSR_NO_DMA, MSR_BUSY = 0x80, 0x40, 0x20, 0x10
 DSR_RESET = 0x80
 CHANGED = 0x80
 
-ABNORMAL, INVALID, POLLED = 0x40, 0x80, 0xC0  # ST0, interrupt code
-SEEK_END, NO_TRACK_0 = 0x20, 0x10  # ST0
+INVALID = 0x80  # ST0, interrupt code
 TRACK_0, DRIVE_READY = 0x10, 0x28  # ST3
 VERSION = 0x90  # an enhanced controller
 NO_DMA = 0x01  # SPECIFY, last byte
@@ -66,7 +63,6 @@ READ_ID = 0x0A
 INWARD = 0x40  # RELATIVE SEEK: to higher cylinders
 
 SECTOR_NS = 500_000
-SEEK_NS = 1_000_000
 RESET_NS = 100_000  # until the drives have been polled
 REVOLUTION_NS = 200_000_000
 
@@ -86,19 +82,18 @@ class Fdc(Device):
     """
 
     STATE: ClassVar[tuple[str, ...]] = (
-        "dor", "tape", "rate", "changed", "irq", "specified", "last", "locked", "config", "precompensation",
-        "perpendicular", "received", "results", "interrupts", "seeking", "seeks", "due", "give_up", "data", "position",
+        "dor", "tape", "rate", "irq", "specified", "last", "locked", "config", "precompensation",
+        "perpendicular", "received", "results", "due", "give_up", "data", "position",
     )  # fmt: skip
 
     def __init__(self, line: IrqLine, dma: DmaChannel, clock: Clock, disks: Sequence[FloppyDisk | None]) -> None:
         self._line = line
         self._dma = dma
         self._clock = clock
-        self.drives = Drives((*disks, *[None] * (DRIVES - len(disks))))
+        self.heads = Heads(disks)
         self.dor = 0
         self.tape = 0
         self.rate = 2  # 250 kbit/s
-        self.changed = [1] * DRIVES  # since the last step
         self.specified = [0, 0]
         self.last = 0  # sectors of a track, of the last command
         self.locked = 0
@@ -113,14 +108,12 @@ class Fdc(Device):
             self.perpendicular = 0
         self.received: list[int] = []  # bytes of a command; all of them while it is executed
         self.results: list[int] = []
-        self.interrupts: list[int] = []  # ST0 of each that SENSE INTERRUPT STATUS tells
-        self.seeking = 0  # a bit a drive
-        self.seeks = [-1] * DRIVES  # when each drive has found its cylinder; -1: it does not look for one
         self.due = -1  # when the command, or the polling after a reset, goes on; -1: never by itself
         self.give_up = -1  # when the sector is lost
         self.data: list[int] = []  # that move through the FIFO now
         self.position = 0
         self.sectors: Sectors | None = None  # of the command that is executed
+        self.heads.reset()
         self._dma.request(False)
         self._set_irq(False)
 
@@ -160,10 +153,10 @@ class Fdc(Device):
         if not self.dor & DOR_RUN:
             return 0
         if self.results:
-            return MSR_REQUEST | MSR_TO_HOST | MSR_BUSY | self.seeking
+            return MSR_REQUEST | MSR_TO_HOST | MSR_BUSY | self.heads.seeking
         if not self._executing:
-            return MSR_REQUEST | (MSR_BUSY if self.received else 0) | self.seeking
-        status = MSR_BUSY | self.seeking
+            return MSR_REQUEST | (MSR_BUSY if self.received else 0) | self.heads.seeking
+        status = MSR_BUSY | self.heads.seeking
         if self.specified[1] & NO_DMA:
             status |= MSR_NO_DMA
         if self.data:
@@ -218,21 +211,19 @@ class Fdc(Device):
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def deadline(self) -> int | None:
-        if self.due < 0 and max(self.seeks) < 0:
+        if self.due < 0 and max(self.heads.due) < 0:
             return None
-        return min(time for time in (self.due, *self.seeks) if time >= 0)
+        return min(time for time in (self.due, *self.heads.due) if time >= 0)
 
     def tick(self, now_ns: int) -> None:
-        for drive, time in enumerate(self.seeks):
-            if 0 <= time <= now_ns:
-                self.seeks[drive] = -1
-                self._seek_done(drive)
+        if self.heads.arrive(now_ns):
+            self._set_irq(True)
         if not 0 <= self.due <= now_ns:
             return
         self.due = -1
         if not self._executing:  # a reset is over, and the drives are polled
             if not self.config & NO_POLLING:
-                self.interrupts = [POLLED | drive for drive in range(DRIVES)]
+                self.heads.poll()
                 self._set_irq(True)
             return
         try:
@@ -247,8 +238,7 @@ class Fdc(Device):
         self.sectors = Sectors(given)
         self.last = given[6]
         if self.config & IMPLIED_SEEK:
-            self.drives.step_to(self.sectors.drive, given[2])
-            self.changed[self.sectors.drive] = 0
+            self.heads.step_to(self.sectors.drive, given[2])
         self._wait_for_sector()
 
     def _wait_for_sector(self) -> None:
@@ -263,7 +253,7 @@ class Fdc(Device):
             self._identify()
         elif kind == VERIFY:
             assert self.sectors is not None
-            self.sectors.read(self.drives, self.rate)
+            self.sectors.read(self.heads, self.rate)
             self._sector_moved(bytes(SECTOR), False)
         elif self.specified[1] & NO_DMA:
             self._by_fifo(size)
@@ -274,10 +264,10 @@ class Fdc(Device):
         """Have ``size`` bytes moved through the FIFO."""
         if self._to_host:
             assert self.sectors is not None
-            self.data = list(self.sectors.read(self.drives, self.rate))
+            self.data = list(self.sectors.read(self.heads, self.rate))
         else:
             if self.sectors is not None:
-                self.sectors.find(self.drives, self.rate)
+                self.sectors.find(self.heads, self.rate)
             self.data = [0] * size
         self.position = 0
         if not self.data:  # no sectors to be formatted
@@ -309,11 +299,11 @@ class Fdc(Device):
         size = min(size, dma.left)
         if self._to_host:
             assert self.sectors is not None
-            data = self.sectors.read(self.drives, self.rate)[:size]
+            data = self.sectors.read(self.heads, self.rate)[:size]
             ended = dma.put(data)
         else:
             if self.sectors is not None:
-                self.sectors.find(self.drives, self.rate)
+                self.sectors.find(self.heads, self.rate)
             data, ended = dma.get(size)
         dma.request(False)
         self._sector_moved(data, ended)
@@ -322,11 +312,11 @@ class Fdc(Device):
         """A sector's data were moved, all or as far as the terminal count (``ended``). Raises NotThere."""
         sectors = self.sectors
         if sectors is None:
-            format_track(self.drives, self.rate, self.received, data)
+            format_track(self.heads, self.rate, self.received, data)
             self._end()
             return
         if sectors.kind in (WRITE, WRITE_DELETED):
-            sectors.write(self.drives, self.rate, data)
+            sectors.write(self.heads, self.rate, data)
         more = sectors.advance()
         if ended or sectors.left == 0:
             self._end()
@@ -338,8 +328,8 @@ class Fdc(Device):
     def _identify(self) -> None:
         """READ ID: the first sector that comes by."""
         drive, head = self.received[1] & 3, self.received[1] >> 2 & 1
-        self.drives.readable(drive, head, self.rate, bool(self.received[0] & MFM))
-        self._tell([self.drives.cylinder[drive], head, 1, SIZE_512], 0, 0)
+        self.heads.readable(drive, head, self.rate, bool(self.received[0] & MFM))
+        self._tell([self.heads.cylinder[drive], head, 1, SIZE_512], 0, 0)
 
     def _end(self, st1: int = 0, st2: int = 0) -> None:
         """The execution phase is over, with these errors."""
@@ -355,47 +345,33 @@ class Fdc(Device):
 
     # --- commands that move heads -------------------------------------------------------------------------------------
 
-    def _seek_to(self, drive_head: int, cylinder: int) -> None:
-        drive = drive_head & 3
+    def _seek_to(self, drive: int, cylinder: int) -> None:
         self.received = []
-        self.seeking |= 1 << drive
-        self.seeks[drive] = self._clock() + SEEK_NS
-        self.drives.step_to(drive, cylinder)
-        if self.drives.disks[drive] is not None:
-            self.changed[drive] = 0
+        self.heads.seek(drive, cylinder, self._clock())
 
     def _seek(self, given: list[int]) -> None:
-        self._seek_to(given[1], given[2])
+        self._seek_to(given[1] & 3, given[2])
 
     def _recalibrate(self, given: list[int]) -> None:
         self._seek_to(given[1] & 3, 0)
 
     def _relative_seek(self, given: list[int]) -> None:
-        at = self.drives.cylinder[given[1] & 3]
-        self._seek_to(given[1], max(at + given[2] if given[0] & INWARD else at - given[2], 0))
-
-    def _seek_done(self, drive: int) -> None:
-        # without a drive the signal that a head is over track 0 never comes
-        lost = self.drives.disks[drive] is None and not self.drives.cylinder[drive]
-        self.interrupts.append(drive | SEEK_END | (ABNORMAL | NO_TRACK_0 if lost else 0))
-        self._set_irq(True)
+        drive = given[1] & 3
+        at = self.heads.cylinder[drive]
+        self._seek_to(drive, at + given[2] if given[0] & INWARD else at - given[2])
 
     def _sense_interrupt(self, given: list[int]) -> None:
-        if not self.interrupts:
-            self._finish([INVALID])
-            return
-        st0 = self.interrupts.pop(0)
-        self.seeking &= ~(1 << (st0 & 3))
-        self._finish([st0, self.drives.cylinder[st0 & 3]])
-        self._set_irq(False)
-        if self.interrupts and self.interrupts[0] & POLLED != POLLED:  # another drive has moved its head
-            self._set_irq(True)
+        told = self.heads.sense()
+        self._finish([INVALID] if told is None else told)
+        if told is not None:
+            self._set_irq(False)
+            self._set_irq(self.heads.more_to_tell)
 
     # --- other commands -----------------------------------------------------------------------------------------------
 
     def _sense_drive(self, given: list[int]) -> None:
         drive = given[1] & 3
-        track_0 = TRACK_0 if self.drives.disks[drive] is not None and not self.drives.cylinder[drive] else 0
+        track_0 = TRACK_0 if self.heads.disks[drive] is not None and not self.heads.cylinder[drive] else 0
         self._finish([given[1] & 7 | DRIVE_READY | track_0])
 
     def _specify(self, given: list[int]) -> None:
@@ -420,7 +396,7 @@ class Fdc(Device):
     def _dump_registers(self, given: list[int]) -> None:
         perpendicular = self.locked | self.perpendicular & 0x3F
         self._finish(
-            [*self.drives.cylinder, *self.specified, self.last, perpendicular, self.config, self.precompensation]
+            [*self.heads.cylinder, *self.specified, self.last, perpendicular, self.config, self.precompensation]
         )
 
     def _format(self, given: list[int]) -> None:
@@ -439,11 +415,11 @@ class Fdc(Device):
     def state(self) -> State:
         sectors = self.sectors
         moved = None if sectors is None else {"place": list(sectors.place), "left": sectors.left}
-        return super().state() | {"cylinder": list(self.drives.cylinder), "sectors": moved}
+        return super().state() | {"heads": self.heads.state(), "sectors": moved}
 
     def load_state(self, state: State) -> None:
-        super().load_state({name: value for name, value in state.items() if name not in ("cylinder", "sectors")})
-        self.drives.cylinder = list(state["cylinder"])
+        super().load_state({name: value for name, value in state.items() if name not in ("heads", "sectors")})
+        self.heads.load_state(state["heads"])
         self.sectors = None
         if state["sectors"] is not None:
             self.sectors = Sectors(self.received)
@@ -458,7 +434,7 @@ class _ChangePort(Device):
 
     def read(self, offset: int, size: int) -> int:
         drive = self._fdc.dor & 3
-        return CHANGED if self._fdc.changed[drive] and self._fdc.dor >> 4 + drive & 1 else 0
+        return CHANGED if self._fdc.heads.changed[drive] and self._fdc.dor >> 4 + drive & 1 else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         self._fdc.rate = value & 3

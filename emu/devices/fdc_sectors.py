@@ -6,9 +6,8 @@ one of a track. With MT it goes on from head 0 to head 1. An image cannot say th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from emu.devices.disk import SECTOR, DiskFailed
+from emu.devices.fdc_heads import Heads, NotThere
 from emu.devices.floppy import FloppyDisk
 
 READ_TRACK, WRITE, READ, WRITE_DELETED, READ_DELETED, FORMAT, VERIFY = 0x02, 0x05, 0x06, 0x09, 0x0C, 0x0D, 0x16
@@ -16,44 +15,9 @@ READING = (READ, READ_TRACK, READ_DELETED)
 MT, MFM, SKIP = 0x80, 0x40, 0x20  # flags of a command: both sides; double density; skip the other kind of sector
 COUNTED = 0x80  # VERIFY, second byte: the last one is a number of sectors
 SIZE_512 = 2  # N
-LAST_CYLINDER = 84  # that a drive reaches
 
-END_OF_CYLINDER, DATA_ERROR, OVERRUN, NO_DATA, NO_ADDRESS_MARK = 0x80, 0x20, 0x10, 0x04, 0x01  # ST1
+END_OF_CYLINDER, DATA_ERROR, OVERRUN, NO_DATA = 0x80, 0x20, 0x10, 0x04  # ST1
 BAD_DATA, WRONG_CYLINDER = 0x20, 0x10  # ST2
-
-
-class NotThere(Exception):
-    """There is no such sector, or it cannot be moved: ST1 and ST2."""
-
-    def __init__(self, st1: int, st2: int = 0) -> None:
-        self.st1 = st1
-        self.st2 = st2
-
-
-class Drives:
-    """The drives: disks, and where the heads are.
-
-    Attributes:
-        disks: by drive; None where there is no drive.
-        cylinder: by drive.
-    """
-
-    def __init__(self, disks: Sequence[FloppyDisk | None]) -> None:
-        self.disks = disks
-        self.cylinder = [0] * len(disks)
-
-    def step_to(self, drive: int, cylinder: int) -> None:
-        """Move the heads of a drive."""
-        self.cylinder[drive] = min(cylinder, LAST_CYLINDER)
-
-    def readable(self, drive: int, head: int, rate: int, double_density: bool) -> FloppyDisk:
-        """The disk of a drive, if its data can be made out at the head. Raises NotThere."""
-        disk = self.disks[drive]
-        if disk is None or rate != disk.format.rate or not double_density:
-            raise NotThere(NO_ADDRESS_MARK)
-        if head >= disk.format.heads or self.cylinder[drive] >= disk.format.cylinders:
-            raise NotThere(NO_ADDRESS_MARK)
-        return disk
 
 
 class Sectors:
@@ -82,28 +46,28 @@ class Sectors:
     def drive(self) -> int:
         return self.given[1] & 3
 
-    def find(self, drives: Drives, rate: int) -> tuple[FloppyDisk, int]:
+    def find(self, heads: Heads, rate: int) -> tuple[FloppyDisk, int]:
         """The disk, and the next sector's number on it. Raises NotThere."""
         c, h, r, head = self.place
-        disk = drives.readable(self.drive, head, rate, bool(self.given[0] & MFM))
-        if c != drives.cylinder[self.drive]:
+        disk = heads.readable(self.drive, head, rate, bool(self.given[0] & MFM))
+        if c != heads.cylinder[self.drive]:
             raise NotThere(NO_DATA, WRONG_CYLINDER)
         lba = disk.lba(c, head, r)
         if lba is None or h != head or self.given[5] != SIZE_512 or self.kind == READ_DELETED:
             raise NotThere(NO_DATA)
         return disk, lba
 
-    def read(self, drives: Drives, rate: int) -> bytes:
+    def read(self, heads: Heads, rate: int) -> bytes:
         """The next sector. Raises NotThere."""
-        disk, lba = self.find(drives, rate)
+        disk, lba = self.find(heads, rate)
         try:
             return disk.disk.read(lba, 1)
         except DiskFailed:
             raise NotThere(DATA_ERROR, BAD_DATA) from None
 
-    def write(self, drives: Drives, rate: int, data: bytes) -> None:
+    def write(self, heads: Heads, rate: int, data: bytes) -> None:
         """Write the next sector; what ``data`` does not have is zeros. Raises NotThere."""
-        disk, lba = self.find(drives, rate)
+        disk, lba = self.find(heads, rate)
         try:
             disk.disk.write(lba, data.ljust(SECTOR, b"\0"))
         except DiskFailed:
@@ -127,19 +91,19 @@ class Sectors:
         return False
 
 
-def format_track(drives: Drives, rate: int, given: list[int], addresses: bytes) -> None:
+def format_track(heads: Heads, rate: int, given: list[int], addresses: bytes) -> None:
     """FORMAT TRACK, ``given``, with the C, H, R, N of each sector. Raises NotThere.
 
     The tracks of an image have their sectors in any case: those that are named are filled, and others keep what they
     have.
     """
     drive, head = given[1] & 3, given[1] >> 2 & 1
-    disk = drives.readable(drive, head, rate, bool(given[0] & MFM))
+    disk = heads.readable(drive, head, rate, bool(given[0] & MFM))
     filler = given[5:6]
     for at in range(0, len(addresses), 4):
         c, h, r, n = addresses[at : at + 4]
         lba = disk.lba(c, h, r)
-        if (c, h, n) == (drives.cylinder[drive], head, SIZE_512) and lba is not None:
+        if (c, h, n) == (heads.cylinder[drive], head, SIZE_512) and lba is not None:
             try:
                 disk.disk.write(lba, bytes(filler) * SECTOR)
             except DiskFailed:
