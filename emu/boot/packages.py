@@ -32,6 +32,12 @@ def kernel_modules(*names: str) -> list[Path]:
     return [_only(package, f"lib/modules/*/kernel/**/{name}.ko") for name in names]
 
 
+def full_kernel(*names: str) -> list[Path]:
+    """Debian's newest kernel for any amd64 machine, which has drivers for old hardware, and modules of it."""
+    package = _kernel_package("amd64")
+    return [_only(package, "boot/vmlinuz-*")] + [_only(package, f"lib/modules/*/kernel/**/{name}.ko") for name in names]
+
+
 def busybox() -> Path:
     """A static BusyBox."""
     return _only(_unpacked("busybox-static"), "bin/busybox")
