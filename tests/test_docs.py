@@ -31,5 +31,12 @@ def test_every_folder_of_emu_has_a_row_in_the_readme() -> None:
     assert folders <= named
 
 
+def test_every_test_of_the_support_matrix_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/conformance.md").read_text(encoding="utf-8"))
+    missing = [f"{path}::{test}" for path, test in named if f"def {test}(" not in (ROOT / path).read_text("utf-8")]
+    assert len(named) > 20
+    assert not missing
+
+
 def test_a_path_that_is_not_there_would_be_seen() -> None:
     assert paths_in("`emu/no_such.py` and `emu/cpu/`, `emu/devices/NAME.py`") == {"emu/no_such.py", "emu/cpu/"}

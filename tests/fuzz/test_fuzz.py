@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,8 @@ def test_the_cases_are_of_all_kinds() -> None:
 def test_rules_have_names_of_their_own() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert {rule.wrong for rule in RULES} == {"QEMU", "emu", "nobody"}
+
+
+def test_the_document_lists_every_rule() -> None:
+    text = (Path(__file__).parents[2] / "docs/conformance.md").read_text("utf-8")
+    assert not [rule.name for rule in RULES if f"| {rule.name} | {rule.why} |" not in text]
