@@ -20,6 +20,7 @@ from emu.cpu.breakpoints import again_watched_step, begin_watched_step
 from emu.cpu.checks import keep_rf
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
+from emu.cpu.fartask import FAULT_NS, OTHER_TASK, perform
 from emu.cpu.portio import DENIED
 from emu.cpu.stepping import note_executed
 from emu.devices.shared import ASK
@@ -34,7 +35,6 @@ from emu.engine.vectors import EXCEPTION
 from emu.mmu.code import CODE_IN_USE
 from emu.mmu.walk import NEED, NON_CANONICAL, OK
 
-FAULT_NS = 50  # virtual time of a refused instruction: a guest that only faults makes progress towards --max-time
 _GENERAL_PROTECTION = 13
 
 # results of _next beside the number of a processor
@@ -228,6 +228,13 @@ def _run_processor(cpu: Cpu) -> int:
                 forget_instruction(cpu)
                 again_watched_step(cpu)
                 cpu.single = 1
+                continue
+            if cpu.miss_kind == OTHER_TASK:
+                if perform(cpu.at) == NEED:
+                    forget_instruction(cpu)
+                    again_watched_step(cpu)
+                    return _NEED
+                cpu.single = 0
                 continue
             cpu.single = 0
             cpu.vtime += FAULT_NS

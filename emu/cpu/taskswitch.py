@@ -1,4 +1,4 @@
-"""Task switches through task gates (SDM vol. 3A, 7.3); JMP, CALL and IRET to a task are the engine's own.
+"""Task switches (SDM vol. 3A, 7.3): through task gates in the IDT, and by JMP, CALL and IRET.
 
 The switch is one step for the DMM: every page that it will need, under the new task's page tables too, is asked for
 before anything changes.  Once the state of the new task has been loaded, a bad selector in its TSS is an exception in
@@ -53,11 +53,14 @@ from emu.engine.cpustate import (
 )
 from emu.engine.engine import flush_tlb
 from emu.engine.native import inlined, load32, load64, outlined, store32, store64
-from emu.engine.state import cpu_record
+from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP, VECTOR_NP, VECTOR_SS, VECTOR_TS
 from emu.mmu.walk import MODE_NONE, NEED, OK
 
+BY_GATE, BY_CALL, BY_JUMP, BY_IRET = 0, 1, 2, 3  # what leads to the new task; the first two nest it
+
 _TSS_16, _TSS_32 = 1, 9  # types of available TSSs
+_BUSY = 2  # the bit of the type that says busy
 _LDT = 2  # type of an LDT descriptor
 _LAST_16, _LAST_32 = 43, 103  # last byte of the smallest TSS
 _DR7_LOCAL = 0x155  # L0 to L3 and LE: cleared by every task switch
@@ -89,25 +92,32 @@ def _ldt_at(wide: int) -> int:
     return 0x60 if wide else 0x2A
 
 
+@inlined
+def _busy_byte_at(cpu: Cpu) -> int:
+    """The gva of the byte of the running task's descriptor that holds its busy bit."""
+    return load64(cpu.env + GDTR + BASE) + (load32(cpu.env + TR + SELECTOR) & 0xFFF8) + 5
+
+
 # --- checks -----------------------------------------------------------------------------------------------------
 
 
-@outlined("qqq")
-def _load_target(cpu_at: int, selector: int) -> int:
+@outlined("qqqq")
+def _load_target(cpu_at: int, selector: int, source: int) -> int:
     """Load the TSS descriptor of the new task into ``sys_value`` and check it."""
     cpu = cpu_record(cpu_at)
     error = selector & 0xFFFC | cpu.external
+    bad = VECTOR_TS if source == BY_IRET else VECTOR_GP
     if selector & 4:
-        return fail(cpu, VECTOR_GP, error)
+        return fail(cpu, bad, error)
     status = load_descriptor(cpu, selector)
     if status == BEYOND_TABLE:
-        return fail(cpu, VECTOR_GP, error)
+        return fail(cpu, bad, error)
     if status != OK:
         return status
     attributes = attributes_of(cpu.sys_value)
-    kind = system_type(attributes)
-    if kind != _TSS_16 and kind != _TSS_32:  # a busy TSS is refused as well
-        return fail(cpu, VECTOR_GP, error)
+    kind = system_type(attributes) ^ (_BUSY if source == BY_IRET else 0)  # it returns to a busy TSS
+    if kind != _TSS_16 and kind != _TSS_32:
+        return fail(cpu, bad, error)
     if not attributes & PRESENT:
         return fail(cpu, VECTOR_NP, error)
     if limit_of(cpu.sys_value) < (_LAST_32 if kind == _TSS_32 else _LAST_16):
@@ -115,19 +125,24 @@ def _load_target(cpu_at: int, selector: int) -> int:
     return OK
 
 
-@outlined("qqqqq")
-def _probe_pages(cpu_at: int, selector: int, base: int, wide: int) -> int:
+@outlined("qqqqqq")
+def _probe_pages(cpu_at: int, selector: int, base: int, wide: int, source: int) -> int:
     """Ask for every page that the switch reads or writes under the current page tables."""
     cpu = cpu_record(cpu_at)
     env = cpu.env
-    status = probe_store(cpu, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4)  # the busy bit
-    if status != OK:
-        return status
+    if source != BY_IRET:
+        status = probe_store(cpu, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4)  # the busy bit
+        if status != OK:
+            return status
+    if source > BY_CALL:
+        status = probe_store(cpu, _busy_byte_at(cpu), 1)
+        if status != OK:
+            return status
     old_wide = load32(env + TR + FLAGS) >> 11 & 1
     status = probe_store(cpu, load64(env + TR + BASE), (_LAST_32 if old_wide else _LAST_16) + 1)
     if status != OK:
         return status
-    status = probe_store(cpu, base, 2)  # the back link
+    status = probe_store(cpu, base, 2) if source <= BY_CALL else load_system(cpu, base, 1)  # the back link
     if status != OK:
         return status
     return load_system(cpu, base + (_LAST_32 if wide else _LAST_16), 1)
@@ -208,14 +223,16 @@ def _save_old_task(cpu_at: int, rip: int, image: int) -> None:
         store_system(cpu, base + _segment_at(wide, index), 2, selector)
 
 
-@outlined("vqqq")
-def _load_registers(cpu_at: int, base: int, wide: int) -> None:
+@outlined("vqqqq")
+def _load_registers(cpu_at: int, base: int, wide: int, source: int) -> None:
     """Load what cannot fail: registers, selectors, EFLAGS, LDTR's selector, and CR3 last."""
     cpu = cpu_record(cpu_at)
     env = cpu.env
     size = 4 if wide else 2
     store64(env + RIP, _field(cpu.at, base, _eip_at(wide), size))
-    eflags = _field(cpu.at, base, 0x24 if wide else 0x10, size) | FLAG_NT | 2
+    eflags = _field(cpu.at, base, 0x24 if wide else 0x10, size) | 2
+    if source <= BY_CALL:
+        eflags |= FLAG_NT
     if not wide:
         eflags &= 0xFFFF
     write_eflags(env, eflags)
@@ -344,12 +361,12 @@ def _push_error(cpu_at: int, error: int, size: int) -> int:
     return status
 
 
-@outlined("qqqqqq")
-def switch_through_gate(cpu_at: int, selector: int, rip: int, image: int, error: int) -> int:
-    """Switch, with nesting, to the task that a task gate in the IDT names.
+@outlined("qqqqqqq")
+def switch_task(cpu_at: int, selector: int, source: int, rip: int, image: int, error: int) -> int:
+    """Switch to the task whose TSS ``selector`` names.
 
     Args:
-        selector: of the TSS, from the gate.
+        source: BY_GATE, BY_CALL, BY_JUMP or BY_IRET.
         rip, image: where the old task will go on, and its EFLAGS then.
         error: error code for the new task's stack, -1 for none.
 
@@ -358,28 +375,32 @@ def switch_through_gate(cpu_at: int, selector: int, rip: int, image: int, error:
     """
     cpu = cpu_record(cpu_at)
     env = cpu.env
-    status = _load_target(cpu.at, selector)
+    status = _load_target(cpu.at, selector, source)
     if status != OK:
         return status
     descriptor = cpu.sys_value
     base = base_of(descriptor)
-    wide = 1 if system_type(attributes_of(descriptor)) == _TSS_32 else 0
-    status = _probe_pages(cpu.at, selector, base, wide)
+    wide = 1 if system_type(attributes_of(descriptor)) & _TSS_32 == _TSS_32 else 0
+    status = _probe_pages(cpu.at, selector, base, wide, source)
     if status != OK:
         return status
     status = _probe_new_task(cpu.at, base, wide, 1 if error >= 0 else 0)
     if status != OK:
         return status
 
+    if source > BY_CALL and load_system(cpu, _busy_byte_at(cpu), 1) == OK:
+        store_system(cpu, _busy_byte_at(cpu), 1, cpu.sys_value & ~_BUSY)
     _save_old_task(cpu.at, rip, image)
-    store_system(cpu, base, 2, load32(env + TR + SELECTOR))
+    if source <= BY_CALL:
+        store_system(cpu, base, 2, load32(env + TR + SELECTOR))
     attributes = attributes_of(descriptor) | TYPE_BUSY
-    store_system(cpu, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4, attributes)
+    if source != BY_IRET:
+        store_system(cpu, load64(env + GDTR + BASE) + (selector & 0xFFF8) + 4, 4, attributes)
     store64(env + CR0, load64(env + CR0) | cpustate.CR0_TS)
     # as LTR leaves it: the engine keeps TR's type without the busy bit
     set_segment(env, TR, selector, base, limit_of(descriptor), attributes & ~TYPE_BUSY)
     cpu.task_switched = 1
-    _load_registers(cpu.at, base, wide)
+    _load_registers(cpu.at, base, wide, source)
     # privilege follows the new CS before its descriptor has been checked: a bad one is the new task's fault
     store32(env + SS + FLAGS, load32(env + SS + FLAGS) | (load32(env + CS + SELECTOR) & 3) << 13)
     set_hflags_mode(env)
@@ -389,3 +410,9 @@ def switch_through_gate(cpu_at: int, selector: int, rip: int, image: int, error:
     if status == OK and error >= 0:
         status = _push_error(cpu.at, error, 4 if wide else 2)
     return status
+
+
+@outlined("qqqqqq")
+def switch_through_gate(cpu_at: int, selector: int, rip: int, image: int, error: int) -> int:
+    """Switch to the task that a task gate in the IDT names, as :func:`switch_task`."""
+    return switch_task(cpu_at, selector, BY_GATE, rip, image, error)

@@ -22,6 +22,8 @@ LIBRARY = str(uclib._name)  # path
 _IMPORTS: dict[str, Any] = {}
 _HELPERS: dict[str, Any] = {}
 _BEFORE: dict[str, Any] = {}
+_BEFORE_HELPERS: dict[str, Any] = {}
+_helper_stubs: dict[str, int] = {}
 _stubs: mmap.mmap | None = None  # where the machine code of _stub lies
 _done = False
 
@@ -61,6 +63,22 @@ def replace_helper(name: str, function: Any) -> None:
     _HELPERS[name] = function
 
 
+def call_before_helper(name: str, function: Any) -> None:
+    """:func:`call_before` for the helper ``name``, where translated code calls it.
+
+    The helper still returns to translated code, so it may fault.
+    """
+    assert not _done
+    _BEFORE_HELPERS[name] = function
+
+
+def called_address(name: str) -> int:
+    """The host address of what translated code calls for a helper, once :func:`replace_functions` is done."""
+    if name in _helper_stubs:
+        return _helper_stubs[name]
+    return _HELPERS[name].address_of if name in _HELPERS else helper_address(name)
+
+
 def replace_functions() -> None:
     """Carry out what was asked for.
 
@@ -85,11 +103,6 @@ def function_address(name: str) -> int:
 def helper_address(name: str) -> int:
     """The host address of one of the translator's helpers."""
     return function_address(f"helper_{name}_x86_64")
-
-
-def called_address(name: str) -> int:
-    """The host address of what translated code calls for one of the translator's helpers."""
-    return _HELPERS[name].address_of if name in _HELPERS else helper_address(name)
 
 
 class _LinkMap(ctypes.Structure):
@@ -152,6 +165,10 @@ def _place_stubs() -> None:
         _stubs.write(_stub(function.address_of, replaced.address_of if replaced else function_address(name)))
         for slot in _import_slots(uclib._handle, name.encode()):
             _patch(slot, at)
+    for name, function in _BEFORE_HELPERS.items():
+        at = base + _stubs.tell()
+        _stubs.write(_stub(function.address_of, called_address(name)))
+        _helper_stubs[name] = at
 
 
 def _patch(slot: int, value: int) -> None:
@@ -164,7 +181,7 @@ def _patch(slot: int, value: int) -> None:
 
 
 def _replace_helpers() -> None:
-    """Carry out :func:`replace_helper`.
+    """Carry out :func:`replace_helper` and :func:`call_before_helper`.
 
     The translator takes a helper's address from the library's global offset table, and looks it up in a table of
     (address, name, ...): both are changed.
@@ -173,14 +190,14 @@ def _replace_helpers() -> None:
         EngineMismatch: the library has no such helper where it is looked for.
     """
     data = [(begin, ctypes.string_at(begin, end - begin)) for begin, end in _library_data()]
-    for name, function in _HELPERS.items():
+    for name in _HELPERS.keys() | _BEFORE_HELPERS.keys():
         wanted = struct.pack("<Q", helper_address(name))
         slots = [(begin + at, text) for begin, piece in data for at, text in _occurrences(piece, wanted)]
         named = [slot for slot, text in slots if _string_at(data, text, len(name) + 1) == name.encode() + b"\0"]
         if len(named) != 1 or len(slots) < 2:
             raise EngineMismatch(f"the helper {name} not found in Unicorn's tables: emu needs Unicorn 2.1.4 for Linux")
         for slot, _ in slots:
-            _patch(slot, function.address_of)
+            _patch(slot, called_address(name))
 
 
 def _occurrences(data: bytes, pointer: bytes) -> Iterator[tuple[int, int]]:

@@ -139,6 +139,9 @@ class Cpu(Protocol):
     external: int
     new_stack: int
     task_switched: int
+    task_selector: int  # of an instruction that leads to another task (emu.cpu.fartask)
+    task_source: int
+    task_following: int
 
     # debug registers (emu.cpu.breakpoints, emu.engine.debugregs)
     debugging: int
