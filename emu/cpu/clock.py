@@ -159,6 +159,7 @@ def before_leaving(arguments_at: int, leave: int) -> int:
     if cpu_at:
         cpu = cpu_record(cpu_at)
         leave_block(cpu)
+        cpu.split_left = 0
         if cpu.step_alone == EXECUTING:
             cpu.step_alone = AGAIN
     return leave

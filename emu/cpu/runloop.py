@@ -196,6 +196,7 @@ def _run_processor(cpu: Cpu) -> int:
         cpu.stopped = 0
         cpu.miss_kind = OK
         cpu.miss_fetch = 0
+        cpu.split_left = 0
         error = start(cpu, cpu.single)
         if cpu.stopped:
             if cpu.step_over:

@@ -120,7 +120,6 @@ def on_generate_call(context: int, function: int, result: int, count: int, argum
         return
     if function == cpu.check_exit_at:
         return
-    cpu.translator_at = context
     # the hook's arguments: engine, gva (64 bits), size (32 bits, known only when the block is complete), cpu
     gva, size, base = load64(arguments + 8), load64(arguments + 16), load64(arguments + 24)
     now, wide = _new_temporary(context), _new_temporary(context)

@@ -63,9 +63,9 @@ def missing_block(cpu_at: int, rip: int) -> int:
         The host address of its block (QEMU 5.0, exec-all.h: TranslationBlock), 0 when that is not known.
     """
     cpu = cpu_record(cpu_at)
-    if cpu.translator_at == 0 or load64(_code_at()) == 0:
+    if cpu.tcg_context == 0 or load64(_code_at()) == 0:
         return 0
-    block = _lookup(cpu.translator_at, load64(_code_at()))
+    block = _lookup(cpu.tcg_context, load64(_code_at()))
     if block:
         store64(_offset_at(), rip + load64(block + 8) - load64(block))  # pc, cs_base
     return block

@@ -38,7 +38,6 @@ class Cpu(Protocol):
     check_exit_at: int
     on_block_at: int
     if_helpers_at: int
-    translator_at: int  # of its TCGContext, once a block has been translated
 
     # the instruction that is translated or checked (emu.cpu.decode, emu.cpu.translation, emu.cpu.checks)
     absent_at: int  # of a u8 for each opcode (emu.cpu.decode): 1 where the model of processor does not have it
@@ -110,6 +109,7 @@ class Cpu(Protocol):
     marked_code: int  # frames noted at marked_at
     miss_kind: int
     miss_error: int
+    split_left: int  # bytes still to come of a store that the engine makes byte by byte (emu.mmu.splitstore)
     miss_fetch: int  # nothing has begun: the next block cannot be fetched
     need_gfn: int
     need_intent: int

@@ -32,7 +32,7 @@ from emu.engine.identity import assume
 from emu.engine.native import address_of
 from emu.engine.ram import MachineMemory
 from emu.engine.state import HALTED, RUNNING, WAITING, Cpu, CpuStructure, cpu_offset
-from emu.mmu import fill
+from emu.mmu import fill, splitstore  # noqa: F401
 from emu.mmu.walk import MARKED_MOST, NO_PDPTES
 
 _FLAGS_AT_RESET = 2

@@ -126,3 +126,14 @@ def test_read_modify_write_from_one_table_into_the_next(bench: Bench, code: int)
         bench.call(code, rdi=address, rdx=0x0101_0101)
         assert bench.read(address, 4) == before + count * 0x0101_0101
         bench.vm.audit()
+
+
+@pytest.mark.parametrize("start", [CODE, CODE + 0x102], ids=["over a page's end", "within a page"])
+@pytest.mark.parametrize("below", [1, 2, 3])
+@pytest.mark.parametrize("text", ["add dword ptr [rdi], 1", "inc dword ptr [rdi]", "lock xadd dword ptr [rdi], edx"])
+def test_a_read_modify_write_into_its_own_block_happens_once(bench: Bench, text: str, below: int, start: int) -> None:
+    bench.put(start, f"{text}; mov ecx, 7; hlt")
+    bench.write(start - below, b"\xff" * below)
+    before = bench.read(start - below, 4)
+    assert bench.start(start, rdi=start - below, rdx=1) is Stop.HALTED
+    assert bench.read(start - below, 4) == (before + 1) % 2**32 and bench.vm.cpu.rcx == 7
