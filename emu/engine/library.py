@@ -9,7 +9,6 @@ import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -190,9 +189,10 @@ def _replace_helpers() -> None:
         EngineMismatch: the library has no such helper where it is looked for.
     """
     data = [(begin, ctypes.string_at(begin, end - begin)) for begin, end in _library_data()]
-    for name in _HELPERS.keys() | _BEFORE_HELPERS.keys():
-        wanted = struct.pack("<Q", helper_address(name))
-        slots = [(begin + at, text) for begin, piece in data for at, text in _occurrences(piece, wanted)]
+    names = {helper_address(name): name for name in (*_HELPERS, *_BEFORE_HELPERS)}
+    found = _occurrences(data, np.array(sorted(names), np.uint64))
+    for address, name in names.items():
+        slots = [(slot, text) for slot, pointer, text in found if pointer == address]
         named = [slot for slot, text in slots if _string_at(data, text, len(name) + 1) == name.encode() + b"\0"]
         if len(named) != 1 or len(slots) < 2:
             raise EngineMismatch(f"the helper {name} not found in Unicorn's tables: emu needs Unicorn 2.1.4 for Linux")
@@ -200,12 +200,17 @@ def _replace_helpers() -> None:
             _patch(slot, called_address(name))
 
 
-def _occurrences(data: bytes, pointer: bytes) -> Iterator[tuple[int, int]]:
-    """Where ``pointer`` lies in ``data``, and the pointer behind it."""
-    at = data.find(pointer)
-    while at >= 0:
-        yield at, int.from_bytes(data[at + 8 : at + 16], "little")
-        at = data.find(pointer, at + 8)
+def _occurrences(
+    data: list[tuple[int, bytes]], wanted: np.ndarray[Any, np.dtype[np.uint64]]
+) -> list[tuple[int, int, int]]:
+    """Where one of the pointers ``wanted`` lies in ``data``, the pointer, and the word behind it."""
+    found = []
+    for begin, piece in data:
+        words = np.frombuffer(piece, np.uint64, len(piece) // 8)
+        near = np.flatnonzero((words[:-1] >= wanted.min()) & (words[:-1] <= wanted.max()))
+        places = near[np.isin(words[near], wanted)]
+        found += [(begin + 8 * place, int(words[place]), int(words[place + 1])) for place in places.tolist()]
+    return found
 
 
 def _string_at(data: list[tuple[int, bytes]], address: int, size: int) -> bytes:
