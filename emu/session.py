@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,20 @@ def _parts(found: Found | None, options: BootOptions) -> Parts:
         cdrom, boot_order = found.path, "dca"
     elif found is not None and found.kind in DISK_KINDS:
         disks.insert(0, found.path)
-    named = [disk_options(disk) for disk in disks]
-    ide = [Disk(path, writable) for path, is_virtio, writable in named if not is_virtio]
-    virtio = [Disk(path, writable) for path, is_virtio, writable in named if is_virtio]
-    if len(virtio) > 1:
-        raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
-    images = [FloppyDisk(*floppy_options(floppy)) for floppy in floppies]
-    disc = None if cdrom is None else Disc(cdrom)
-    return Parts(ide, virtio[0] if virtio else None, options.devices, images, disc, boot_order)
+    with ExitStack() as opened:  # closes them again when one cannot be had
+
+        def image(path: str | Path, writable: bool) -> Disk:
+            return opened.enter_context(closing(Disk(path, writable)))
+
+        named = [disk_options(disk) for disk in disks]
+        ide = [image(path, writable) for path, is_virtio, writable in named if not is_virtio]
+        virtio = [image(path, writable) for path, is_virtio, writable in named if is_virtio]
+        if len(virtio) > 1:
+            raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
+        floppy_disks = [FloppyDisk(*floppy_options(floppy)) for floppy in floppies]
+        disc = None if cdrom is None else Disc(cdrom)
+        opened.pop_all()
+    return Parts(ide, virtio[0] if virtio else None, options.devices, floppy_disks, disc, boot_order)
 
 
 def run_vm(

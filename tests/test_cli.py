@@ -172,6 +172,31 @@ def test_a_full_disk(capsys: Capture, option: str) -> None:
     assert f"emu: {option}: /dev/full cannot be written: No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("policy", ["swap:memory=4K,file=", "record:file="])
+@pytest.mark.parametrize("option", ["--events", "--summary", "--screen", "--serial2"])
+def test_a_policy_s_file_is_never_overwritten(tmp_path: Path, capsys: Capture, policy: str, option: str) -> None:
+    file = str(tmp_path / "y")
+    assert main(["run", "hello", option, file, "--policy", policy + file]) == 2
+    assert f"emu: {option}: {file} is used by this run already" in capsys.readouterr().err
+
+
+def test_a_trace_that_is_the_guest_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
+    guest = source(tmp_path, HALT)
+    assert main(["run", guest, "--policy", f"record:file={guest}"]) == 2
+    assert Path(guest).read_text() == HALT and capsys.readouterr().err.count("\n") == 1
+
+
+def test_who_writes_to_an_image_has_it_alone(tmp_path: Path, capsys: Capture) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    assert main(["run", "hello", "--disk", f"{image},writable", "--disk", str(image)]) == 2
+    assert "being written to by another drive or run" in capsys.readouterr().err
+    assert main(["run", "hello", "--disk", str(image), "--disk", f"{image},writable"]) == 2
+    assert "used by another drive or run" in capsys.readouterr().err
+    assert main(["run", "hello", "--disk", str(image), "--disk", str(image)]) == 1
+    assert main(["run", "hello", "--disk", f"{image},writable"]) == 1
+
+
 def test_an_input_is_never_overwritten(tmp_path: Path, capsys: Capture) -> None:
     guest = source(tmp_path, HALT)
     assert main(["run", guest, "--events", guest]) == 2

@@ -7,11 +7,10 @@ this file puts the program together, proves that nothing of it was dropped, and 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from emu.asm import result_cache
 from emu.asm.grammar import CODE
@@ -101,7 +100,7 @@ class _Program:
         output = self._assembled([*self._marked, *tail])
         cut = len(output) - 8 * len(addresses)
         code = output[: cut - len(_SENTINEL)]
-        values = np.frombuffer(output[cut:], dtype="<u8").tolist()
+        values = [value for (value,) in struct.iter_unpack("<Q", output[cut:])]
         begins = values[: len(self._makers)]
         for n, begin, end in zip(self._makers, begins, [*begins[1:], self._load + len(code)], strict=False):
             if begin == end:

@@ -19,7 +19,8 @@ from emu.errors import EmuError
 _CHILD = Path(__file__).with_name("keystone_child.py")
 _REQUEST = struct.Struct("<QQd")  # size of the text, gpa of its beginning, seconds of CPU time
 _ANSWER = struct.Struct("<BQ")  # 0 or 1 (refused), size of what follows: the bytes, or the reason
-_SECONDS, _SECONDS_A_STATEMENT = 0.5, 50e-6  # of CPU time; a statement takes 1 to 3 us
+_PATIENCE, _LITTLE_PATIENCE = 3.0, 0.5  # s of CPU time, at first and once a text has been too much
+_A_STATEMENT = 50e-6  # s more for each; one takes 1 to 3 us
 
 
 class Refused(EmuError):
@@ -31,6 +32,7 @@ class Keystone:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._patience = _PATIENCE
 
     def __enter__(self) -> Keystone:
         return self
@@ -48,7 +50,7 @@ class Keystone:
         text = "\n".join([".code16", *statements, ""]).encode()
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
-        limit = _SECONDS + _SECONDS_A_STATEMENT * len(statements)
+        limit = self._patience + _A_STATEMENT * len(statements)
         try:
             process.stdin.write(_REQUEST.pack(len(text), load, limit) + text)
             process.stdin.flush()
@@ -62,6 +64,7 @@ class Keystone:
             raise
         if len(header) < _ANSWER.size or len(answer) < size:
             self._end()
+            self._patience = _LITTLE_PATIENCE
             raise Refused("the assembler Keystone does not survive this")
         if refused:
             raise Refused(answer.decode(errors="replace").partition(" (")[0].lower())

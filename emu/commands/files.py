@@ -8,8 +8,12 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emu.errors import BadInput
+
+if TYPE_CHECKING:
+    from emu.machine.vm import VirtualMachine
 
 
 def read_file(option: str, path: str) -> bytes:
@@ -50,7 +54,7 @@ class OutputFile:
         path = Path(name)
         try:
             if any(path.exists() and Path(other).exists() and path.samefile(other) for other in inputs):
-                raise BadInput(option, f"{name} is an input of this run and would be overwritten")
+                raise BadInput(option, f"{name} is used by this run already and would be overwritten")
             for other in outputs:
                 if other.writes_to(name):
                     raise BadInput(option, f"{name} is written by {other._option} already")
@@ -99,6 +103,20 @@ def open_output(
     file = OutputFile(option, name, inputs, [other for other in outputs if other is not None])
     files.callback(file.close)
     return file
+
+
+def check_policy_files(vm: VirtualMachine, inputs: Iterable[str]) -> list[str]:
+    """The files of a VM's policies, which outputs must not overwrite.
+
+    Raises:
+        BadInput: one of them is an input of the run.
+    """
+    files = [file for policy in vm.dmm.policies for file in policy.files]
+    for file in files:
+        for other in inputs:
+            if Path(file).exists() and Path(other).exists() and Path(file).samefile(other):
+                raise BadInput("--policy", f"{file} is an input of this run")
+    return files
 
 
 def _check_name(option: str, name: str) -> None:

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from emu.commands.arguments import add_guest_arguments, boot_from, input_files, seconds, text
-from emu.commands.files import OutputFile, open_output
+from emu.commands.files import OutputFile, check_policy_files, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.commands.screen import Screen, progress
 from emu.errors import BadInput
@@ -86,6 +86,7 @@ def main(options: argparse.Namespace) -> int:
     with ExitStack() as files:
         files.callback(vm.close)  # policies settle what they have in files
         inputs = input_files(options)
+        inputs += check_policy_files(vm, inputs)
         events_file = open_output(files, "--events", options.events, inputs)
         summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
         screen_file = open_output(files, "--screen", options.screen, inputs, [events_file, summary_file])

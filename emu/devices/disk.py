@@ -11,6 +11,7 @@ cylinders in INT 13h: on larger drives, and where the partition table says so, i
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import stat
 import tempfile
@@ -222,7 +223,21 @@ def _open_image(path: str, writable: bool) -> BinaryIO:
             raise BadInput(path, "a directory, not a disk image")
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):  # a pipe would wait for its other end
             raise BadInput(path, "neither a file nor a block device, not a disk image")
-        return open(path, "r+b" if writable else "rb", buffering=0)
+        file = open(path, "r+b" if writable else "rb", buffering=0)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BadInput(path, f"cannot be opened as a disk image: {reason}") from None
+    _lock(path, file, writable)
+    return file
+
+
+def _lock(path: str, file: BinaryIO, writable: bool) -> None:
+    """Whoever writes into an image has it alone, in this process and in others; readers may be many."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        who = "is used by another drive or run" if writable else "is being written to by another drive or run"
+        raise BadInput(path, who) from None
+    except OSError:  # a file system without locks
+        pass

@@ -36,5 +36,12 @@ class Parts:
     cdrom: Disc | None = None
     boot_order: str = "cad"
 
+    def close(self) -> None:
+        """Let go of the images' files."""
+        images = [*self.disks, self.virtio_disk, *(floppy.disk for floppy in self.floppies), self.cdrom]
+        for image in images:
+            if image is not None:
+                image.close()
+
 
 NO_PARTS = Parts()

@@ -35,10 +35,12 @@ class Policy:
     Attributes:
         name: what ``--policy`` calls it.
         dmm: of the VM that it is attached to.
+        files: paths of files that it reads or writes; nothing else may write to them.
     """
 
     name: str
     dmm: DmmInterface
+    files: tuple[str, ...] = ()
 
     def attach(self, dmm: DmmInterface) -> None:
         """The policy is in force from now on."""

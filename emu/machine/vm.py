@@ -113,6 +113,7 @@ class VirtualMachine:
         self.model = parse_cpu(cpu)
         self.ram = ram
         self.machine = machine
+        self._parts = parts
         memory = machine.memory
         record = VmStructure()
         self.native = native = cast(Vm, record)
@@ -235,13 +236,18 @@ class VirtualMachine:
         audit(self.dmm.space, self.native)
 
     def close(self) -> None:
-        """Take the VM off its machine: its frames are free for others, and it runs no more.  Again does nothing.
+        """Take the VM off its machine: its frames are free for others, as are its images' files, and it runs no more.
+
+        Again does nothing.
 
         Raises:
             BadInput: a policy cannot settle what it has in files; all else is done.
         """
         if not self.dmm.space.is_closed:
-            self.dmm.close()
+            try:
+                self.dmm.close()
+            finally:
+                self._parts.close()
 
     # --- running ---
 

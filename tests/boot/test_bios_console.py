@@ -344,9 +344,12 @@ text: .asciz "both ways"
 BY_INT_14 = ("    mov ax, 0x00E3\n xor dx, dx\n int 0x14\n", "    mov ah, 0x01\n xor dx, dx\n int 0x14\n")
 BY_PORTS = ("    mov dx, 0x3FC\n mov al, 0x0B\n out dx, al\n", "    mov dx, 0x3F8\n out dx, al\n")
 BY_SCREEN = ("", "")
+SET_UP_ONLY = (BY_INT_14[0], "")  # as DOS does with every port
 
 
-@pytest.mark.parametrize("ways", [BY_INT_14, BY_PORTS, BY_SCREEN], ids=["int14h", "ports", "screen"])
+@pytest.mark.parametrize(
+    "ways", [BY_INT_14, BY_PORTS, BY_SCREEN, SET_UP_ONLY], ids=["int14h", "ports", "screen", "unused"]
+)
 def test_what_a_program_sends_itself_appears_once(tmp_path: Path, ways: tuple[str, str]) -> None:
     set_up, send = ways
     text = BOTH_WAYS.format(set_up=set_up, send=send)

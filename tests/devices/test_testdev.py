@@ -93,5 +93,5 @@ def test_it_is_not_there_unless_asked_for() -> None:
     vm.platform.bus.write(0x200E, 1, 1)
     vm.platform.bus.write(0xA0, 1, 0x0A)
     assert vm.platform.bus.read(0xA0, 1) == 0x40  # a request at the second 8259
-    with pytest.raises(BadInput, match="--device: 'tester' is none of testdev"):
+    with pytest.raises(BadInput, match="--device: 'tester' is none of serial2, testdev"):
         emu.boot_vm("hello", devices=["tester"])

@@ -68,7 +68,8 @@ def test_after_the_bits_are_taken_each_access_sets_them_again(side: Side) -> Non
 
 
 def test_a_walk_marks_the_tables_again_even_if_only_they_were_taken(side: Side) -> None:
-    for table in side.stub.tables:
+    pdpt_is_in_registers = side.stub.mode.name == "pae"  # it is read at MOV CR3 alone (SDM vol. 3A, 4.4.1)
+    for table in side.stub.tables[pdpt_is_in_registers:]:
         side.stub.load(gpa(DATA))
         assert side.dmm.take_accessed(np.array([table])).tolist() == [True]
         side.stub.load(gpa(DATA))

@@ -190,6 +190,7 @@ class ReferenceRecorder(Policy):
         if window < LEAST_WINDOW:
             raise BadInput("--policy", f"record: a window of {window} pages is too small, {LEAST_WINDOW} is the least")
         self._file = file
+        self.files = () if file is None else (file,)
         self._window_size = window
         self._window = Window(window)
         self._time: list[int] = []

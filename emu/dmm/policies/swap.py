@@ -73,6 +73,7 @@ class Swap(Policy):
         self._memory, self._algorithm, self._file, self._size = memory, algorithm, file, size
         self._next_tick = 0
         self._copies: set[int] = set()  # stored pages that have come back and may be changed yet
+        self.files = () if file is None else (file,)
 
     def attach(self, dmm: DmmInterface) -> None:
         super().attach(dmm)
