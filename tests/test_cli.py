@@ -404,12 +404,12 @@ def test_what_is_compiled_is_counted(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_exception_is_status_125(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emu.devices.console import DebugConsole
+    from emu.devices.exit import ExitPort
 
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(DebugConsole, "write", fail)
+    monkeypatch.setattr(ExitPort, "write", fail)
     assert main(["run", "hello"]) == 125
     err = capsys.readouterr().err
     assert "Traceback" in err and "ZeroDivisionError: planted" in err

@@ -68,4 +68,4 @@ def test_its_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["run", str(kernel(tmp_path)), "--serial2", str(file), "--max-time", "0.1"]) == 124
     assert file.read_bytes() == b">" and capsys.readouterr().out == ">"
     assert main(["run", str(kernel(tmp_path)), "--serial2", str(tmp_path / "kernel.s")]) == 2
-    assert "is an input of this run" in capsys.readouterr().err
+    assert "is used by this run already" in capsys.readouterr().err

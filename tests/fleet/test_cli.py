@@ -119,8 +119,8 @@ def test_the_limit_in_the_file(tmp_path: Path, capsys: Capture) -> None:
     [
         (MACHINE, [], "fleet.toml: file: vm is missing"),
         (f'{MACHINE}{HELLO}pool = "64K"\npolicies = ["static"]', [], "fleet.toml: greeter: pool: 64K is too small to"),
-        (MACHINE + HELLO, ["--summary", "fleet.toml"], "--summary: fleet.toml is an input of this run"),
-        (MACHINE + LOOP, ["--events", "loop.s"], "--events: loop.s is an input of this run"),
+        (MACHINE + HELLO, ["--summary", "fleet.toml"], "--summary: fleet.toml is used by this run already"),
+        (MACHINE + LOOP, ["--events", "loop.s"], "--events: loop.s is used by this run already"),
         (MACHINE + HELLO, ["--console", "loop.s"], "--console: loop.s cannot be made: File exists"),
         (MACHINE + HELLO, ["--console", ".", "--summary", "greeter.txt"], "is written by --summary already"),
     ],
