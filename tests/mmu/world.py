@@ -137,11 +137,19 @@ def fixed_entry(mode: Mode) -> tuple[int, int]:
     return FIXED_TABLES | _PRESET, 4
 
 
+PAGE_FAULT = 14
+
+
 def perform(memory: Memory, control: Control, name: str, access: Access, rules: Rules) -> Outcome:
-    """`paging_model.perform`, also for "add" and "xadd": a read, then a write of the sum."""
+    """`paging_model.perform`, also for "add" and "xadd": a read, then a write of the sum.
+
+    The processor asks for the right to write before it reads, so that every page fault has W/R set (SDM vol. 3A, 4.7).
+    """
     if name not in ("add", "xadd"):
         return x86.perform(memory, control, access, rules=rules)
     load = x86.perform(memory, control, Access(Kind.READ, access.gva, access.size), rules=rules)
+    if load.fault and load.fault[0] == PAGE_FAULT:
+        return replace(load, fault=(PAGE_FAULT, load.fault[1] | x86.ERROR_WR, load.fault[2]))
     if load.fault or load.outside:
         return load
     assert load.value is not None
