@@ -271,8 +271,12 @@ HELPERS = {
 """The engine's helpers, and what takes their places."""
 
 
-def reset_x87(env: int) -> None:
-    """The x87 unit after power-up or reset (SDM vol. 3A, table 9-1): single precision, all registers +0, none empty."""
+def reset_floating_point(env: int) -> None:
+    """x87 and SSE after power-up or reset (SDM vol. 3A, table 9-1).
+
+    The x87 unit is in single precision, all registers +0, none empty; MXCSR masks all exceptions.
+    """
+    ctypes.c_uint32.from_address(env + _MXCSR).value = 0x1F80
     ctypes.c_uint16.from_address(env + FPU_STATUS).value = 0
     ctypes.c_uint16.from_address(env + FPU_CONTROL).value = 0x40
     ctypes.memset(env + _TAGS, 0, 8)

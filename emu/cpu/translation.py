@@ -94,6 +94,12 @@ def _is_vex_general(opcode: int, prefixes: int) -> bool:
 
 
 @inlined
+def _is_ssse3(opcode: int) -> bool:
+    """PSHUFB to PMULHRSW, PABSB to PABSD; PALIGNR."""
+    return 0 <= opcode - MAP_38 <= 0x0B or 0x1C <= opcode - MAP_38 <= 0x1E or opcode == MAP_3A | 0x0F
+
+
+@inlined
 def _is_of_another_maker(cpu: Cpu, opcode: int) -> bool:
     """SYSCALL and SYSRET outside 64-bit mode, SYSENTER and SYSEXIT in long mode: only AMD, only Intel has these."""
     if load32(cpu.env + VENDOR) == INTEL:
@@ -132,6 +138,8 @@ def _look_at(cpu_at: int, gva: int) -> int:
         return _undefined(gva)
     if modrm >> 6 != 3 and wants_alignment(opcode, prefixes):
         require_alignment()
+    if cpu.insn_rex & REX_R and not prefixes & P_DATA and _is_ssse3(opcode):
+        show(cpu.insn_at - 5, 1, cpu.insn_rex & ~REX_R)  # MMX registers are eight; the engine would count to sixteen
     extension = modrm >> 3 & 7
     if (opcode == 0xF6 or opcode == 0xF7) and extension == 1:  # TEST, as with 0
         show(cpu.insn_at - 1, 1, modrm & ~0x38)

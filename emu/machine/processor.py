@@ -71,7 +71,7 @@ class Processor:
         self._fill_native(vm_at)
         self._hook()
         weakref.finalize(self, engine.forget_clock, self.native.vtime_at)
-        floatflags.reset_x87(self.engine.env)
+        floatflags.reset_floating_point(self.engine.env)
         enter_real_mode(self.registers)
         set_hflags_mode(self.engine.env)
         self.native.activity = WAITING if index else RUNNING

@@ -133,11 +133,6 @@ def _is_sse_in_memory(instruction: Instruction) -> bool:
     return instruction.in_memory and instruction.opcode[:1] == b"\x0f"
 
 
-def _ssse3_with_rex_r(instruction: Instruction) -> bool:
-    rex = instruction.prefixes[-1:] or b"\0"
-    return len(instruction.opcode) == 3 and _is_mmx(instruction) and rex[0] & 0xF4 == 0x44
-
-
 def _is_x87(instruction: Instruction) -> bool:
     return len(instruction.opcode) == 1 and instruction.opcode[0] & 0xF8 == 0xD8
 
@@ -238,12 +233,6 @@ RULES = (
                 and d.holds(lambda i: i.opcode in _MMX_WITH_66 or i.opcode == b"\x0f\x77")
             )
         ),
-    ),
-    Rule(
-        "MMX of SSSE3 with REX.R",
-        "emu",
-        "REX does not matter (SDM vol. 2A 2.2.1.2); the engine writes beside the registers, MXCSR for one",
-        lambda d: d.fields if d.holds(_ssse3_with_rex_r) else set(),
     ),
     Rule(
         "a far return reads its stack as the supervisor",
