@@ -91,6 +91,8 @@ class OutputFile:
             raise self._bad(error) from None
 
     def _bad(self, error: Exception) -> BadInput:
+        if self._name == "-":
+            return BadInput("standard output", f"cannot be written: {_reason(error)}")
         return BadInput(self._option, f"{self._name} cannot be written: {_reason(error)}")
 
 

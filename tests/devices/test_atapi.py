@@ -6,7 +6,7 @@ import json
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from emu.devices.bus import PortBus
@@ -274,6 +274,7 @@ def test_a_disc_with_a_part_of_a_block() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(min_size=12, max_size=12), st.integers(0, 0xFFFF), st.booleans(), st.binary(max_size=64))
+@example(b"\x1b\0\0\0\2" + bytes(7), 0, False, b"")
 def test_any_packet_ends_and_state_survives_it(packet: bytes, limit: int, dma: bool, table: bytes) -> None:
     board, other = Board(), Board()
     board.memory.write(0, table * (0x10000 // max(len(table), 1)))
@@ -287,6 +288,9 @@ def test_any_packet_ends_and_state_survives_it(packet: bytes, limit: int, dma: b
     for _ in range(40):
         assert board.bus.read(DATA, 2) == other.bus.read(DATA, 2)
     assert board.inb(CONTROL) & 0x80 == 0
+    if packet[0] == 0x1B and packet[4] & 3 == 2:  # it has opened the tray
+        board.ask(0x1B, 0, 0, 0, 3)
+        assert board.refused(0x00) == (ATTENTION, 0x2800)
     assert board.ask(0x25) == struct.pack(">II", BLOCKS - 1, BLOCK) or board.inb(STATUS)
 
 
