@@ -13,6 +13,7 @@ from pathlib import Path
 
 from emu.boot.kinds import kind_called
 from emu.cpu.models import parse_cpu
+from emu.devices.net import NetPlan, parse_net
 from emu.devices.parts import DEVICES
 from emu.errors import BadInput
 from emu.machine.schedule import MAX_CPUS
@@ -83,6 +84,9 @@ class BootOptions:
     devices: Sequence[str] = ()
     """More devices: "testdev" (:data:`emu.devices.parts.DEVICES`)."""
 
+    net: str | NetPlan | None = None
+    """A network card and what it is plugged into, as ``--net`` takes it (:mod:`emu.devices.net`); none by default."""
+
     bios: str | Path | None = None
     """A ROM image to start in; the guest is the disk image that it finds, whatever is in it."""
 
@@ -104,7 +108,7 @@ class BootOptions:
                 raise BadInput("--device", f"{device!r} is none of {', '.join(DEVICES)}")
         if self.as_ is not None:
             kind_called(self.as_)
-        _ = self.ram_bytes, self.pool_bytes, self.quantum_ns, self.seed  # each raises BadInput
+        _ = self.ram_bytes, self.pool_bytes, self.quantum_ns, self.seed, self.net_plan  # each raises BadInput
 
     @property
     def ram_bytes(self) -> int | None:
@@ -115,6 +119,11 @@ class BootOptions:
     def pool_bytes(self) -> int | None:
         """``pool`` in bytes."""
         return _number("--pool", self.pool, parse_size)
+
+    @property
+    def net_plan(self) -> NetPlan | None:
+        """``net``, understood."""
+        return parse_net(self.net) if isinstance(self.net, str) else self.net
 
     @property
     def quantum_ns(self) -> int | None:

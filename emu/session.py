@@ -26,6 +26,7 @@ from emu.devices import layout
 from emu.devices.disc import Disc
 from emu.devices.disk import Disk
 from emu.devices.floppy import FloppyDisk
+from emu.devices.net import make_net
 from emu.devices.parts import Parts
 from emu.devices.vbe import MEMORY_SIZE
 from emu.dmm import catalog
@@ -153,8 +154,9 @@ def _parts(found: Found | None, options: BootOptions) -> Parts:
             raise BadInput("--disk", f"{len(virtio)} virtio disks, there is a place for one")
         floppy_disks = [FloppyDisk(*floppy_options(floppy)) for floppy in floppies]
         disc = None if cdrom is None else Disc(cdrom)
+        net = None if options.net_plan is None else make_net(options.net_plan)
         opened.pop_all()
-    return Parts(ide, virtio[0] if virtio else None, options.devices, floppy_disks, disc, boot_order)
+    return Parts(ide, virtio[0] if virtio else None, options.devices, floppy_disks, disc, boot_order, net)
 
 
 def run_vm(

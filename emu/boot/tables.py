@@ -9,6 +9,8 @@ from __future__ import annotations
 from emu.boot import acpi, mptable, smbios
 from emu.boot.image import GuestImage
 from emu.devices import layout
+from emu.devices.pci import PIRQ_ROUTES
+from emu.devices.pci_interrupts import pirq_of
 
 MP_TABLE = layout.BIOS_AREA + 0x8000  # gpas; up to the end of these ROM images have nothing
 SMBIOS = layout.BIOS_AREA + 0xA000
@@ -19,8 +21,7 @@ RSDP_SIZE = 36  # bytes
 
 def pci_interrupts() -> tuple[tuple[int, int, int], ...]:
     """Slot, pin and I/O APIC input of each PCI interrupt, as QEMU's i440FX wires them."""
-    inputs = (10, 10, 11, 11)
-    return tuple((slot, pin, inputs[(slot - 1 + pin) & 3]) for slot in range(1, 32) for pin in range(4))
+    return tuple((slot, pin, PIRQ_ROUTES[pirq_of(slot, pin)]) for slot in range(1, 32) for pin in range(4))
 
 
 def place_tables(image: GuestImage, ram: int, cpus: int) -> None:

@@ -9,8 +9,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from emu.boot.kinds import WORDS
-from emu.commands.files import read_file
+from emu.commands.files import check_no_input, read_file
 from emu.cpu import models
+from emu.devices.net import CARDS, KINDS, parse_net
 from emu.devices.parts import DEVICES
 from emu.dmm import catalog
 from emu.errors import BadInput
@@ -123,6 +124,12 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", dest="devices", action="append", default=[], metavar="NAME", help=f"one more device. {devices}"
     )
+    parser.add_argument(
+        "--net",
+        metavar="KIND[,key=value,…]",
+        help=f"a network card, on a network of one of the kinds {', '.join(KINDS)}. card={' or '.join(CARDS)}, mac=, "
+        "log=FILE for every frame (pcap); user: tftp=FOLDER, bootfile=NAME, forward=PORT:PORT from the host's loopback",
+    )
     parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it finds")
     parser.add_argument(
         "--as", dest="as_", metavar="KIND", help=f"what the file is, whatever it looks like: {', '.join(WORDS)}"
@@ -141,7 +148,14 @@ def input_files(options: argparse.Namespace) -> list[str]:
     named = [options.guest, *(path for path in given if path is not None)]
     modules = [module.split(" ")[0] for module in (options.initrd or "").split(",")]
     images = [disk_options(disk)[0] for disk in options.disks] + [floppy_options(disk)[0] for disk in options.floppies]
-    return [*named, *filter(None, modules), *images]
+    plan = None if options.net is None else parse_net(options.net)
+    return [*named, *filter(None, modules), *images, *(plan.inputs if plan is not None else ())]
+
+
+def files_in_use(options: argparse.Namespace) -> list[str]:
+    """Those, and the log of ``--net``: outputs must not overwrite them."""
+    plan = None if options.net is None else parse_net(options.net)
+    return [*input_files(options), *([plan.log] if plan is not None and plan.log is not None else ())]
 
 
 def boot_from(arguments: argparse.Namespace) -> VirtualMachine:
@@ -154,6 +168,10 @@ def boot_from(arguments: argparse.Namespace) -> VirtualMachine:
         raise BadInput("--mmu", "direct (paravirtual) paging is not there yet; use shadow or nested")
     if arguments.guest == "":
         raise BadInput("GUEST", "expected a name that `emu guests` lists, or a file")
+    if arguments.net is not None:
+        log = parse_net(arguments.net).log
+        if log is not None:
+            check_no_input("--net", log, input_files(arguments))
     given = {field.name: vars(arguments)[field.name] for field in fields(BootOptions) if field.name in arguments}
     if arguments.input is not None:
         given["serial_input"] = read_file("--input", arguments.input)

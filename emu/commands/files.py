@@ -53,8 +53,7 @@ class OutputFile:
         _check_name(option, name)
         path = Path(name)
         try:
-            if any(path.exists() and Path(other).exists() and path.samefile(other) for other in inputs):
-                raise BadInput(option, f"{name} is used by this run already and would be overwritten")
+            check_no_input(option, name, inputs)
             for other in outputs:
                 if other.writes_to(name):
                     raise BadInput(option, f"{name} is written by {other._option} already")
@@ -105,6 +104,13 @@ def open_output(
     file = OutputFile(option, name, inputs, [other for other in outputs if other is not None])
     files.callback(file.close)
     return file
+
+
+def check_no_input(option: str, name: str, inputs: Iterable[str]) -> None:
+    """Raise BadInput when a file that ``option`` is to write is one of ``inputs``."""
+    path = Path(name)
+    if any(path.exists() and Path(other).exists() and path.samefile(other) for other in inputs):
+        raise BadInput(option, f"{name} is used by this run already and would be overwritten")
 
 
 def check_policy_files(vm: VirtualMachine, inputs: Iterable[str]) -> list[str]:

@@ -12,8 +12,8 @@ A fleet file is TOML:
   count = 3                   # worker-0, worker-1, worker-2 (default: one, called worker)
   guest = "memory"            # a name that `emu guests` lists, or a file
   append = "pages=512"        # these as the options of `emu run`, whose defaults they have: append, ram, pool, mmu, as,
-  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, floppies, cdrom, devices, no-reboot, input;
-                              # cpu-schedule is --schedule there
+  ram = "4M"                  # cpu, cpus, quantum, policies, initrd, disks, floppies, cdrom, devices, net, no-reboot,
+                              # input; cpu-schedule is --schedule there
   pool = "1M"
   policies = ["swap", "share:rate=100"]
   start = "2ms"               # when it starts (default 0)
@@ -98,6 +98,9 @@ def main(options: argparse.Namespace) -> int:
             stop = fleet.run(until, table)
         status = 128 + signals[0] if signals and stop is FleetStop.STOPPED else status_of(fleet, stop)
         print_end(fleet, sys.stderr if "-" in (options.events, options.summary) else sys.stdout)
+        for member in fleet.members:
+            for remark in member.remarks if member.vm is None else member.vm.platform.remarks():
+                print(f"emu: {member.plan.name}: {remark}", file=sys.stderr)
         wall = time.perf_counter() - begin
         if summary_file is not None:
             summary_file.write(format_summary(summarise_fleet(fleet, stop, status, wall)).encode())

@@ -20,7 +20,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from emu.commands.arguments import add_guest_arguments, boot_from, input_files, seconds, text
+from emu.commands.arguments import add_guest_arguments, boot_from, files_in_use, seconds, text
 from emu.commands.files import OutputFile, check_policy_files, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.commands.screen import Screen, progress
@@ -85,7 +85,7 @@ def main(options: argparse.Namespace) -> int:
         vm = boot_from(options)
     with ExitStack() as files:
         files.callback(vm.close)  # policies settle what they have in files
-        inputs = input_files(options)
+        inputs = files_in_use(options)
         inputs += check_policy_files(vm, inputs)
         events_file = open_output(files, "--events", options.events, inputs)
         summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
@@ -112,6 +112,8 @@ def main(options: argparse.Namespace) -> int:
         for policy in vm.dmm.policies:
             for remark in policy.remarks():
                 print(f"emu: {remark}", file=sys.stderr)
+        for remark in vm.platform.remarks():
+            print(f"emu: {remark}", file=sys.stderr)
         print(f"emu: {_closing_line(vm, outcome, status, wall)}", file=sys.stderr)
         if screen_file is not None:
             screen_file.write(_picture(vm, options.screen))

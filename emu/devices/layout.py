@@ -62,6 +62,7 @@ IDE2_PORT = 0x170  # secondary channel
 IDE2_PORTS = 8
 IDE2_CONTROL_PORT = 0x376
 IDE_BUS_MASTER_PORT = 0xC040  # where a BIOS puts it; channels 8 apart
+E1000_PORT = 0xC000  # the same
 FLOPPY_PORT = 0x3F0  # 82077AA
 FLOPPY_PORTS = 6
 FLOPPY_CHANGE_PORT = 0x3F7  # its DIR and CCR
@@ -87,6 +88,7 @@ IRQ_FLOPPY = 6
 IRQ_RTC = 8
 IRQ_ACPI = 9
 IRQ_MOUSE = 12
+IRQ_E1000 = 11  # INTA of its slot, by way of a PIRQ
 IRQ_IDE = 14
 IRQ_IDE2 = 15
 IRQ_VIRTIO = 16  # first of eight I/O APIC inputs for virtio devices
@@ -103,10 +105,13 @@ LOCAL_APIC = 0xFEE0_0000
 LOCAL_APIC_SIZE = 0x1000
 VIDEO_FRAME_BUFFER = 0xFD00_0000  # until the guest moves it
 VGA_REGISTERS = 0xFEBF_0000  # the same
+E1000 = 0xFEA0_0000  # the same
 VIRTIO = 0xFEB0_0000  # first virtio-mmio device; one page each
 VIRTIO_SIZE = 0x200
 VIRTIO_STRIDE = 0x1000
-VIRTIO_SLOTS = 4
+VIRTIO_SLOTS = 5
+
+E1000_PLACE = (3, 0)  # PCI device and function
 
 
 def virtio_slots() -> tuple[tuple[int, int, int], ...]:

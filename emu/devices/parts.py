@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from emu.devices.disc import Disc
 from emu.devices.disk import Disk
 from emu.devices.floppy import FloppyDisk
+from emu.devices.net import NetPart
 
 DEVICES = {
     "serial2": "a second serial port (COM2)",
@@ -26,6 +27,7 @@ class Parts:
         devices: names from DEVICES.
         floppies: disks of drives A and B.
         cdrom: in the drive of the secondary IDE channel.
+        net: its network card.
         boot_order: what a BIOS tries: a floppy disk, c hard disk, d CD-ROM.
     """
 
@@ -35,9 +37,12 @@ class Parts:
     floppies: Sequence[FloppyDisk] = ()
     cdrom: Disc | None = None
     boot_order: str = "cad"
+    net: NetPart | None = None
 
     def close(self) -> None:
-        """Let go of the images' files."""
+        """Let go of what they have of the host: files and sockets."""
+        if self.net is not None:
+            self.net.close()
         images = [*self.disks, self.virtio_disk, *(floppy.disk for floppy in self.floppies), self.cdrom]
         for image in images:
             if image is not None:

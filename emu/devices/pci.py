@@ -14,6 +14,7 @@ the display adapter have BARs that decode something (emu.devices.pci_bars):
     00:00.0  host bridge         00:01.0  ISA bridge, PIIX3
     00:01.1  IDE, both channels at their old addresses; BAR 4: the bus master
     00:01.3  power management, PIIX4                    00:02.0  VGA (emu.devices.vbe)
+    00:03.0  a network card, when there is one (emu.devices.e1000_pci)
 They come up as a BIOS leaves them, for kernels that are started without one.
 """
 
@@ -58,12 +59,14 @@ PAM = range(0x59, 0x60)  # host bridge: read and write enables of 0xC0000 to 0xF
 SMRAM = 0x72  # host bridge: SMM memory
 PIRQ = range(0x60, 0x64)  # ISA bridge: where the PCI interrupts go
 PIRQ_OFF = 0x80
+PIRQ_ROUTES = (10, 10, 11, 11)  # as QEMU's BIOS sets them
 IDE_PLACE = (1, 1)  # device, function
 IDE_BUS_MASTER = 4  # BAR
 IDE_TIMING = (0x40, 0x42)  # u16 a channel
 IDE_DECODE = 0x8000  # the channel is on
 PM_BASE = 0x40  # u32: I/O address, bit 0 set
-POWER_PLACE = (1, 3)  # device, function
+ISA_BRIDGE_PLACE = (1, 0)  # device, function
+POWER_PLACE = (1, 3)
 VGA_PLACE = (2, 0)
 PM_ENABLE = 0x80  # bit 0: PM_BASE is decoded
 DEVACTB = 0x58  # u32, bit 25: APM port writes cause SMIs
@@ -219,8 +222,8 @@ def isa_bridge() -> PciFunction:
     function.set(COMMAND, 2, COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER)
     function.set(STATUS, 2, 0x0200)  # medium DEVSEL#
     function.set(HEADER_TYPE, 1, MULTIFUNCTION)
-    for offset in PIRQ:
-        function.set(offset, 1, PIRQ_OFF)
+    for offset, irq in zip(PIRQ, PIRQ_ROUTES, strict=True):
+        function.set(offset, 1, irq)
     return function
 
 
@@ -257,7 +260,7 @@ def i440fx(
     """The board described above: PM ports at ``pm_base``, SCI at interrupt ``sci``."""
     functions = {
         (0, 0): host_bridge(),
-        (1, 0): isa_bridge(),
+        ISA_BRIDGE_PLACE: isa_bridge(),
         IDE_PLACE: ide_function(),
         POWER_PLACE: power_management(pm_base, sci),
     }

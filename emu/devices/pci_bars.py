@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from emu.addr import PAGE_SHIFT
+from emu.devices.bus import MmioBus
+from emu.devices.device import BoardMemory, Device
 from emu.devices.pci import BAR, BAR_IO, BARS, COMMAND, COMMAND_IO, COMMAND_MEMORY, PciFunction
 
 Place = Callable[[int | None], None]  # the region has come to this address, or is nowhere
@@ -51,3 +54,25 @@ class PciBars:
         if not self._function.read(COMMAND, 2) & (COMMAND_IO if io else COMMAND_MEMORY):
             return None
         return self._function.bar(number) or None
+
+
+class RegisterPages:
+    """The registers of a PCI device in whole pages, ``size`` bytes, of guest memory."""
+
+    def __init__(self, mmio: MmioBus, memory: BoardMemory, device: Device, size: int) -> None:
+        self._mmio = mmio
+        self._memory = memory
+        self._device = device
+        self._size = size
+
+    def place(self, gpa: int | None) -> None:
+        """They have come to ``gpa``, or are nowhere; where something else is, that stays."""
+        for base in self._mmio.bases(self._device):
+            self._mmio.unregister(self._device)
+            self._memory.set_mmio(self._pages(base), False)
+        if gpa is not None and self._memory.is_hole(self._pages(gpa)):
+            self._mmio.register(gpa, self._size, self._device)
+            self._memory.set_mmio(self._pages(gpa))
+
+    def _pages(self, gpa: int) -> range:
+        return range(gpa >> PAGE_SHIFT, gpa + self._size >> PAGE_SHIFT)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from emu.addr import PAGE_SHIFT, PAGE_SIZE
-from emu.devices import fw_cfg, layout, rtc, testdev, vbe
+from emu.devices import e1000_pci, layout, testdev, vbe
 from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
 from emu.devices.apic_bus import ApicBus
 from emu.devices.apic_page import ApicPage
@@ -21,8 +19,10 @@ from emu.devices.device import BalloonDriver, BoardMemory, Device, GuestMemory, 
 from emu.devices.disc import Disc
 from emu.devices.disk import Disk
 from emu.devices.dma import Dma
+from emu.devices.e1000 import E1000
 from emu.devices.exit import ExitPort
 from emu.devices.fdc import Fdc
+from emu.devices.firmware_facts import tell_firmware
 from emu.devices.floppy import FloppyDisk
 from emu.devices.fw_cfg import FwCfg
 from emu.devices.hpet import Hpet
@@ -33,8 +33,19 @@ from emu.devices.loader_port import LoaderPort
 from emu.devices.monitor import Monitor
 from emu.devices.output import ALL, ConsoleOutput
 from emu.devices.parts import NO_PARTS, Parts
-from emu.devices.pci import IDE_BUS_MASTER, IDE_PLACE, PM_BASE, PM_ENABLE, POWER_PLACE, VGA_PLACE, PciHost, i440fx
-from emu.devices.pci_bars import PciBars
+from emu.devices.pci import (
+    IDE_BUS_MASTER,
+    IDE_PLACE,
+    ISA_BRIDGE_PLACE,
+    PM_BASE,
+    PM_ENABLE,
+    POWER_PLACE,
+    VGA_PLACE,
+    PciHost,
+    i440fx,
+)  # fmt: skip
+from emu.devices.pci_bars import PciBars, RegisterPages
+from emu.devices.pci_interrupts import PciInterrupts
 from emu.devices.pic import PicPair
 from emu.devices.pit import Pit, SystemControlPort
 from emu.devices.port92 import A20Gate, Port92
@@ -49,6 +60,7 @@ from emu.devices.virtio_balloon import VirtioBalloon
 from emu.devices.virtio_blk import VirtioBlock
 from emu.devices.virtio_console import VirtioConsole
 from emu.devices.virtio_mmio import EmptySlot, VirtioMmio
+from emu.devices.virtio_net import VirtioNet
 from emu.devices.virtio_rng import VirtioRng
 from emu.devices.wires import SwitchedWire, Wires
 from emu.errors import BadInput
@@ -116,6 +128,7 @@ class Platform:
         self.serial2_sinks: list[Callable[[bytes], None]] = []
         self._clock = clock
         self._memory = memory
+        self._net = parts.net
         self._add_interrupt_controllers(cpus, running, CpuPins(set_intr, raise_nmi, on_init, on_startup))
         self._add_timers(clock)
         self.uart = Uart16550(self.wire(layout.IRQ_COM1), self.output, clock)
@@ -131,11 +144,13 @@ class Platform:
         self.fw_cfg = FwCfg(memory)
         self._add_disks(parts.disks, parts.cdrom)
         self._add_floppies(memory, parts.floppies)
+        self._timed: list[Device | VirtioNet] = []
         self._add_virtio(memory, parts.virtio_disk, balloon)
         balloon_port = BalloonPort(balloon.inflate, balloon.deflate)
         balloon.front_ends += [balloon_port.set_target, self.virtio_balloon.set_target]
         pci = i440fx(layout.ACPI_PM_PORT, layout.IRQ_ACPI, on_reset, on_cpu_reset)
         self._add_graphics(pci, video)
+        self._add_network(pci, memory)
         bars = PciBars(pci.functions[IDE_PLACE])
         ports_size = len(self._bus_masters) * BUS_MASTER_PORTS
         bars.add(IDE_BUS_MASTER, ports_size, layout.IDE_BUS_MASTER_PORT, self._place_bus_masters, io=True)
@@ -168,9 +183,9 @@ class Platform:
             self.bus.register(layout.COM2_PORT, layout.COM_PORTS, self.uart2)
         if "testdev" in parts.devices:
             testdev.plug_in(self.bus, self.mmio, self.wire)
-        self._tell_firmware(ram, cpus, parts)
+        tell_firmware(self._rtc, self.fw_cfg, ram, cpus, len(parts.floppies), parts.boot_order)
         self._resets = self._power_up_state(a20)
-        self._timed: list[Device] = [
+        self._timed += [
             self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power, self._fdc,
             *self._bus_masters,
         ]  # fmt: skip
@@ -230,16 +245,18 @@ class Platform:
         self.mmio.register(layout.VGA_REGISTERS, vbe.REGISTERS_SIZE, registers)
         bars = PciBars(function)
         bars.add(0, vbe.MEMORY_SIZE, layout.VIDEO_FRAME_BUFFER, video.place, prefetchable=True)
-        bars.add(2, vbe.REGISTERS_SIZE, layout.VGA_REGISTERS, partial(self._place_registers, registers))
+        pages = RegisterPages(self.mmio, self._memory, registers, vbe.REGISTERS_SIZE)
+        bars.add(2, vbe.REGISTERS_SIZE, layout.VGA_REGISTERS, pages.place)
 
-    def _place_registers(self, device: Device, gpa: int | None) -> None:
-        """The registers of a PCI device have come to a page of their own, or have gone; what else is there stays."""
-        for base in self.mmio.bases(device):
-            self.mmio.unregister(device)
-            self._memory.set_mmio(range(base >> PAGE_SHIFT, (base >> PAGE_SHIFT) + 1), False)
-        if gpa is not None and self._memory.is_hole(range(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + 1)):
-            self.mmio.register(gpa, PAGE_SIZE, device)
-            self._memory.set_mmio(range(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + 1))
+    def _add_network(self, pci: PciHost, memory: GuestMemory) -> None:
+        """The wiring of PCI interrupts, and the card that has one."""
+        net, interrupts = self._net, PciInterrupts(pci.functions[ISA_BRIDGE_PLACE], self.wire)
+        if net is not None and net.card == "e1000":
+            line = interrupts.pin(layout.E1000_PLACE[0], 0)
+            card = E1000(line, memory, self._clock, net.cable, net.mac)
+            e1000_pci.plug_in(pci, self.bus, self.mmio, self._memory, card)
+            self._timed += [net.cable, card]
+            self._pic.elcr.write(1, 1, 1 << layout.IRQ_E1000 - 8)  # as a BIOS leaves it for a PCI interrupt
 
     def _add_disks(self, disks: Sequence[Disk], cdrom: Disc | None) -> None:
         if len(disks) > 2:
@@ -275,24 +292,16 @@ class Platform:
         self.virtio_console = VirtioConsole(memory, self.output)
         self.virtio_balloon = VirtioBalloon(memory, balloon.inflate, balloon.deflate, balloon.report)
         block = None if disk is None else VirtioBlock(memory, disk)
-        devices: tuple[VirtioDevice | None, ...] = (VirtioRng(memory), self.virtio_console, self.virtio_balloon, block)
+        net, card = self._net, None
+        if net is not None and net.card == "virtio":
+            card = VirtioNet(memory, self._clock, net.cable, net.mac)
+            self._timed += [net.cable, card]
+        devices: tuple[VirtioDevice | None, ...] = (
+            VirtioRng(memory), self.virtio_console, self.virtio_balloon, block, card,
+        )  # fmt: skip
         for (gpa, size, irq), device in zip(layout.virtio_slots(), devices, strict=True):
             slot = VirtioMmio(self.wire(irq), device) if device else EmptySlot()
             self.mmio.register(gpa, size, slot)
-
-    def _tell_firmware(self, ram: int, cpus: int, parts: Parts) -> None:
-        """The sizes of the machine, in CMOS and fw_cfg."""
-        low, *high = layout.ram_ranges(ram)
-        self._rtc.set_memory(len(low), sum(map(len, high)))
-        floppies = len(parts.floppies)
-        self._rtc.set_cell(rtc.EQUIPMENT, (floppies - 1) << 6 | 0x07 if floppies else 0x06)  # FPU, PS/2 mouse
-        self._rtc.set_cell(rtc.CPUS_BUT_ONE, cpus - 1)
-        self._rtc.set_boot_order(parts.boot_order)
-        self.fw_cfg.set(fw_cfg.RAM_SIZE, struct.pack("<Q", ram))
-        for key in (fw_cfg.NB_CPUS, fw_cfg.MAX_CPUS):
-            self.fw_cfg.set(key, struct.pack("<H", cpus))
-        # SeaBIOS: let INT 10h and 16h use the serial port, as there is no video BIOS
-        self.fw_cfg.add_file("etc/sercon-port", struct.pack("<Q", layout.COM1_PORT))
 
     def wire(self, irq: int) -> IrqLine:
         """The wire of interrupt 0 to 23: to the 8259s below 16, and to the I/O APIC, where ISA's 0 is input 2.
@@ -345,6 +354,10 @@ class Platform:
                 an event is passed on.
         """
         self.output.listen(sink, urgent)
+
+    def remarks(self) -> list[str]:
+        """What the user should know of the devices at the end of a run, each a sentence without a full stop."""
+        return [] if self._net is None else self._net.cable.network.remarks()
 
     def unlisten(self, sink: Callable[[bytes], None]) -> None:
         """Stop calling ``sink``."""

@@ -243,14 +243,23 @@ class VirtioDevice:
 
     def notify(self, index: int) -> None:
         """Look after a queue: the driver made chains available, or the device has something for it."""
-        if not self.live or index >= len(self.queues) or not self.queues[index].ready:
-            return
+        if self.live and index < len(self.queues) and self.queues[index].ready:
+            self.carefully(index, lambda: self.process(index))
+
+    def carefully(self, index: int, use: Callable[[], bool]) -> bool:
+        """Have ``use`` work on a queue that is ready; the result is its own, which says whether a chain was given back.
+
+        The driver is told of that; where it has broken the rules the device stops, and the result is False.
+        """
         try:
-            if self.process(index) and self.queues[index].wants_interrupt():
+            used = use()
+            if used and self.queues[index].wants_interrupt():
                 self.on_signal(QUEUE_INTERRUPT)
+            return used
         except DriverError:
             self.status |= NEEDS_RESET
             self.on_signal(CONFIG_INTERRUPT)
+            return False
 
     def process(self, index: int) -> bool:
         """Use chains of a queue; whether any was given back."""

@@ -16,6 +16,7 @@ from emu.addr import PAGE_SIZE
 from emu.boot import firmware
 from emu.boot.detect import detect
 from emu.boot.loader import split_modules
+from emu.devices.net import parse_net
 from emu.dmm import catalog
 from emu.errors import BadInput
 from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
@@ -30,7 +31,8 @@ _MACHINE = {"memory": str, "quantum": str, "max-time": str}
 _VM = {
     "name": str, "guest": str, "count": int, "ram": str, "pool": str, "mmu": str, "cpus": int, "cpu": str,
     "quantum": str, "cpu-schedule": str, "policies": list, "append": str, "as": str, "initrd": str, "disks": list,
-    "floppies": list, "cdrom": str, "devices": list, "no-reboot": bool, "input": str, "start": str, "schedule": list,
+    "floppies": list, "cdrom": str, "devices": list, "net": str, "no-reboot": bool, "input": str, "start": str,
+    "schedule": list,
 }  # fmt: skip
 _STEP = {
     "at": str, "pool": str, "balloon": str, "attach": str, "detach": str, "retire": int, "pin": int, "unpin": int,
@@ -69,6 +71,8 @@ def input_files(plan: FleetPlan) -> list[str]:
         named += [disk_options(disk)[0] for disk in vm.options.disks]
         named += [floppy_options(disk)[0] for disk in vm.options.floppies]
         named += [] if vm.options.cdrom is None else [str(vm.options.cdrom)]
+        net = vm.options.net_plan
+        named += [] if net is None else [*net.inputs, *([net.log] if net.log is not None else ())]
         named += [str(vm.input)] if vm.input is not None else []
     return [name for name in dict.fromkeys(named) if name]
 
@@ -93,6 +97,7 @@ def _fleet(table: Mapping[str, Any], directory: Path) -> FleetPlan:
     if not vms:
         raise BadInput("file", "there is no [[vm]]")
     _check_policy_files(vms)
+    _check_logs(vms)
     _check_fit(vms, memory)
     return FleetPlan(memory, tuple(vms), quantum, max_time)
 
@@ -148,6 +153,7 @@ def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:
         floppies=tuple(str(directory / disk) for disk in _texts(entry, "floppies")),
         cdrom=str(directory / entry["cdrom"]) if "cdrom" in entry else None,
         devices=_texts(entry, "devices"),
+        net=parse_net(entry["net"]).within(directory) if "net" in entry else None,
         no_reboot=entry.get("no-reboot", False),
     )
     start = _value("start", parse_time, entry["start"]) if "start" in entry else 0
@@ -208,6 +214,17 @@ def _check_policy_files(vms: list[VmPlan]) -> None:
             if file is not None and users.setdefault(Path(file).absolute(), vm.name) != vm.name:
                 other = users[Path(file).absolute()]
                 raise BadInput(f"VM {vm.name}", f"policy {choice.name}: file {file} is that of {other} already")
+
+
+def _check_logs(vms: list[VmPlan]) -> None:
+    """No two networks may write to one file."""
+    users: dict[Path, str] = {}
+    for vm in vms:
+        net = vm.options.net_plan
+        if net is not None and net.log is not None:
+            other = users.setdefault(Path(net.log).absolute(), vm.name)
+            if other != vm.name:
+                raise BadInput(f"VM {vm.name}", f"net: log={net.log} is that of {other} already")
 
 
 def _check_fit(vms: list[VmPlan], memory: int) -> None:

@@ -104,6 +104,7 @@ class Member:
         numbers: of its memory when it ended; None before.
         report: its part of the summary when it ended; None before, and when it never started.
         console: what the guest printed until its end.
+        remarks: what the user should know of its devices, when it ended.
     """
 
     def __init__(self, plan: VmPlan) -> None:
@@ -115,6 +116,7 @@ class Member:
         self.numbers: MemoryUse | None = None
         self.report: dict[str, Any] | None = None
         self.console = b""
+        self.remarks: list[str] = []
         self.due = list(plan.schedule)
 
     @property
@@ -321,6 +323,7 @@ class Fleet:
         member.numbers = MemoryUse.of(vm)
         member.report = summarise(vm, outcome, 0) | {"outcome": how}
         member.console = bytes(vm.platform.console)
+        member.remarks = vm.platform.remarks()
         member.vm = None
         self._refuse_rest(member, "the VM had ended")
         try:

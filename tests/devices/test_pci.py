@@ -143,7 +143,7 @@ def test_power_management_ports(board: Board) -> None:
 
 
 def test_pirq_routing_can_be_stored(board: Board) -> None:
-    assert board.get(1, 0, 0x60) == 0x8080_8080
+    assert board.get(1, 0, 0x60) == 0x0B0B_0A0A
     board.put(1, 0, 0x60, 4, 0x0B0B_0A0A)
     assert board.get(1, 0, 0x62, 1) == 0x0B
 
@@ -176,8 +176,8 @@ def test_state_survives_json(board: Board) -> None:
     board.select(1, 0, 0x60)
     other.host.load_state(json.loads(json.dumps(board.host.state())))
     for each in (board, other):
-        each.bus.write(CFC + 1, 1, 0x0B)
-        assert each.get(1, 0, 0x60) == 0x8080_0B80
+        each.bus.write(CFC + 1, 1, 0x05)
+        assert each.get(1, 0, 0x60) == 0x0B0B_050A
         assert each.get(0, 0, 0x59, 1) == 0x30
     with pytest.raises(BadInput):
         board.host.load_state({"address": 0, "reset_control": 0, "functions": {}})
