@@ -1,4 +1,4 @@
-"""What is called before some instructions (:mod:`emu.cpu.translation`), at the beginning of their block.
+"""What is called before or behind some instructions (:mod:`emu.cpu.translation`), which begin their block.
 
 RIP and the flags are in the CPU state then, so an exception can be raised by the engine's own means.
 """
@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from emu.cpu.branchfaults import decode_running, linear_rip
 from emu.cpu.decode import operand_address, rm_register
+from emu.cpu.floatexceptions import (
+    after_sse,
+    after_x87,
+    before_sse,
+    before_x87,
+    before_x87_store,
+    raise_pending,
+)
 from emu.cpu.floatflags import show_sse
 from emu.cpu.guestmem import load_operand, load_system
 from emu.cpu.returns import return_near
 from emu.cpu.segments import PRESENT, attributes_of, base_of
 from emu.engine.cpustate import BASE, EFLAGS, FLAG_RF, GDTR, HF_CPL, HFLAGS, LIMIT
 from emu.engine.engine import leave_engine, running_cpu, stop
-from emu.engine.helpers import raise_exception
+from emu.engine.helpers import original_enter_mmx, raise_exception
 from emu.engine.native import callback, inlined, load32, load64, outlined, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP
@@ -26,6 +34,9 @@ SEGMENT_BASE = 3  # WRFSBASE, WRGSBASE: the same
 RETURN = 5  # RET with an immediate operand that is not sign-extended, which the engine does
 SHOW_SSE = 4  # STMXCSR stores MXCSR with the flags that are set
 SYSTEM_BASE = 6  # LLDT, LTR in long mode: #GP(selector) for such a base in the descriptor
+X87_WAITING, X87_ARITHMETIC, X87_STORE, SSE = 7, 8, 9, 10  # see emu.cpu.floatexceptions
+X87_DONE, SSE_DONE = 11, 12  # behind such an instruction
+MMX_DONE = 13  # behind an instruction of SSSE3 on MMX registers: all of them are valid, and TOP is 0
 
 
 @outlined("vqq")
@@ -39,6 +50,25 @@ def _check_system_base(cpu_at: int, selector: int) -> None:
     if attributes_of(low) & PRESENT and load_system(cpu, at + 8, 4) == OK:
         if not is_canonical_base(cpu, cpu.sys_value << 32 | base_of(low)):
             raise_exception(cpu, VECTOR_GP, selector & 0xFFFC)
+
+
+@outlined("vqq")
+def _look_at_exceptions(cpu_at: int, what: int) -> None:
+    cpu = cpu_record(cpu_at)
+    if what == SSE:
+        before_sse(cpu)
+    elif what == SSE_DONE:
+        after_sse(cpu)
+    elif what == X87_WAITING:
+        raise_pending(cpu)
+    elif what == X87_ARITHMETIC:
+        before_x87(cpu)
+    elif what == X87_STORE:
+        before_x87_store(cpu)
+    elif what == X87_DONE:
+        after_x87(cpu)
+    else:
+        original_enter_mmx(cpu.env)
 
 
 @callback("vq")
@@ -55,6 +85,9 @@ def before_instruction(what: int) -> None:
         return
     if what == SHOW_SSE:
         show_sse(env)
+        return
+    if what >= X87_WAITING:
+        _look_at_exceptions(cpu.at, what)
         return
     length = decode_running(cpu)
     if length == 0:

@@ -45,6 +45,7 @@ def _check_frame(cpu: Cpu, size: int) -> None:
     if size == _LONG:
         refused = not is_canonical(cpu, load_guest_64(env, at)) or load_guest_64(env, at + 16) & FLAG_VM != 0
     else:
+        load_guest_32(env, at)  # of a page that is not there CR2 tells the frame's first address
         refused = size == _WIDE and load_guest_32(env, at + 8) & FLAG_VM != 0
     if refused:
         raise_exception(cpu, VECTOR_GP, 0)

@@ -6,6 +6,8 @@
 * 128-bit operands that must be aligned are checked by the engine's own TLB look-up, which costs nothing
   (:func:`emu.engine.translator.require_alignment`); a misaligned one is #GP(0).
 * What must be checked when it runs begins a block of its own, and :mod:`emu.cpu.checks` is called first.
+* Where floating-point exceptions are not masked, what may raise one is a block of its own, and :mod:`emu.cpu.checks`
+  is called before and behind it.
 
 Sources: SDM vol. 2A, 2.3 and 2.4 (VEX, exception types), LOCK, and each instruction's page; vol. 3A, 2.5 and 9.1.
 """
@@ -14,9 +16,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from emu.cpu import floatflags
+from emu.cpu import floatflags, horizontal, sserounding  # noqa: F401
 from emu.cpu.branchfaults import BEYOND_LIMIT, WRAPPED, decode_running, mode_flags
-from emu.cpu.checks import CONSUME_RF, RETURN, SEGMENT_BASE, SHOW_SSE, SYSTEM_BASE, TABLE_BASE, before_instruction
+from emu.cpu.checks import (
+    CONSUME_RF,
+    MMX_DONE,
+    RETURN,
+    SEGMENT_BASE,
+    SHOW_SSE,
+    SSE,
+    SSE_DONE,
+    SYSTEM_BASE,
+    TABLE_BASE,
+    X87_ARITHMETIC,
+    X87_DONE,
+    X87_STORE,
+    X87_WAITING,
+    before_instruction,
+)
 from emu.cpu.controlregs import on_get_dr, on_read_cr, on_set_dr, on_write_cr
 from emu.cpu.decode import (
     MAP_0F,
@@ -40,8 +57,32 @@ from emu.cpu.decode import (
     read_modrm,
     wants_alignment,
 )
+from emu.cpu.floatopcodes import (
+    NOT_WAITING,
+    WAITING,
+    is_mmx,
+    is_sse_arithmetic,
+    is_ssse3,
+    loads_masks,
+    x87_kind,
+)
 from emu.cpu.returns import on_call_protected, on_iret_protected, on_iret_real, on_sysret
-from emu.engine.cpustate import CR0, CR0_AM, CS, HF_AC, HF_CPL, HF_CS64, HF_EM, HF_LMA, HF_OSFXSR, HF_RF, HF_TS, LIMIT
+from emu.engine.cpustate import (
+    CR0,
+    CR0_AM,
+    CS,
+    HF_AC,
+    HF_CPL,
+    HF_CS64,
+    HF_EM,
+    HF_LMA,
+    HF_OSFXSR,
+    HF_RF,
+    HF_TS,
+    HF_UNMASKED_SSE,
+    HF_UNMASKED_X87,
+    LIMIT,
+)
 from emu.engine.engine import abandon_instruction, running_cpu
 from emu.engine.helpers import raise_exception, raise_exception_from, store_state
 from emu.engine.identity import INTEL, VENDOR
@@ -55,9 +96,12 @@ from emu.engine.translator import (
     DC_TB,
     TB_FLAGS,
     call_before,
+    call_behind,
     end_block,
+    end_block_behind,
     forget_instruction,
     is_first,
+    narrow_load,
     require_alignment,
     require_natural_alignment,
     see_each_instruction,
@@ -74,9 +118,10 @@ _SYSCALL, _SYSRET, _SYSENTER, _SYSEXIT = 0x105, 0x107, 0x134, 0x135
 # what is done about an instruction: nothing; translate it whatever the state of SSE; let it begin a block
 _PLAIN, _GENERAL, _FIRST = 0, 1, 2
 _CHECKED = 16  # and what is more: let it begin a block, and call emu.cpu.checks with what is more
+_SEGMENT_CS = 0x2E  # a prefix that means nothing
 
 _LOOKED_AT = np.zeros(0x100, np.uint8)
-_LOOKED_AT[[0x9A, 0x9B, 0xC2, 0xC6, 0xC7, 0xCC, 0xCD, 0xCE, 0xCF, 0xD9, 0xDD, 0xF6, 0xF7, 0xFF]] = 1
+_LOOKED_AT[[0x9A, 0x9B, 0x9E, 0x9F, 0xC2, 0xC6, 0xC7, 0xCC, 0xCD, 0xCE, 0xCF, *range(0xD8, 0xE0), 0xF6, 0xF7, 0xFF]] = 1
 
 
 @inlined
@@ -94,17 +139,24 @@ def _is_vex_general(opcode: int, prefixes: int) -> bool:
 
 
 @inlined
-def _is_ssse3(opcode: int) -> bool:
-    """PSHUFB to PMULHRSW, PABSB to PABSD; PALIGNR."""
-    return 0 <= opcode - MAP_38 <= 0x0B or 0x1C <= opcode - MAP_38 <= 0x1E or opcode == MAP_3A | 0x0F
-
-
-@inlined
 def _is_of_another_maker(cpu: Cpu, opcode: int) -> bool:
     """SYSCALL and SYSRET outside 64-bit mode, SYSENTER and SYSEXIT in long mode: only AMD, only Intel has these."""
     if load32(cpu.env + VENDOR) == INTEL:
         return (opcode == _SYSCALL or opcode == _SYSRET) and not cpu.insn_flags & HF_CS64
     return (opcode == _SYSENTER or opcode == _SYSEXIT) and cpu.insn_flags & HF_LMA != 0
+
+
+@inlined
+def _operand_size(opcode: int, prefixes: int) -> int:
+    """The bytes of an operand in memory of which the engine loads too many, or 0 (SDM vol. 2, ROUNDSS, CVTPS2PD)."""
+    if opcode == 0x30A:
+        return 4
+    if opcode == 0x30B or (opcode == 0x1E6 and prefixes & P_REP):  # CVTDQ2PD
+        return 8
+    plain = not prefixes & (P_DATA | P_REP | P_REPNE)
+    if opcode == 0x15A and plain:
+        return 8
+    return 4 if 0x160 <= opcode <= 0x162 and plain else 0  # PUNPCKLBW and relatives of MMX
 
 
 @outlined("qqq")
@@ -124,6 +176,8 @@ def _look_at(cpu_at: int, gva: int) -> int:
         return _FIRST
     if opcode == 0x9A:
         return _FIRST
+    if (opcode == 0x9E or opcode == 0x9F) and cpu.insn_rex:  # LAHF, SAHF: AH is not SPL
+        show(cpu.insn_at - 2, 1, _SEGMENT_CS)
     if opcode == 0xC2:
         return _CHECKED + RETURN if code_byte_at(cpu, cpu.insn_at + 1, TRANSLATOR) & 0x80 else _PLAIN
     if not has_modrm(opcode):
@@ -138,7 +192,9 @@ def _look_at(cpu_at: int, gva: int) -> int:
         return _undefined(gva)
     if modrm >> 6 != 3 and wants_alignment(opcode, prefixes):
         require_alignment()
-    if cpu.insn_rex & REX_R and not prefixes & P_DATA and _is_ssse3(opcode):
+    if modrm >> 6 != 3 and _operand_size(opcode, prefixes):
+        narrow_load(_operand_size(opcode, prefixes))
+    if cpu.insn_rex & REX_R and not prefixes & P_DATA and is_ssse3(opcode):
         show(cpu.insn_at - 5, 1, cpu.insn_rex & ~REX_R)  # MMX registers are eight; the engine would count to sixteen
     extension = modrm >> 3 & 7
     if (opcode == 0xF6 or opcode == 0xF7) and extension == 1:  # TEST, as with 0
@@ -166,6 +222,23 @@ def _look_at(cpu_at: int, gva: int) -> int:
     elif opcode == 0x1AE and prefixes & P_REP and modrm >> 6 == 3 and extension & ~1 == 2:  # WRFSBASE, WRGSBASE
         return _CHECKED + SEGMENT_BASE if cpu.insn_rex & REX_W else _PLAIN
     return _GENERAL if MAP_38 | 0xF0 <= opcode <= MAP_38 | 0xFF else _PLAIN
+
+
+@inlined
+def _with_exceptions(cpu: Cpu, action: int, flags: int) -> int:
+    """What is done about an instruction while not all floating-point exceptions are masked."""
+    opcode = cpu.insn_opcode
+    if action >= _CHECKED or flags & (HF_EM | HF_TS) or cpu.insn_prefixes & (P_LOCK | P_VEX):
+        return action
+    if flags & HF_UNMASKED_X87:
+        if 0xD8 <= opcode <= 0xDF:
+            kind = x87_kind(opcode, cpu.insn_modrm)
+            return action if kind == NOT_WAITING else _CHECKED + X87_WAITING + kind - WAITING
+        if is_mmx(opcode, cpu.insn_prefixes):
+            return _CHECKED + X87_WAITING
+    if flags & HF_UNMASKED_SSE and flags & HF_OSFXSR and is_sse_arithmetic(opcode):
+        return _CHECKED + SSE
+    return action
 
 
 @inlined
@@ -200,6 +273,22 @@ def _prepare(cpu: Cpu, gva: int, flags: int) -> int:
     if cpu.insn_prefixes & (P_LOCK | P_VEX) or opcode >= MAP_0F or _LOOKED_AT[opcode]:
         return _look_at(cpu.at, gva)
     return _PLAIN
+
+
+@inlined
+def _behind(cpu: Cpu, disas: int, action: int) -> None:
+    """The instruction was translated."""
+    opcode, what = cpu.insn_opcode, action - _CHECKED
+    if what == SSE:
+        call_behind(cpu.tcg_context, cpu.before_at, SSE_DONE)
+        end_block_behind(disas)
+    elif what == X87_ARITHMETIC or what == X87_STORE:
+        call_behind(cpu.tcg_context, cpu.before_at, X87_DONE)
+        end_block_behind(disas)
+    elif is_ssse3(opcode) and not cpu.insn_prefixes & P_DATA:
+        call_behind(cpu.tcg_context, cpu.before_at, MMX_DONE)
+    elif loads_masks(opcode, cpu.insn_modrm):
+        end_block_behind(disas)
 
 
 @outlined("qqqq")
@@ -242,6 +331,8 @@ def on_translate(disas: int, engine_cpu: int) -> None:
     if cpu.insn_cut:
         end_block(disas)
         return
+    if flags & (HF_UNMASKED_SSE | HF_UNMASKED_X87):
+        action = _with_exceptions(cpu, action, flags)
     if is_first(disas):
         if flags & HF_RF:
             call_before(cpu.tcg_context, cpu.before_at, CONSUME_RF)
@@ -263,6 +354,8 @@ def on_translate(disas: int, engine_cpu: int) -> None:
         store64(disas + DC_FLAGS, before)
     else:
         translate(disas, engine_cpu)
+    if cpu.insn_opcode >= 0xD8:
+        _behind(cpu, disas, action)
 
 
 see_each_instruction(on_translate)
@@ -275,5 +368,5 @@ replace_helper("iret_protected", on_iret_protected)
 replace_helper("iret_real", on_iret_real)
 replace_helper("sysret", on_sysret)
 replace_helper("lcall_protected", on_call_protected)
-for _name, _function in floatflags.HELPERS.items():
+for _name, _function in (floatflags.HELPERS | sserounding.HELPERS).items():
     replace_helper(_name, _function)

@@ -58,6 +58,7 @@ HF_AC = 1 << 18
 HF_GUEST = 1 << 21  # a hypervisor intercepts instructions
 HF_OSFXSR = 1 << 22
 HF_SMAP = 1 << 23
+HF_UNMASKED_SSE, HF_UNMASKED_X87 = 1 << 27, 1 << 28  # of emu's own, see emu.cpu.floatexceptions
 
 HF2_NMI = 1 << 2  # an NMI is being handled; the engine's IRET clears it
 
@@ -67,8 +68,9 @@ FLAG_IOPL, FLAG_NT, FLAG_RF, FLAG_VM, FLAG_AC = 3 << 12, 1 << 14, 1 << 16, 1 << 
 FLAGS_ARITHMETIC = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF
 
 CR0_PE, CR0_MP, CR0_EM, CR0_TS, CR0_ET, CR0_WP, CR0_PG = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 16, 1 << 31
-CR0_AM, CR0_NW, CR0_CD = 1 << 18, 1 << 29, 1 << 30
+CR0_NE, CR0_AM, CR0_NW, CR0_CD = 1 << 5, 1 << 18, 1 << 29, 1 << 30
 CR4_VME, CR4_DE, CR4_PSE, CR4_PAE, CR4_PGE = 1, 1 << 3, 1 << 4, 1 << 5, 1 << 7
+CR4_OSXMMEXCPT = 1 << 10
 CR4_UMIP, CR4_LA57, CR4_PCIDE = 1 << 11, 1 << 12, 1 << 17
 CR4_SMEP, CR4_SMAP, CR4_PKE, CR4_PKS = 1 << 20, 1 << 21, 1 << 22, 1 << 24
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 1 << 8, 1 << 10, 1 << 11

@@ -7,7 +7,8 @@ emu's (:mod:`emu.cpu.translation`).  That one may
 * have a function of emu's called before the instruction, at the beginning of its block (:func:`call_before`),
 * let the translator read other bytes than those in memory (:func:`show`),
 * change the mode that the translator believes in, for one instruction (the ``DC_`` offsets),
-* ask for an aligned 128-bit operand, or for aligned operands of any size (:func:`require_alignment`).
+* ask for an aligned 128-bit operand (:func:`require_alignment`) or for aligned operands of any size,
+* ask for fewer bytes of an operand (:func:`narrow_load`), or for the end of the block behind the instruction.
 
 Offsets are those of QEMU 5.0.1's ``DisasContext`` and ``TranslationBlock`` on a 64-bit host.  Nothing of it happens
 without numba: the engine leaves its translator by a jump, which no interpreted frame survives.
@@ -45,11 +46,12 @@ TB_FLAGS = 16  # TranslationBlock: HFLAGS, with TF, IOPL, RF, VM and AC from EFL
 _TOO_MANY = 1  # DisasJumpType: end the block before ``pc_next``
 _ALIGN_16, _ALIGN_NATURALLY, _SIZE, _64 = 4 << 4, 7 << 4, 3, 3  # MemOp
 _ONE, _EVERY = 1, 2  # operands that must be aligned
+_32, _LOADED = 2, -1  # MemOp; the one narrow load has been made
 
 # The table that the translator works with: its own seven functions, and behind them what else it needs to remember.
 _TABLE_WORDS = 16
 _INIT, _TRANSLATE, _FUNCTIONS = 0, 4, 7
-_ORIGINAL, _OURS, _SHOWN_AT, _SHOWN_SIZE, _SHOWN, _ALIGN, _ARGUMENT = range(_FUNCTIONS, _FUNCTIONS + 7)
+_ORIGINAL, _OURS, _SHOWN_AT, _SHOWN_SIZE, _SHOWN, _ALIGN, _NARROW, _ARGUMENT = range(_FUNCTIONS, _FUNCTIONS + 8)
 _table = np.zeros(_TABLE_WORDS, np.int64)
 _table_cell, _table_cell_at = global_cell("emu_engine_translator")
 _table_cell[0] = address_of(_table)
@@ -85,9 +87,11 @@ def code_byte(cpu: Cpu, gva: int) -> int:
     Where the block has to end before the instruction (:mod:`emu.engine.blockend`) it is 0, and ``cpu.insn_cut`` is 1.
     """
     disas = cpu.translating
-    if (gva ^ load64(disas + DC_PC_FIRST)) & ~PAGE_MASK and not is_first(disas):
-        cpu.insn_cut = 1
-        return 0
+    if (gva ^ load64(disas + DC_PC_FIRST)) & ~PAGE_MASK:
+        if not is_first(disas):
+            cpu.insn_cut = 1
+            return 0
+        _load_code_byte(cpu.env, gva & ~PAGE_MASK)  # the first byte there is the one that faults
     return _load_code_byte(cpu.env, gva) & 0xFF
 
 
@@ -109,6 +113,7 @@ def forget_instruction() -> None:
     at = _table_at()
     store64(at + 8 * _SHOWN_SIZE, 0)
     store64(at + 8 * _ALIGN, 0)
+    store64(at + 8 * _NARROW, 0)
 
 
 @inlined
@@ -133,6 +138,19 @@ def require_natural_alignment() -> None:
 
 
 @inlined
+def narrow_load(size: int) -> None:
+    """The instruction's operand in memory has ``size`` bytes, 4 or 8, where the engine would load 8 or 16."""
+    store64(_table_at() + 8 * _NARROW, size)
+
+
+@inlined
+def end_block_behind(disas: int) -> None:
+    """The instruction was translated; it is the last one of its block."""
+    if load32(disas + DC_IS_JMP) == 0:
+        store32(disas + DC_IS_JMP, _TOO_MANY)
+
+
+@inlined
 def call_before(context: int, function: int, argument: int) -> None:
     """Have ``function``, which took the place of a helper with one pointer, called with the constant ``argument``.
 
@@ -144,6 +162,16 @@ def call_before(context: int, function: int, argument: int) -> None:
     at = _table_at() + 8 * _ARGUMENT
     store64(at, context + _const_i64(context, argument))
     _call(context, function, 0, 1, at)
+
+
+@inlined
+def call_behind(context: int, function: int, argument: int) -> None:
+    """As :func:`call_before`, once the instruction was translated.
+
+    It is called when the instruction is done and has not faulted.  RIP and the kind of flags are those from the
+    beginning of the block.
+    """
+    call_before(context, function, argument)
 
 
 # --- in the place of the engine's functions -----------------------------------------------------------------------
@@ -186,6 +214,15 @@ def _with_alignment(operation: int) -> int:
 
 @callback("vqqqqi")
 def _on_load_i64(context: int, value: int, gva: int, index: int, operation: int) -> None:
+    if running_cpu() != 0:
+        at = _table_at() + 8 * _NARROW
+        size = load64(at)
+        if size == _LOADED:
+            return
+        if size:
+            store64(at, _LOADED)
+            if size == 4:
+                operation = operation & ~_SIZE | _32
     _load_i64(context, value, gva, index, _with_alignment(operation))
 
 

@@ -8,7 +8,8 @@ from emu.engine.native import inlined
 EXCEPTION, SOFTWARE, HARDWARE = 0, 1, 2
 
 VECTOR_DB, VECTOR_BP, VECTOR_OF, VECTOR_UD = 1, 3, 4, 6
-VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF, VECTOR_AC = 8, 10, 11, 12, 13, 14, 17
+VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF = 8, 10, 11, 12, 13, 14
+VECTOR_MF, VECTOR_AC, VECTOR_XM = 16, 17, 19
 
 # push an error code: #DF #TS #NP #SS #GP #PF #AC (table 6-1)
 _WITH_ERROR = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17
