@@ -40,6 +40,7 @@
 .include "atapi.inc"
 .include "cd.inc"
 .include "memory.inc"
+.include "apm.inc"
 .include "system.inc"
 .include "pci.inc"
 

@@ -313,7 +313,7 @@ def test_e820_refuses_what_it_cannot_serve(tmp_path: Path) -> None:
 
 
 def test_services_that_are_not_there(tmp_path: Path) -> None:
-    for found in probe(tmp_path, call(0x15, eax=0x5300), call(0x15, eax=0)):
+    for found in probe(tmp_path, call(0x15, eax=0x8400), call(0x15, eax=0)):
         assert isinstance(found, Result)
         assert found.carry and found.ah == 0x86
 
