@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from emu.errors import BadInput, EngineMismatch
+from emu.errors import BadInput, CompilerFailed, EngineMismatch
 from emu.observe.outcome import STATUS_BAD_INPUT, STATUS_FAULT
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``emu`` with these arguments, by default the process's own; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads that nobody needs (0.1 s)
     _open_closed_streams()
     output = sys.stdout
     sys.stdout = _Output(output)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STATUS_BROKEN_PIPE
     except KeyboardInterrupt:
         return 130
-    except EngineMismatch as error:
+    except (EngineMismatch, CompilerFailed) as error:
         print(f"emu: {error}", file=sys.stderr)
         return STATUS_FAULT
     except Exception:

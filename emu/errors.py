@@ -23,3 +23,7 @@ class BadInput(EmuError):
 
 class EngineMismatch(EmuError):
     """The installed Unicorn is laid out otherwise than this version of emu knows."""
+
+
+class CompilerFailed(EmuError):
+    """The native plane could not be compiled."""

@@ -219,9 +219,9 @@ def test_devices_may_be_written_twice() -> None:
 
 
 def test_all_inputs_are_known() -> None:
-    named = {"disks": ["c", "d,virtio"], "floppies": ["f,writable"], "cdrom": "g"}
+    named = {"disks": ["c", "d,virtio"], "floppies": ["f,writable"], "cdrom": "g", "net": "replay=h"}
     options = argparse.Namespace(guest="kernel", input="keys", initrd="a arguments,b", bios="e", **named)
-    assert {"kernel", "keys", "a", "b", "c", "d", "e", "f", "g"} <= set(input_files(options))
+    assert {"kernel", "keys", "a", "b", "c", "d", "e", "f", "g", "h"} <= set(input_files(options))
 
 
 def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:
@@ -371,33 +371,20 @@ def test_a_prompt_that_never_comes_is_told(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("compilation", "told"),
-    [((0, True), ""), ((3, True), host.COMPILING_ONCE), ((3, False), host.COMPILING_AGAIN)],
+    ("state", "told"),
+    [((False, True), ""), ((True, True), host.COMPILING_ONCE), ((True, False), host.COMPILING_AGAIN)],
 )
 def test_a_slow_start_says_only_what_is_true(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch, compilation: tuple[int, bool], told: str
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, state: tuple[bool, bool], told: str
 ) -> None:
-    import emu.engine.native
+    import emu.engine.native_object
 
-    monkeypatch.setattr(emu.engine.native, "compilation", lambda: compilation)
+    monkeypatch.setattr(emu.engine.native_object, "being_built", lambda: state)
     monkeypatch.setattr(host, "SLOW_START_S", 0.01)
     monkeypatch.setattr(host, "_LOOKS_S", 0.01)
     with host.explain_slow_start():
         time.sleep(0.3)
     assert capsys.readouterr().err == (f"emu: {told}\n" if told else "")
-
-
-def test_what_is_compiled_is_counted(tmp_path: Path) -> None:
-    program = "from emu.engine.native import compilation, compiled\nfrom other import f\nf(1)\nprint(*compilation())"
-    source = "from emu.engine.native import compiled\n@compiled\ndef f(x):\n    return x + 1\n"
-    (tmp_path / "other.py").write_text(source)
-    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent.parent}:{tmp_path}"}
-    told = []
-    for cache in (tmp_path / "cache", tmp_path / "cache", "/dev/null"):
-        environment["XDG_CACHE_HOME"] = str(cache)
-        command = [sys.executable, "-c", program]
-        told.append(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120).stdout)
-    assert told == ["1 True\n", "0 True\n", "1 False\n"]
 
 
 # --- faults of emu ----------------------------------------------------------------------------------------------

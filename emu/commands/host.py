@@ -29,9 +29,9 @@ def explain_slow_start() -> Iterator[None]:
     def watch() -> None:
         waited = done.wait(SLOW_START_S)
         while not waited:
-            compilation = getattr(sys.modules.get("emu.engine.native"), "compilation", None)  # None: not imported yet
-            compiled, kept = compilation() if compilation else (0, True)
-            if compiled:
+            being_built = getattr(sys.modules.get("emu.engine.native_object"), "being_built", None)
+            building, kept = being_built() if being_built else (False, True)  # None: not imported yet
+            if building:
                 print(f"emu: {COMPILING_ONCE if kept else COMPILING_AGAIN}", file=sys.stderr, flush=True)
                 return
             waited = done.wait(_LOOKS_S)

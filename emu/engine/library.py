@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import os
 import struct
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def replace_functions() -> None:
     global _done
     if not _done:
         for name, function in _IMPORTS.items():
-            for slot in _import_slots(uclib._handle, name.encode()):
+            for slot in _import_slots(name):
                 _patch(slot, function.address_of)
         _place_stubs()
         _replace_helpers()
@@ -108,36 +109,44 @@ class _LinkMap(ctypes.Structure):
     _fields_ = [("address", ctypes.c_uint64), ("name", ctypes.c_char_p), ("dynamic", ctypes.c_uint64)]
 
 
-def _import_slots(handle: int, name: bytes) -> list[int]:
-    """The addresses of the slots through which a loaded shared library calls or points to the function ``name``.
-
-    ELF gABI: the dynamic section leads to the relocations, their symbols to the names.
+def _import_slots(name: str) -> list[int]:
+    """The addresses of the slots through which the engine's library calls or points to the function ``name``.
 
     Raises:
         EngineMismatch: the library has no such slot.
     """
+    offset, slots = _all_slots()[0].find(name.encode() + b"\0"), _all_slots()[1]
+    found: list[int] = []
+    while offset >= 0:  # where the name lies in the strings; it may be the end of a longer one, too
+        found += slots.get(offset, ())
+        offset = _all_slots()[0].find(name.encode() + b"\0", offset + 1)
+    if not found:
+        raise EngineMismatch(f"Unicorn does not use {name}: emu needs Unicorn 2.1.4 for Linux")
+    return found
+
+
+@cache
+def _all_slots() -> tuple[bytes, dict[int, list[int]]]:
+    """The library's dynamic strings, and the addresses of the slots for the name at an offset in them.
+
+    ELF gABI: the dynamic section leads to the relocations, their symbols to the names.
+    """
+    library = _LinkMap.from_address(uclib._handle)
     table: dict[int, int] = {}
-    at = _LinkMap.from_address(handle).dynamic
+    at = library.dynamic
     while tag := ctypes.c_uint64.from_address(at).value:
         table[tag] = ctypes.c_uint64.from_address(at + 8).value
         at += 16
     strings = ctypes.string_at(table[5], table[10])  # STRTAB STRSZ
-    names = []  # where the name lies in the strings; it may be the end of a longer one, too
-    place = strings.find(name + b"\0")
-    while place >= 0:
-        names.append(place)
-        place = strings.find(name + b"\0", place + 1)
-    found = []
+    slots: dict[int, list[int]] = {}
     for begin, size in ((table[23], table[2]), (table[7], table[8])):  # JMPREL PLTRELSZ, RELA RELASZ
         entries = np.ctypeslib.as_array((ctypes.c_uint64 * (size // 8)).from_address(begin)).reshape(-1, 3)
         entries = entries[np.isin(entries[:, 1] & 0xFFFF_FFFF, _SLOT_RELOCATIONS)]
         used = entries[:, 1] >> 32
         symbols = np.ctypeslib.as_array((ctypes.c_uint32 * (6 * int(used.max() + 1))).from_address(table[6]))  # SYMTAB
-        slots = entries[np.isin(symbols[6 * used], names), 0]
-        found += [_LinkMap.from_address(handle).address + offset for offset in slots.tolist()]
-    if not found:
-        raise EngineMismatch(f"Unicorn does not use {name.decode()}: emu needs Unicorn 2.1.4 for Linux")
-    return found
+        for offset, slot in zip(symbols[6 * used].tolist(), entries[:, 0].tolist(), strict=True):
+            slots.setdefault(offset, []).append(library.address + slot)
+    return strings, slots
 
 
 def _stub(function: int, name: int) -> bytes:
@@ -162,7 +171,7 @@ def _place_stubs() -> None:
         at = base + _stubs.tell()
         replaced = _IMPORTS.get(name)
         _stubs.write(_stub(function.address_of, replaced.address_of if replaced else function_address(name)))
-        for slot in _import_slots(uclib._handle, name.encode()):
+        for slot in _import_slots(name):
             _patch(slot, at)
     for name, function in _BEFORE_HELPERS.items():
         at = base + _stubs.tell()

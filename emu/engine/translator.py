@@ -22,7 +22,7 @@ from emu.addr import PAGE_MASK
 from emu.engine.engine import running_cpu
 from emu.engine.library import LIBRARY, replace_import
 from emu.engine.native import (
-    JIT,
+    INTERPRETED,
     address_of,
     call_host,
     callback,
@@ -244,7 +244,7 @@ def _on_store_i32(context: int, value: int, gva: int, index: int, operation: int
 def see_each_instruction(function: object) -> None:
     """From now on ``function``, a callback (DisasContext, engine's CPU), translates each instruction."""
     _table[_OURS] = function.address_of  # type: ignore[attr-defined]
-    if JIT:
+    if not INTERPRETED:
         replace_import("translator_loop_x86_64", _on_translator_loop)
         replace_import("cpu_ldub_code_x86_64", _on_load_code_byte)
         replace_import("tcg_gen_qemu_ld_i64_x86_64", _on_load_i64)

@@ -13,12 +13,10 @@ from keystone import KS_ARCH_X86, KS_MODE_16, KS_MODE_32, KS_MODE_64, Ks
 
 from emu.boot.guest import Guest
 from emu.boot.image import GuestImage
-from emu.cpu.delivery import deliver, deliver_pending
+from emu.cpu import probes
 from emu.dmm.p2m import Intent
 from emu.engine import cpustate
 from emu.engine.events import Event
-from emu.engine.native import compiled
-from emu.engine.state import cpu_record
 from emu.engine.vectors import EXCEPTION, HARDWARE, SOFTWARE
 from emu.machine.vm import Stop
 from emu.mmu.walk import NEED
@@ -46,21 +44,6 @@ INTERRUPT_32, TRAP_32, INTERRUPT_16, TRAP_16, TASK_GATE = 14, 15, 6, 7, 5
 IF, TF, DF, NT, RF, VM, AC, IOPL3 = 1 << 9, 1 << 8, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18, 3 << 12
 
 __all__ = ["EXCEPTION", "HARDWARE", "SOFTWARE", "Bench"]
-
-
-@compiled
-def _deliver(cpu_at: int, vector: int, error: int, kind: int, rip: int) -> int:
-    return deliver(cpu_record(cpu_at), vector, error, kind, rip)
-
-
-@compiled
-def _deliver_pending(cpu_at: int) -> int:
-    return deliver_pending(cpu_record(cpu_at))
-
-
-@compiled
-def _write_eflags(env: int, flags: int) -> None:
-    cpustate.write_eflags(env, flags)
 
 
 def assemble(source: str, bits: int, address: int = CODE) -> bytes:
@@ -221,7 +204,7 @@ class Bench:
         self.write(TABLES + 0x3000 + (gva >> 12) * 8, struct.pack("<Q", gva & ~0xFFF | rights))
 
     def set_eflags(self, value: int) -> None:
-        _write_eflags(self.vm.processor.engine.env, value)
+        probes.write_eflags(self.vm.processor.engine.env, value)
         self._settle()
 
     @property
@@ -245,7 +228,7 @@ class Bench:
     def start(self, vector: int, error: int = -1, kind: int = EXCEPTION, rip: int | None = None) -> int:
         """Deliver an event as far as it goes without the DMM."""
         rip = self.cpu.rip if rip is None else rip
-        return int(_deliver(self.vm.processor.native_at, vector, error, kind, rip))
+        return int(probes.deliver(self.vm.processor.native_at, vector, error, kind, rip))
 
     def run(self, source: str, bits: int, count: int = 0) -> None:
         """Execute code at CODE up to its HLT; with ``count``, stop the engine that many times on the way."""
@@ -260,7 +243,7 @@ class Bench:
         native = self.vm.processor.native
         self.needs.append(int(native.need_gfn))
         self.vm.dmm.resolve(int(native.need_gfn), Intent(int(native.need_intent)))
-        return int(_deliver_pending(self.vm.processor.native_at))
+        return int(probes.deliver_pending(self.vm.processor.native_at))
 
     def deliver(self, vector: int, error: int = -1, kind: int = EXCEPTION, rip: int | None = None) -> int:
         """Deliver an event, with the DMM's help; returns DELIVERED or SHUTDOWN."""

@@ -20,14 +20,12 @@ from unicorn import UC_CTL_TLB_FLUSH, x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from emu.addr import PAGE_SHIFT, TRAP_BASE
+from emu.cpu import probes
 from emu.dmm.p2m import Intent, PageType
 from emu.dmm.policies.demand import StaticMapping
 from emu.dmm.policy import Policy
 from emu.engine import cpustate
 from emu.engine.cpustate import HFLAGS, set_hflags_mode
-from emu.engine.engine import start
-from emu.engine.native import compiled
-from emu.engine.state import cpu_record
 from emu.machine.machine import Machine
 from emu.mmu import shadow, walk
 from emu.mmu.paging import flush_tlbs
@@ -87,16 +85,6 @@ class MemoryWithHoles(Memory):
     def write(self, gpa: int, data: bytes) -> None:
         if gpa < len(self.image):
             super().write(gpa, data)
-
-
-@compiled
-def _start(cpu_at: int) -> int:
-    return start(cpu_record(cpu_at), 0)
-
-
-@compiled
-def _load_pdptes(cpu_at: int, cr3: int) -> int:
-    return walk.load_pdptes(cpu_at, cr3)
 
 
 class Keeper(Policy):
@@ -214,7 +202,7 @@ class EmuMmu:
         native = self.vm.processor.native
         if not control.pae:
             return True
-        while (status := _load_pdptes(self.vm.processor.native_at, control.cr3)) == walk.NEED:
+        while (status := probes.load_pdptes(self.vm.processor.native_at, control.cr3)) == walk.NEED:
             native.miss_kind = walk.NEED
             self._resolved()
         return status == walk.OK
@@ -277,7 +265,7 @@ class EmuMmu:
         vm, native = self.vm, self.vm.processor.native
         vm.cpu.rip = begin
         native.miss_kind, native.stopped, native.limit = walk.OK, 0, 1 << 62
-        error = _start(self.vm.processor.native_at)
+        error = probes.start(self.vm.processor.native_at)
         native.shutdown = native.pending = native.block_size = 0
         if error == ERR_OK and native.miss_kind == walk.OK:
             if vm.cpu.rip != (end if vm.cpu.cpl else end + 1):
