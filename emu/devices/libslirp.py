@@ -69,6 +69,11 @@ def address(text: str) -> In4:
     return In4(int.from_bytes(socket.inet_aton(text), "little"))
 
 
+def address6(text: str) -> In6:
+    """A struct in6_addr."""
+    return In6.from_buffer_copy(socket.inet_pton(socket.AF_INET6, text))
+
+
 def load() -> ctypes.CDLL:
     """The library, with the types of its functions.
 

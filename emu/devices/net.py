@@ -3,6 +3,7 @@
     user       a network of its own, with the world behind it (emu.devices.user_network)
     none       a cable that leads nowhere
     replay=F   the frames of a file again (emu.devices.replay)
+    hub=NAME   the cards of a fleet's VMs that say the same name (emu.devices.hub)
 
 Behind that, with commas: card=virtio or e1000, mac=ADDRESS, log=FILE; for the user network tftp=FOLDER, bootfile=NAME
 and forward=PORT:PORT or forward=udp:PORT:PORT, repeatable, a port of the host's loopback and one of the guest.
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emu.devices.hub import HubPort
 from emu.devices.network import Cable, Network
 from emu.devices.pcap import PcapWriter, read_packets
 from emu.devices.replay import Replay
@@ -23,7 +25,7 @@ from emu.devices.user_network import Forward, UserNetwork
 from emu.errors import BadInput
 
 OPTION = "--net"
-KINDS = ("user", "none", "replay=FILE")
+KINDS = ("user", "none", "replay=FILE", "hub=NAME")
 CARDS = ("virtio", "e1000")
 MAC = bytes.fromhex("525400123456")  # QEMU's first card
 ONLY_USER = ("tftp", "bootfile", "forward")
@@ -35,8 +37,9 @@ class NetPlan:
     """``--net``, understood.
 
     Attributes:
-        kind: "user", "none" or "replay".
+        kind: "user", "none", "replay" or "hub".
         replay: the file to repeat.
+        hub: the name of the hub.
         card: one of CARDS.
         mac: its address, 6 bytes.
         log: the file that gets every frame.
@@ -45,6 +48,7 @@ class NetPlan:
 
     kind: str
     replay: str | None = None
+    hub: str | None = None
     card: str = CARDS[0]
     mac: bytes = MAC
     log: str | None = None
@@ -90,8 +94,9 @@ def parse_net(text: str) -> NetPlan:
     """
     kind, *given = text.split(",")
     found: dict[str, Any] = {"kind": kind}
-    if kind.startswith("replay="):
-        found = {"kind": "replay", "replay": _named("replay", kind.removeprefix("replay="))}
+    word, named, name = kind.partition("=")
+    if named and word in ("replay", "hub"):
+        found = {"kind": word, word: _named(word, name)}
     elif kind not in KINDS:
         raise BadInput(OPTION, f"{kind!r} is none of {', '.join(KINDS)}")
     forwards: list[Forward] = []
@@ -123,6 +128,8 @@ def make_net(plan: NetPlan) -> NetPart:
         network = UserNetwork(plan.tftp, plan.bootfile, plan.forwards)
     elif plan.replay is not None:
         network = Replay(read_packets(plan.replay), plan.mac)
+    elif plan.hub is not None:
+        network = HubPort(plan.hub)
     else:
         network = Network()
     try:

@@ -98,6 +98,7 @@ class Platform:
         lapics: the local APIC of each processor.
         virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
         fw_cfg: what QEMU tells its firmware.
+        network: what the network card is plugged into, if there is one.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Platform:
         self._clock = clock
         self._memory = memory
         self._net = parts.net
+        self.network = None if parts.net is None else parts.net.cable.network
         self._add_interrupt_controllers(cpus, running, CpuPins(set_intr, raise_nmi, on_init, on_startup))
         self._add_timers(clock)
         self.uart = Uart16550(self.wire(layout.IRQ_COM1), self.output, clock)
@@ -357,7 +359,7 @@ class Platform:
 
     def remarks(self) -> list[str]:
         """What the user should know of the devices at the end of a run, each a sentence without a full stop."""
-        return [] if self._net is None else self._net.cable.network.remarks()
+        return [] if self.network is None else self.network.remarks()
 
     def unlisten(self, sink: Callable[[bytes], None]) -> None:
         """Stop calling ``sink``."""

@@ -3,6 +3,9 @@
 A file that says for each packet whether the card has sent or got it (:mod:`emu.devices.pcap`) is taken at its word. In
 others, such as tcpdump's, what has the card's address as its source was sent by the card, and time begins with the
 first packet. What the guest sends goes nowhere.
+
+A guest with one processor does the same as it did with the network that the file is a log of, event for event. With
+several, the looks at the host's sockets have cut their turns, and are not there now.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ gateway, and the host's sockets for what the guest sends to others. The network 
     10.0.2.3  the name server: questions go to the host's own
     10.0.2.15 what the first DHCP client gets
 
-There is no IPv6: libslirp announces its router at random times.
+With IPv6 the same is fec0::2 and fec0::3, in the network fec0::/64. The router is announced to who asks and at no other
+time, as libslirp would draw that, and without a name server, as it knows one only on some hosts.
 
 Its clock is virtual time, and as long as nothing is beyond the gateway every frame is the same in every run. A socket
 of the host is the end of that: ``remarks`` says so. While there is one, virtual time goes no faster than the wall
@@ -25,10 +26,12 @@ from typing import Any, NamedTuple
 
 from emu.devices import libslirp
 from emu.devices.network import Network
+from emu.devices.router_advertisement import without_name_servers
 from emu.errors import BadInput
 from emu.units import NS_PER_SECOND
 
 NETWORK, MASK, HOST, NAMES, FIRST_CLIENT = "10.0.2.0", "255.255.255.0", "10.0.2.2", "10.0.2.3", "10.0.2.15"
+NETWORK6, HOST6, NAMES6 = "fec0::", "fec0::2", "fec0::3"
 MTU = 1500
 SOON_NS, LATE_NS = 250_000, 8_000_000  # of virtual time between two looks at the host's sockets: busy, idle
 NOTHING_MS = 1000  # what libslirp wants to sleep when it has nothing to do by itself
@@ -79,6 +82,8 @@ class UserNetwork(Network):
             version=libslirp.CONFIG_VERSION, in_enabled=True, vnetwork=libslirp.address(NETWORK),
             vnetmask=libslirp.address(MASK), vhost=libslirp.address(HOST), vnameserver=libslirp.address(NAMES),
             vdhcp_start=libslirp.address(FIRST_CLIENT), if_mtu=MTU, if_mru=MTU,
+            in6_enabled=True, vprefix_addr6=libslirp.address6(NETWORK6), vprefix_len=64,
+            vhost6=libslirp.address6(HOST6), vnameserver6=libslirp.address6(NAMES6),
             tftp_path=None if tftp is None else tftp.encode(), bootfile=None if bootfile is None else bootfile.encode(),
         )  # fmt: skip
         self._callbacks = self._make_callbacks()
@@ -90,6 +95,7 @@ class UserNetwork(Network):
         for forward in forwards:
             self._forward(forward)
         self._look(None)
+        self._plan(soon=True)
 
     def send(self, frame: bytes, now_ns: int) -> None:
         self._now = now_ns
@@ -124,7 +130,7 @@ class UserNetwork(Network):
     # --- libslirp's view ---
 
     def _make_callbacks(self) -> libslirp.Callbacks:
-        """What libslirp calls; none may raise through it. It has timers for IPv6 alone."""
+        """What libslirp calls; none may raise through it. Its only timer, of the router's announcements, never ends."""
         callbacks = libslirp.Callbacks()
         callbacks.send_packet = libslirp.SendPacket(self._guarded(self._receive, -1))
         callbacks.guest_error = libslirp.GuestError(lambda message, _: None)
@@ -148,7 +154,7 @@ class UserNetwork(Network):
         return call
 
     def _receive(self, data: int, size: int, _: Any) -> int:
-        self.deliver(ctypes.string_at(data, size), self._now)
+        self.deliver(without_name_servers(ctypes.string_at(data, size)), self._now)
         return size
 
     def _want(self, descriptor: int, events: int, _: Any) -> int:

@@ -16,7 +16,7 @@ from emu.addr import PAGE_SIZE
 from emu.boot import firmware
 from emu.boot.detect import detect
 from emu.boot.loader import split_modules
-from emu.devices.net import parse_net
+from emu.devices.net import MAC, parse_net
 from emu.dmm import catalog
 from emu.errors import BadInput
 from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
@@ -90,6 +90,7 @@ def _fleet(table: Mapping[str, Any], directory: Path) -> FleetPlan:
     vms: list[VmPlan] = []
     for number, entry in enumerate(table["vm"], 1):
         vms += _vms(entry, number, directory)
+    vms = [_with_address(vm, number) for number, vm in enumerate(vms)]
     names = [vm.name for vm in vms]
     for name in names:
         if names.count(name) > 1:
@@ -122,6 +123,15 @@ def _vms(entry: Any, number: int, directory: Path) -> list[VmPlan]:
         raise BadInput(place, f"{key}: {error.reason}") from None
     names = [name] if count is None else [f"{name}-{index}" for index in range(count)]
     return [replace(plan, name=name) for name in names]
+
+
+def _with_address(vm: VmPlan, number: int) -> VmPlan:
+    """The VM with the given number in its fleet; its network card has an address of its own."""
+    net = vm.options.net_plan
+    if net is None or net.mac != MAC:
+        return vm
+    mac = (int.from_bytes(MAC, "big") + number).to_bytes(len(MAC), "big")
+    return replace(vm, options=replace(vm.options, net=replace(net, mac=mac)))
 
 
 def _plan(entry: Mapping[str, Any], directory: Path) -> VmPlan:

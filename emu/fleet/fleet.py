@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from emu.devices.hub import Hub, HubPort
 from emu.engine.ram import OutOfMachineFrames
 from emu.errors import BadInput
 from emu.fleet.peaks import Peaks
@@ -120,6 +121,12 @@ class Member:
         self.due = list(plan.schedule)
 
     @property
+    def hub(self) -> str | None:
+        """The name of the hub that its card is plugged into."""
+        net = self.plan.options.net_plan
+        return None if net is None else net.hub
+
+    @property
     def state(self) -> str:
         """For people: waiting, running, or how it ended."""
         return self.end.how if self.end else "running" if self.vm else "waiting"
@@ -161,6 +168,7 @@ class Fleet:
         self.members = [Member(vm) for vm in plan.vms]
         self.now = 0
         self.peaks = Peaks()
+        self._hubs: dict[str, Hub] = {}
         self._audit = audit
         self._on_start = on_start
         self._round: list[Member] = []  # those that have not had their turn in this round
@@ -235,6 +243,9 @@ class Fleet:
     # --- a round ---
 
     def _begin_round(self) -> None:
+        for hub in self._hubs.values():
+            hub.exchange(self.now)
+        self._end_silent_hubs()
         for member in self.members:
             if member.started is None and member.end is None and member.plan.start <= self.now:
                 self._start_late(member)
@@ -242,6 +253,15 @@ class Fleet:
             self._perform_due_steps(member)
         self.peaks.look(self.running)
         self._round = [member for member in self.members if member.vm is not None]
+
+    def _end_silent_hubs(self) -> None:
+        """End the VMs that sleep until a card on their hub sends something, where none is left that might."""
+        for name in self._hubs:
+            present = [member for member in self.members if member.hub == name and member.end is None]
+            if all(member.vm is not None and member.vm.waits_for_input and not member.due for member in present):
+                for member in present:
+                    assert member.vm is not None
+                    self._end(member, member.vm, outcome_of(member.vm, Stop.HALTED))
 
     def _turn(self, member: Member) -> bool:
         """False when it was cut short."""
@@ -255,7 +275,7 @@ class Fleet:
                 raise
             self._end(member, vm, outcome_of_error(error))
         else:
-            if stop is Stop.DEADLINE and vm.waits_for_input and not member.due:
+            if stop is Stop.DEADLINE and vm.waits_for_input and not member.due and member.hub is None:
                 stop = Stop.HALTED  # nobody will ever wake it
             if stop not in (Stop.DEADLINE, Stop.REQUESTED):
                 self._end(member, vm, outcome_of(vm, stop))
@@ -283,6 +303,9 @@ class Fleet:
         except (BadInput, OutOfMachineFrames) as error:
             raise BadInput(plan.name, str(error).removeprefix("--")) from error
         member.vm, member.started = vm, self.now
+        port = vm.platform.network
+        if isinstance(port, HubPort):
+            self._hubs.setdefault(port.name, Hub()).join(port, self.now)
         if self._on_start is not None:
             self._on_start(vm)
 

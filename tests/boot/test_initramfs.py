@@ -119,3 +119,14 @@ def test_what_is_no_busybox(tmp_path: Path) -> None:
         build_initramfs(tmp_path / "gone")
     with pytest.raises(BadInput, match="cannot be read: Is a directory"):
         build_initramfs(tmp_path)
+
+
+def test_modules_are_loaded_in_their_order(busybox: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("second.ko", "a first.ko")]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    files = unpack(gzip.decompress(build_initramfs(busybox, modules=paths)))
+    assert files["lib/modules/second.ko"].contents == b"second.ko"
+    assert "for module in second.ko 'a first.ko'; do insmod" in files["init"].contents.decode()
+    assert files["bin/got-address"].mode == stat.S_IFREG | 0o755
+    assert {"bin/ip", "bin/udhcpc", "bin/ping"} <= set(files)

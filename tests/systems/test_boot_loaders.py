@@ -13,6 +13,7 @@ from emu.boot.initramfs import build_initramfs
 from emu.observe.typist import Typist, parse_typing
 from emu.testing import boot
 from tests.boot.bios_disks import source
+from tests.devices.test_user_network import there
 from tests.systems.conftest import fetched
 
 MMUS = ["shadow", "nested"]
@@ -59,6 +60,36 @@ def test_ipxe_finds_no_network_and_says_so(tmp_path: Path) -> None:
     guest.wait_for("No more network devices", max_time="30s")
 
 
+LONG = pytest.mark.skipif(os.environ.get("EMU_LONG") is None, reason="takes a minute; EMU_LONG=1 runs it")
+PROGRAM = """
+.code16
+    xor ax, ax
+    mov ds, ax
+    mov si, offset text
+next:
+    lodsb
+    out 0xE9, al
+    test al, al
+    jnz next
+    out 0xF4, al
+    hlt
+text:
+    .asciz "came by TFTP\n"
+"""
+
+
+@pytest.mark.skipif(not there(), reason="libslirp is not installed (Debian's libslirp0)")
+@pytest.mark.parametrize("mmu", ["nested", pytest.param("shadow", marks=LONG)])
+def test_ipxe_boots_from_the_user_network(tmp_path: Path, mmu: str) -> None:
+    """By DHCP it gets the name of a script, the script by TFTP, and with that a program."""
+    (tmp_path / "script").write_text("#!ipxe\necho script for ${ip} by ${next-server}\nchain program\n")
+    (tmp_path / "program").write_bytes(source(PROGRAM, 0x7C00))
+    net = f"user,card=e1000,tftp={tmp_path},bootfile=script"
+    guest = boot(fetched(packages.ipxe), ram="32M", mmu=mmu, net=net)
+    assert guest.run(max_time="60s") == 1, guest.describe()
+    assert "script for 10.0.2.15 by 10.0.2.2" in guest.console and "came by TFTP" in guest.console
+
+
 @pytest.mark.parametrize("mmu", MMUS)
 def test_xen_misses_its_first_guest(tmp_path: Path, mmu: str) -> None:
     """It is a multiboot kernel that asks the BIOS in real mode, reads ACPI tables and wants its guest as a module."""
@@ -102,7 +133,7 @@ def test_grub_reads_the_tables_of_the_machine() -> None:
     assert "invalid" not in guest.console
 
 
-@pytest.mark.skipif(os.environ.get("EMU_LONG") is None, reason="takes a minute; EMU_LONG=1 runs it")
+@LONG
 def test_linux_starts_as_the_first_guest_of_xen(tmp_path: Path, kernel: Path, busybox: Path) -> None:
     path, initrd = tmp_path / "xen", tmp_path / "initrd"
     path.write_bytes(gzip.decompress(fetched(packages.xen).read_bytes()))
