@@ -101,17 +101,37 @@ class P2M:
         for gfns in self.memory:
             self.entries[gfns.start : gfns.stop] = PageType.EMPTY << 4
         self._elsewhere: set[int] = set()  # gfns outside ``memory`` that were ever set
-        self._known: Array | None = None
+        self._runs: list[range] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def known(self) -> Array:
         """The gfns that are or were no holes: int64, in ascending order."""
-        if self._known is None:
-            parts = [np.arange(gfns.start, gfns.stop) for gfns in self.memory]
-            self._known = np.unique(np.concatenate([*parts, np.array(sorted(self._elsewhere), np.int64)]))
-        return self._known
+        return np.concatenate([np.arange(run.start, run.stop) for run in self.runs()])
+
+    def runs(self) -> list[range]:
+        """The gfns that are or were no holes, in ascending order."""
+        if self._runs is None:
+            others = np.array(sorted(gfn for gfn in self._elsewhere if not self._is_in_memory(gfn)), np.int64)
+            pieces = np.split(others, np.flatnonzero(np.diff(others) != 1) + 1)
+            runs = [range(int(piece[0]), int(piece[-1]) + 1) for piece in pieces if len(piece)]
+            self._runs = sorted([*self.memory, *runs], key=lambda run: run.start)
+        return self._runs
+
+    def described(self) -> int:
+        """How many gfns are or were no holes."""
+        return sum(map(len, self.runs()))
+
+    def count_types(self) -> Array:
+        """How many of these gfns are of each :class:`PageType`."""
+        return sum(
+            (np.bincount(self.entries[run.start : run.stop] >> 4 & 15, minlength=16) for run in self.runs()),
+            start=np.zeros(16, np.int64),
+        )
+
+    def _is_in_memory(self, gfn: int) -> bool:
+        return any(gfn in gfns for gfns in self.memory)
 
     def type(self, gfn: int) -> PageType:
         return _TYPES[self.entries.item(gfn) >> 4 & 15]
@@ -150,9 +170,11 @@ class P2M:
 
     def resident(self) -> Array:
         """The resident gfns: int64, in ascending order."""
-        gfns = self.known()
-        kind = self.entries[gfns] >> 4 & 15
-        return gfns[(kind == PageType.RAM) | (kind == PageType.SHARED)]
+        found = [np.array([], np.int64)]
+        for run in self.runs():
+            kind = self.entries[run.start : run.stop] >> 4 & 15
+            found.append(np.flatnonzero((kind == PageType.RAM) | (kind == PageType.SHARED)) + run.start)
+        return np.concatenate(found)
 
     def set_run(self, gfns: range, kind: PageType) -> None:
         """Make EMPTY pages of holes, or holes of EMPTY pages.
@@ -166,7 +188,7 @@ class P2M:
             raise ValueError(f"gfns {gfns.start:#x} to {gfns.stop - 1:#x} are not all {before.name}")
         entries[:] = kind << 4
         self._elsewhere.update(gfns)
-        self._known = None
+        self._runs = None
 
     def set(
         self, gfn: int, kind: PageType, mfn: int = NO_FRAME, rights: Intent = NO_RIGHTS, marks: int = 0
@@ -181,7 +203,7 @@ class P2M:
             raise ValueError(f"gfn {gfn:#x}: {before.name} cannot become {kind.name}")
         if before is PageType.HOLE and gfn not in self._elsewhere:
             self._elsewhere.add(gfn)
-            self._known = None
+            self._runs = None
         resident = kind in RESIDENT
         if (mfn != NO_FRAME) != resident or (rights or marks) and not resident:
             raise ValueError(f"gfn {gfn:#x}: {kind.name} with mfn {mfn}, rights {rights!r} and marks {marks:#x}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
-
 import numpy as np
 
+from emu.engine.framestack import FrameStack
 from emu.engine.ram import MachineMemory, Purpose
 
 MIN_POOL = 4  # frames: two code pages and two data pages, for an instruction of a guest without paging
@@ -29,7 +28,7 @@ class Pool:
     def __init__(self, memory: MachineMemory, size: int, owner: int) -> None:
         self._memory = memory
         self._owner = owner
-        self._spare = array("i")
+        self._spare = FrameStack()
         self.used = 0
         self.grow(size)
 
@@ -53,13 +52,13 @@ class Pool:
     def give_back(self, mfn: int) -> None:
         """``mfn`` is not in use any more."""
         self.used -= 1
-        self._spare.append(mfn)
+        self._spare.push(mfn)
 
     def exchange(self, mfn: int, other: Pool) -> None:
         """Let ``other``, which has a spare frame, own ``mfn``, which is in use, and own that spare frame instead."""
         spare = other._spare.pop()
         self.hand_over(mfn, other)
-        self._spare.append(spare)
+        self._spare.push(spare)
         self._memory.owner[spare] = self._owner
 
     def hand_over(self, mfn: int, other: Pool) -> None:
@@ -75,7 +74,7 @@ class Pool:
 
     def lose_spare(self, mfn: int) -> None:
         """A spare frame is taken out of service."""
-        self._spare.remove(mfn)
+        self._spare.remove(range(mfn, mfn + 1))
         self._memory.retire(mfn)
 
     def grow(self, frames: int) -> None:
@@ -87,17 +86,17 @@ class Pool:
         """
         if frames < 0:
             raise ValueError(f"cannot grow by {frames} frames")
-        taken = self._memory.take_many(frames, self._owner)
-        taken.reverse()
-        self._spare[:0] = taken
+        self._spare.put_below(self._memory.take_many(frames, self._owner))
 
     def shrink(self, frames: int) -> None:
         """Own ``frames`` fewer; at least that many must be spare."""
         if not 0 <= frames <= len(self._spare):
             raise ValueError(f"cannot give up {frames} of {len(self._spare)} spare frames")
-        keep = len(self._spare) - frames
-        self._memory.give_back(self._spare[keep:])
-        del self._spare[keep:]
+        self._memory.give_back(self._spare.take(frames))
+
+    def is_spare(self, mfn: int) -> bool:
+        """Whether a frame is owned and not in use."""
+        return mfn in self._spare
 
     def spare_frames(self) -> frozenset[int]:
         """The numbers of the spare frames."""
@@ -105,5 +104,7 @@ class Pool:
 
     def used_frames(self) -> frozenset[int]:
         """The numbers of the frames in use."""
-        mine = (self._memory.owner == self._owner) & (self._memory.purpose == Purpose.POOL)
-        return frozenset(np.flatnonzero(mine).tolist()) - self.spare_frames()
+        used = (self._memory.owner == self._owner) & (self._memory.purpose == Purpose.POOL)
+        for index in self._spare.indices():
+            used[index] = False
+        return frozenset(np.flatnonzero(used).tolist())

@@ -60,7 +60,7 @@ def _retire_from_pool(space: Space, mfn: int) -> None:
             return _retire_from_pool(space.spaces[owner], mfn)
     users = space.m2p.users(mfn)
     after = mfn
-    if mfn in pool.spare_frames():  # making room may have emptied it
+    if pool.is_spare(mfn):  # making room may have emptied it
         pool.lose_spare(mfn)
     else:
         taken = pool.take()

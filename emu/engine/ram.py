@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from array import array
-from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
 from emu.addr import NO_FRAME, PAGE_SIZE
+from emu.engine.framestack import FrameStack
 from emu.engine.native import address_of
 from emu.errors import BadInput, EmuError
 
@@ -82,7 +81,7 @@ class MachineMemory:
         self.purpose = sparse_zeros(frames, np.uint8)
         self.owner = np.full(frames, NOBODY, np.int32)
         self.at = address_of(self.pages)
-        self._free = array("i", range(frames - 1, -1, -1))  # the lowest mfn is handed out first
+        self._free = FrameStack(range(frames))
         self.void_mfn = NO_FRAME
         self.move_void()
 
@@ -91,19 +90,16 @@ class MachineMemory:
         """Frames that nobody owns."""
         return len(self._free)
 
-    def take_many(self, count: int, owner: int) -> array[int]:
-        """As many free frames for a pool, the lowest first; their contents are whatever they were.
+    def take_many(self, count: int, owner: int) -> FrameStack:
+        """As many free frames for a pool; their contents are whatever they were.
 
         Raises:
             OutOfMachineFrames: there are fewer; nothing has changed.
         """
         if count > len(self._free):
             raise OutOfMachineFrames(count, len(self._free))
-        split = len(self._free) - count
-        frames = self._free[split:]
-        del self._free[split:]
-        self.purpose[frames], self.owner[frames] = Purpose.POOL, owner
-        frames.reverse()
+        frames = self._free.take(count)
+        self._assign(frames, Purpose.POOL, owner)
         return frames
 
     def take_run(self, count: int, owner: int) -> int:
@@ -112,30 +108,31 @@ class MachineMemory:
         Raises:
             OutOfMachineFrames: there is no such run.
         """
-        free = np.zeros(self.frames + 1, np.int64)
-        free[: self.frames] = self.purpose == Purpose.FREE
-        below = np.cumsum(free)
-        in_run = below[count - 1 : -1] - below[: self.frames - count + 1] + free[: len(free) - count]
-        starts = np.flatnonzero(in_run == count)
-        if not len(starts):
+        first = self.frames - count
+        while first >= 0:
+            taken = np.flatnonzero(self.purpose[first : first + count] != Purpose.FREE)
+            if not len(taken):
+                break
+            first += int(taken[0]) - count
+        else:
             raise OutOfMachineFrames(count, self.free)
-        first = int(starts[-1])
-        left = np.array(self._free, np.int32)
-        left = left[(left < first) | (left >= first + count)]
-        self._free = array("i", left.tobytes())
+        self._free.remove(range(first, first + count))
         self.purpose[first : first + count], self.owner[first : first + count] = Purpose.TABLES, owner
         return first
 
-    def give_back(self, frames: Iterable[int]) -> None:
+    def give_back(self, frames: FrameStack) -> None:
         """Return frames that nobody uses any more."""
-        returned = array("i", frames)
-        self.purpose[returned], self.owner[returned] = Purpose.FREE, NOBODY
-        self._free.extend(returned)
+        self._assign(frames, Purpose.FREE, NOBODY)
+        self._free.push_all(frames)
+
+    def _assign(self, frames: FrameStack, purpose: Purpose, owner: int) -> None:
+        for index in frames.indices():
+            self.purpose[index], self.owner[index] = purpose, owner
 
     def retire(self, mfn: int) -> None:
         """Take a frame that nobody uses any more, free or not, out of service."""
         if self.purpose[mfn] == Purpose.FREE:
-            self._free.remove(mfn)
+            self._free.remove(range(mfn, mfn + 1))
         self.purpose[mfn], self.owner[mfn] = Purpose.RETIRED, NOBODY
 
     def move_void(self) -> int:

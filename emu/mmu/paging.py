@@ -10,6 +10,7 @@ import numpy as np
 from emu.addr import NO_FRAME
 from emu.engine.cpustate import load_u64
 from emu.engine.engine import flush_all_tlbs
+from emu.engine.framestack import FrameStack
 from emu.engine.native import address_of, compiled, load64, store8, store64
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE, MachineMemory, sparse_zeros
 from emu.engine.state import Cpu, CpuStructure, Vm, cpu_record, vm_of
@@ -220,6 +221,7 @@ class ShadowPaging(Paging):
 
     def close(self) -> None:
         super().close()
-        self._memory.give_back(
-            self.first + slot for slot in range(self.tables - 1, -1, -1) if slot not in self.retired
-        )
+        frames = FrameStack(range(self.first, self.first + self.tables))
+        for slot in self.retired:
+            frames.remove(range(self.first + slot, self.first + slot + 1))
+        self._memory.give_back(frames)

@@ -6,8 +6,6 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from emu.dmm.p2m import PageType
 from emu.machine.vm import VirtualMachine
 from emu.observe.outcome import Outcome
@@ -42,7 +40,7 @@ class MemoryUse:
     @classmethod
     def of(cls, vm: VirtualMachine) -> MemoryUse:
         """What a VM uses now."""
-        pages = np.bincount(vm.p2m.entries[vm.p2m.known()] >> 4 & 15, minlength=16)
+        pages = vm.p2m.count_types()
         events = vm.events.counts()
         balloon = vm.dmm.balloon.policy
         return cls(

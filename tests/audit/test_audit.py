@@ -12,6 +12,7 @@ from emu.addr import PAGE_SIZE
 from emu.audit.audit import AuditFailure
 from emu.dmm.p2m import ACCESSED, DIRTY, Intent, PageType
 from emu.dmm.policies.demand import DemandPaging
+from emu.engine.framestack import FrameStack
 from emu.engine.ram import FRAME_CODE, FRAME_TABLE, Purpose
 from emu.machine.machine import Machine
 from emu.machine.vm import VirtualMachine
@@ -136,14 +137,19 @@ def case(where: str, word: str) -> Callable[[Corruption], Corruption]:
     return add
 
 
+def one(mfn: int) -> FrameStack:
+    return FrameStack(range(mfn, mfn + 1))
+
+
+
 @case("machine frames", "free")
 def spare_frame_is_also_free(s: Setting) -> None:
-    s.vm.machine.memory.give_back([min(s.vm.pool.spare_frames())])
+    s.vm.machine.memory.give_back(one(min(s.vm.pool.spare_frames())))
 
 
 @case("machine frames", "twice")
 def frame_is_free_twice(s: Setting) -> None:
-    s.vm.machine.memory.give_back([min(s.vm.machine.memory.free_frames())])
+    s.vm.machine.memory.give_back(one(min(s.vm.machine.memory.free_frames())))
 
 
 @case("machine frames", "neither")
@@ -153,17 +159,17 @@ def frame_is_lost(s: Setting) -> None:
 
 @case("machine frames", "VM 1")
 def frame_is_in_two_pools(s: Setting) -> None:
-    s.other.pool._spare.append(min(s.vm.pool.spare_frames()))
+    s.other.pool._spare.push(min(s.vm.pool.spare_frames()))
 
 
 @case("machine frames", "shadow tables")
 def shadow_table_is_also_free(s: Setting) -> None:
-    s.vm.machine.memory.give_back([s.paging.first])
+    s.vm.machine.memory.give_back(one(s.paging.first))
 
 
 @case("machine frames", "no such frame")
 def free_frame_beyond_memory(s: Setting) -> None:
-    s.vm.machine.memory._free.append(s.vm.machine.memory.frames)
+    s.vm.machine.memory._free.push(s.vm.machine.memory.frames)
 
 
 @case("machine", "another")

@@ -26,8 +26,8 @@ def resize(dmm: DmmInterface, frames: int) -> None:
         BadInput: it would be too small for any guest, or larger than the VM's memory.
         NotEnoughSpare, StoreError, OutOfMachineFrames: it cannot; its size has not changed.
     """
-    if not MIN_POOL <= frames <= len(dmm.p2m.known()):
-        raise BadInput("pool", f"{frames} frames: {dmm.name} can do with {MIN_POOL} to {len(dmm.p2m.known())}")
+    if not MIN_POOL <= frames <= dmm.p2m.described():
+        raise BadInput("pool", f"{frames} frames: {dmm.name} can do with {MIN_POOL} to {dmm.p2m.described()}")
     if frames > dmm.pool.size:
         dmm.grow(frames - dmm.pool.size)
     elif frames < dmm.pool.size:

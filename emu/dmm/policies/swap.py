@@ -81,7 +81,7 @@ class Swap(Policy):
         if trace is not None and dmm.pool.size < trace.window:
             what = f"the trace tells pages within a window of {trace.window} not apart: the pool is smaller"
             raise BadInput("--policy", f"swap: victims=optimal: {what}")
-        everything = len(dmm.p2m.known()) * 4096
+        everything = dmm.p2m.described() * 4096
         size = everything if self._size is None else self._size
         below = FileStore(dmm.name, self._file, size) if self._file is not None else None
         self.store = CompressedStore(
