@@ -54,7 +54,7 @@ def decode_running(cpu: Cpu) -> int:
 
 
 @outlined("qq")
-def _last_instruction(cpu_at: int) -> int:
+def last_instruction(cpu_at: int) -> int:
     """The gva of the last instruction of the block that was entered last, decoded; 0 when it cannot be told."""
     cpu = cpu_record(cpu_at)
     gva, end = cpu.block_gva, cpu.block_gva + cpu.block_size
@@ -89,7 +89,7 @@ def _undo(cpu_at: int) -> None:
     cpu = cpu_record(cpu_at)
     if cpu.block_size == 0 and cpu.miss_fetch:
         cpu.block_size = cpu.done_size
-    at = _last_instruction(cpu_at)
+    at = last_instruction(cpu_at)
     if at == 0:
         return
     opcode, extension = cpu.insn_opcode, cpu.insn_modrm >> 3 & 7

@@ -1,12 +1,15 @@
 """Debug registers: instruction and data breakpoints (SDM vol. 3B, 17.2 and 17.3.1).
 
-The engine knows the registers but not what they are for: it has no data breakpoints, and its instruction breakpoints
-work with flat code segments only.  What is done here costs nothing while DR7 enables nothing:
+The engine knows the registers but not what they are for: it has no data breakpoints, and its instruction breakpoints,
+which work with flat code segments only, are left out (:mod:`emu.engine.translator`).  What is done here costs nothing
+while DR7 enables nothing:
 
 * The engine tells when it has translated a block.  One that ends with MOV to a debug register is thrown away again at
   once, so every execution of such an instruction is noticed, and sets ``cpu.debugging``.
 * While that is set, :func:`at_debugged_block` sees each block before it runs.  An instruction breakpoint within the
   block makes the engine run it one instruction at a time (an interrupt shadow does that), one at its start is the #DB.
+* A MOV or POP to SS holds what it hits back until behind the next instruction, or the delivery of an exception, and the
+  next instruction's own breakpoint does not count (vol. 3A, 6.8.3).
 * Pages with data breakpoints are kept out of the engine's TLB.  An access to one is refused, and the instruction then
   runs alone, with the page mapped through an alias of machine memory (``WATCH_BASE``) where each access is seen.
 """
@@ -14,6 +17,7 @@ work with flat code segments only.  What is done here costs nothing while DR7 en
 from __future__ import annotations
 
 from emu.addr import PAGE_MASK, READ, WATCH_BASE, WRITE
+from emu.cpu.branchfaults import last_instruction
 from emu.cpu.guestmem import load_linear_code_byte
 from emu.engine.cpustate import DR, EFLAGS, FLAG_RF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RIP
 from emu.engine.debugregs import (
@@ -138,13 +142,23 @@ def _raise_debug(cpu: Cpu, hits: int) -> None:
     """Make #DB pending at the current RIP."""
     env = cpu.env
     store64(env + DR6, load64(env + DR6) & ~DR6_HITS)
-    note_hits(cpu, hits)
+    note_hits(cpu, hits | cpu.held_hits)
+    cpu.held_hits = 0
     cpu.pending = 1
     cpu.pending_vector = VECTOR_DB
     cpu.pending_error = -1
     cpu.pending_software = 0
     cpu.pending_rip = load64(env + RIP)
     cpu.pending_prior = 0
+
+
+@outlined("qq")
+def _follows_stack_load(cpu_at: int) -> int:
+    """1 when the block that was entered last ends with MOV SS or POP SS."""
+    cpu = cpu_record(cpu_at)
+    if last_instruction(cpu_at) == 0:
+        return 0
+    return 1 if cpu.insn_opcode == 0x17 or (cpu.insn_opcode == 0x8E and cpu.insn_modrm >> 3 & 7 == 2) else 0
 
 
 @inlined
@@ -164,6 +178,9 @@ def _check_instructions(cpu: Cpu, gva: int, size: int) -> bool:
             elif gva < at < gva + size:
                 alone = True
     resumes = load64(env + EFLAGS) & FLAG_RF != 0
+    if hits and load32(env + HFLAGS) & HF_INHIBIT_IRQ and (cpu.held_gva == gva or _follows_stack_load(cpu.at)):
+        cpu.held_gva = gva  # good for the instruction, however often it has to be begun
+        return False
     if hits and not resumes:
         _raise_debug(cpu, hits)
         return True
@@ -180,10 +197,19 @@ def at_debugged_block(cpu_at: int, gva: int, size: int) -> int:
     if cpu.watch_step == STEPPING:
         stored = cpu.watch_stored
         hits = end_watched_step(cpu)
+        if hits and _follows_stack_load(cpu_at):
+            cpu.held_hits = hits
+            run_alone(cpu)  # it is the interrupt shadow that the engine has cleared, too
+            return 1
         if hits:
             _raise_debug(cpu, hits)
         if hits or stored:
             return 1  # this block may be one of those that were dropped
+    if cpu.held_hits and not load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:  # the next instruction, or an event, is over
+        _raise_debug(cpu, 0)
+        return 1
+    if cpu.held_gva >= 0 and not load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:
+        cpu.held_gva = -1
     _take_over_registers(cpu)
     if cpu.debugging > 1:
         cpu.debugging -= 1

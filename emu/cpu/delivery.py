@@ -22,7 +22,7 @@ from emu.cpu.segments import cpl
 from emu.cpu.syscall import FAULTED, enter_syscall, enter_sysenter, syscall_length
 from emu.engine import cpustate, eventlog
 from emu.engine.cpustate import BASE, CR2, CS, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, OLD_EXCEPTION, RIP
-from emu.engine.debugregs import STEPPING
+from emu.engine.debugregs import DR6, DR6_BT, STEPPING
 from emu.engine.engine import fault_address, stop
 from emu.engine.events import ExceptionDelivery, InterruptDelivery, PageFault
 from emu.engine.native import callback, inlined, load32, load64, outlined, store32, store64
@@ -87,6 +87,19 @@ def _after(cpu: Cpu) -> None:
 
 
 @inlined
+def _task_trap(cpu: Cpu) -> None:
+    """The new task's TSS asks for #DB before its first instruction (SDM vol. 3B, 17.3.1.5): make it the next event."""
+    env = cpu.env
+    cpu.task_traps = 0
+    store64(env + DR6, load64(env + DR6) | DR6_BT)
+    cpu.pending_vector = VECTOR_DB
+    cpu.pending_error = -1
+    cpu.pending_software = EXCEPTION
+    cpu.pending_rip = load64(env + RIP)
+    cpu.pending_prior = 0
+
+
+@inlined
 def _replace_by_fault(cpu: Cpu) -> bool:
     """Put the exception met during delivery into the event's place; False when there is none worse than it."""
     vector, kind = cpu.pending_vector, cpu.pending_software
@@ -128,6 +141,9 @@ def _deliver(cpu_at: int) -> int:
             eventlog.record(cpu, _PAGE_FAULT, load64(cpu.env + CR2), error, rip, level, 0)
         if status == OK:
             _record(cpu, vector, error, kind, rip, level)
+            if cpu.task_traps:
+                _task_trap(cpu)
+                continue
             _after(cpu)
             return DELIVERED
         if not _replace_by_fault(cpu):
@@ -163,6 +179,13 @@ def deliver(cpu: Cpu, vector: int, error: int, kind: int, rip: int) -> int:
     cpu.pending_software = kind
     cpu.pending_rip = rip
     cpu.pending_prior = 0
+    return deliver_pending(cpu)
+
+
+@inlined
+def deliver_task_trap(cpu: Cpu) -> int:
+    """Deliver the #DB that a task asks for to which an instruction has led."""
+    _task_trap(cpu)
     return deliver_pending(cpu)
 
 

@@ -7,7 +7,7 @@ another task, the engine is left at the instruction, and :func:`perform` switche
 
 from __future__ import annotations
 
-from emu.cpu.delivery import deliver
+from emu.cpu.delivery import deliver, deliver_task_trap
 from emu.cpu.guestmem import begin_accesses, fail, load_system
 from emu.cpu.segments import BEYOND_TABLE, PRESENT, attributes_of, cpl, dpl_of, load_descriptor, system_type
 from emu.cpu.taskswitch import BY_CALL, BY_IRET, BY_JUMP, switch_task
@@ -156,4 +156,6 @@ def perform(cpu_at: int) -> int:
         if cpu.fault_vector == VECTOR_PF:
             store64(env + CR2, cpu.fault_gva)
         deliver(cpu, cpu.fault_vector, cpu.fault_error, EXCEPTION, load64(env + RIP))
+    elif cpu.task_traps:
+        deliver_task_trap(cpu)
     return OK

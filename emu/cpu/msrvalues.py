@@ -20,6 +20,7 @@ _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x174, 0x175, 0x176
 _MCG_CAP, _MCG_CTL, _MISC_ENABLE, _DEBUG_CONTROL = 0x179, 0x17B, 0x1A0, 0x1D9
 _MTRR_CAP, _MTRR_VARIABLE, _MTRR_FIXED_64K, _MTRR_DEFAULT, _PAT = 0xFE, 0x200, 0x250, 0x2FF, 0x277
 _MACHINE_CHECK, _MACHINE_CHECK_LAST = 0x400, 0x400 + 4 * 10 - 1  # the ten banks of MCG_CAP
+_MASKED_ERRORS = 1 << 10 | 1 << 0  # which kernels leave out, for the sake of early processors
 _EFER, _STAR, _LSTAR, _CSTAR, _FMASK = 0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
 _FS_BASE, _KERNEL_GS_BASE, _TSC_AUX = 0xC000_0100, 0xC000_0102, 0xC000_0103
 
@@ -126,6 +127,10 @@ def accepts(cpu_at: int, index: int, value: int) -> int:
         fits = not value & ~0xCFF and _is_type(value & 0xFF)
     elif _MTRR_VARIABLE <= index < _MTRR_VARIABLE + 16:
         fits = value >> MAXPHYADDR == 0 and (not value & 0x7FF if index & 1 else _is_type(value & 0xFFF))
+    elif _MACHINE_CHECK <= index <= _MACHINE_CHECK_LAST and index & 3 == 0:  # IA32_MCi_CTL: all errors, or none
+        fits = value == 0 or value | _MASKED_ERRORS == -1
+    elif _MACHINE_CHECK <= index <= _MACHINE_CHECK_LAST and index & 3 == 1:  # IA32_MCi_STATUS: SDM vol. 3B, 15.3.2.2
+        fits = value == 0
     elif index == _MTRR_CAP or index == _MCG_CAP:
         fits = False
     return 1 if fits else 0

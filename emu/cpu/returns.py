@@ -3,6 +3,9 @@
 In long mode the flags that IRET pops must not have VM, and the address that it pops, or that SYSRET takes from RCX,
 must be canonical: else #GP(0), with nothing changed.
 
+A return to an outer level takes away the data segments that this level may not use, and null selectors with an RPL: the
+selector becomes 0.  The bases of FS and GS, which count in 64-bit mode, stay as they are.
+
 RF counts for the instruction that IRET returns to.  While no breakpoint is enabled nobody can tell, and it is dropped
 at once: the engine would translate that instruction anew for it.
 """
@@ -12,7 +15,26 @@ from __future__ import annotations
 from emu.cpu.decode import MEMORY, P_DATA, code_byte_at
 from emu.cpu.segments import attributes_of, load_descriptor, stack_mask, system_type
 from emu.engine import cpustate
-from emu.engine.cpustate import EFER_LMA, EFLAGS, FLAG_RF, FLAG_VM, HF_CS32, HF_CS64, HFLAGS, RCX, RIP, RSP, SS
+from emu.engine.cpustate import (
+    BASE,
+    DS,
+    EFER_LMA,
+    EFLAGS,
+    ES,
+    FLAG_RF,
+    FLAG_VM,
+    FS,
+    GS,
+    HF_CPL,
+    HF_CS32,
+    HF_CS64,
+    HFLAGS,
+    RCX,
+    RIP,
+    RSP,
+    SELECTOR,
+    SS,
+)
 from emu.engine.debugregs import DR7, DR7_ENABLED
 from emu.engine.engine import running_cpu
 from emu.engine.helpers import (
@@ -21,10 +43,11 @@ from emu.engine.helpers import (
     original_call_protected,
     original_iret_protected,
     original_iret_real,
+    original_return_protected,
     original_sysret,
     raise_exception,
 )
-from emu.engine.native import callback, inlined, load32, load64, outlined, store64
+from emu.engine.native import callback, inlined, load32, load64, outlined, store32, store64
 from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP
 from emu.mmu.walk import OK, is_canonical
@@ -41,7 +64,7 @@ def _check_frame(cpu: Cpu, size: int) -> None:
         at = load64(env + RSP)
     else:
         mask = 0xFFFF_FFFF if load32(env + SS + cpustate.FLAGS) >> 22 & 1 else 0xFFFF
-        at = ((load64(env + RSP) & mask) + load64(env + SS + cpustate.BASE)) & 0xFFFF_FFFF
+        at = ((load64(env + RSP) & mask) + load64(env + SS + BASE)) & 0xFFFF_FFFF
     if size == _LONG:
         refused = not is_canonical(cpu, load_guest_64(env, at)) or load_guest_64(env, at + 16) & FLAG_VM != 0
     else:
@@ -49,6 +72,20 @@ def _check_frame(cpu: Cpu, size: int) -> None:
         refused = size == _WIDE and load_guest_32(env, at + 8) & FLAG_VM != 0
     if refused:
         raise_exception(cpu, VECTOR_GP, 0)
+
+
+@inlined
+def _settle_segments(env: int, level: int, fs_base: int, gs_base: int) -> None:
+    """The processor has returned, from CPL ``level``; these were the bases then."""
+    if load32(env + HFLAGS) & HF_CPL == level or load64(env + EFLAGS) & FLAG_VM:
+        return
+    for segment in (ES, DS, FS, GS):
+        if load32(env + segment + SELECTOR) & 0xFFFC == 0:
+            store32(env + segment + SELECTOR, 0)
+            if segment == FS:
+                store64(env + FS + BASE, fs_base)
+            elif segment == GS:
+                store64(env + GS + BASE, gs_base)
 
 
 @inlined
@@ -62,8 +99,18 @@ def on_iret_protected(env: int, size: int, following: int) -> None:
     """The engine's helper for IRET in protected mode."""
     if running_cpu() != 0 and load64(env + cpustate.EFER) & EFER_LMA:
         _check_frame(cpu_record(running_cpu()), size)
+    level, fs_base, gs_base = load32(env + HFLAGS) & HF_CPL, load64(env + FS + BASE), load64(env + GS + BASE)
     original_iret_protected(env, size, following)
+    _settle_segments(env, level, fs_base, gs_base)
     _drop_rf(env)
+
+
+@callback("vqii")
+def on_return_protected(env: int, size: int, released: int) -> None:
+    """The engine's helper for far RET in protected mode."""
+    level, fs_base, gs_base = load32(env + HFLAGS) & HF_CPL, load64(env + FS + BASE), load64(env + GS + BASE)
+    original_return_protected(env, size, released)
+    _settle_segments(env, level, fs_base, gs_base)
 
 
 @callback("vqi")

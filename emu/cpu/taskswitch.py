@@ -63,6 +63,7 @@ _TSS_16, _TSS_32 = 1, 9  # types of available TSSs
 _BUSY = 2  # the bit of the type that says busy
 _LDT = 2  # type of an LDT descriptor
 _LAST_16, _LAST_32 = 43, 103  # last byte of the smallest TSS
+_DEBUG_TRAP_AT = 0x64  # bit 0: T
 _DR7_LOCAL = 0x155  # L0 to L3 and LE: cleared by every task switch
 _ES, _CS, _SS, _DS, _FS, _GS = 0, 1, 2, 3, 4, 5
 
@@ -371,7 +372,8 @@ def switch_task(cpu_at: int, selector: int, source: int, rip: int, image: int, e
         error: error code for the new task's stack, -1 for none.
 
     Returns:
-        As :func:`emu.cpu.gates.enter`; ``task_switched`` is 1 when a FAULT belongs to the new task already.
+        As :func:`emu.cpu.gates.enter`; ``task_switched`` is 1 when a FAULT belongs to the new task already;
+        ``task_traps`` is 1 when #DB is to come before its first instruction.
     """
     cpu = cpu_record(cpu_at)
     env = cpu.env
@@ -400,6 +402,7 @@ def switch_task(cpu_at: int, selector: int, source: int, rip: int, image: int, e
     # as LTR leaves it: the engine keeps TR's type without the busy bit
     set_segment(env, TR, selector, base, limit_of(descriptor), attributes & ~TYPE_BUSY)
     cpu.task_switched = 1
+    traps = _field(cpu_at, base, _DEBUG_TRAP_AT, 1) & 1 if wide else 0
     _load_registers(cpu.at, base, wide, source)
     # privilege follows the new CS before its descriptor has been checked: a bad one is the new task's fault
     store32(env + SS + FLAGS, load32(env + SS + FLAGS) | (load32(env + CS + SELECTOR) & 3) << 13)
@@ -409,6 +412,7 @@ def switch_task(cpu_at: int, selector: int, source: int, rip: int, image: int, e
     status = _load_segments(cpu.at)
     if status == OK and error >= 0:
         status = _push_error(cpu.at, error, 4 if wide else 2)
+    cpu.task_traps = traps if status == OK else 0
     return status
 
 

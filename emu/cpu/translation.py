@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from emu.cpu import floatflags, horizontal, sserounding  # noqa: F401
+from emu.cpu import floatflags, floatnan, horizontal, sserounding  # noqa: F401
 from emu.cpu.branchfaults import BEYOND_LIMIT, WRAPPED, decode_running, mode_flags
 from emu.cpu.checks import (
     CONSUME_RF,
+    LSS,
+    MACHINE_STATUS,
     MMX_DONE,
     RETURN,
     SEGMENT_BASE,
     SHOW_SSE,
     SSE,
     SSE_DONE,
+    STACK_SEGMENT,
     SYSTEM_BASE,
     TABLE_BASE,
     X87_ARITHMETIC,
@@ -66,13 +69,14 @@ from emu.cpu.floatopcodes import (
     loads_masks,
     x87_kind,
 )
-from emu.cpu.returns import on_call_protected, on_iret_protected, on_iret_real, on_sysret
+from emu.cpu.returns import on_call_protected, on_iret_protected, on_iret_real, on_return_protected, on_sysret
 from emu.engine.cpustate import (
     CR0,
     CR0_AM,
     CS,
     HF_AC,
     HF_CPL,
+    HF_CS32,
     HF_CS64,
     HF_EM,
     HF_LMA,
@@ -121,7 +125,8 @@ _CHECKED = 16  # and what is more: let it begin a block, and call emu.cpu.checks
 _SEGMENT_CS = 0x2E  # a prefix that means nothing
 
 _LOOKED_AT = np.zeros(0x100, np.uint8)
-_LOOKED_AT[[0x9A, 0x9B, 0x9E, 0x9F, 0xC2, 0xC6, 0xC7, 0xCC, 0xCD, 0xCE, 0xCF, *range(0xD8, 0xE0), 0xF6, 0xF7, 0xFF]] = 1
+_LOOKED_AT[[0x8E, 0x9A, 0x9B, 0x9E, 0x9F, 0xC2, *range(0xC6, 0xC8), *range(0xCA, 0xD0), *range(0xD8, 0xE0)]] = 1
+_LOOKED_AT[[0xF6, 0xF7, 0xFF]] = 1
 
 
 @inlined
@@ -174,7 +179,7 @@ def _look_at(cpu_at: int, gva: int) -> int:
         return _FIRST
     if 0xCC <= opcode <= 0xCE and prefixes | cpu.insn_rex:  # how long it is can be told then
         return _FIRST
-    if opcode == 0x9A:
+    if opcode == 0x9A or opcode == 0xCA or opcode == 0xCB:
         return _FIRST
     if (opcode == 0x9E or opcode == 0x9F) and cpu.insn_rex:  # LAHF, SAHF: AH is not SPL
         show(cpu.insn_at - 2, 1, _SEGMENT_CS)
@@ -210,10 +215,15 @@ def _look_at(cpu_at: int, gva: int) -> int:
         return _undefined(gva)
     elif opcode == 0xFF and extension == 3:  # far CALL, as 9A: through a gate, maybe
         return _FIRST
+    elif opcode == LSS or (opcode == 0x8E and extension == 2):
+        return _CHECKED + STACK_SEGMENT if cpu.insn_flags & HF_CS64 else _PLAIN
     elif opcode == 0x121 or opcode == 0x123:
         return _FIRST
     elif opcode == 0x100 and extension & ~1 == 2:  # LLDT, LTR
         return _CHECKED + SYSTEM_BASE if cpu.insn_flags & HF_LMA else _PLAIN
+    elif opcode == 0x101 and modrm >> 6 == 3 and extension == 4 and not cpu.insn_flags & HF_CS64:  # SMSW
+        wide = (cpu.insn_flags & HF_CS32 != 0) != (prefixes & P_DATA != 0)
+        return _CHECKED + MACHINE_STATUS if wide else _PLAIN
     elif opcode == 0x101 and modrm >> 6 != 3 and extension & ~1 == 2:  # LGDT, LIDT
         return _CHECKED + TABLE_BASE if cpu.insn_flags & HF_CS64 else _PLAIN
     elif opcode == 0x1AE and modrm >> 6 != 3:  # FXSAVE and relatives; STMXCSR
@@ -367,6 +377,7 @@ replace_helper("get_dr", on_get_dr)
 replace_helper("iret_protected", on_iret_protected)
 replace_helper("iret_real", on_iret_real)
 replace_helper("sysret", on_sysret)
+replace_helper("lret_protected", on_return_protected)
 replace_helper("lcall_protected", on_call_protected)
-for _name, _function in (floatflags.HELPERS | sserounding.HELPERS).items():
+for _name, _function in (floatflags.HELPERS | floatnan.HELPERS | sserounding.HELPERS).items():
     replace_helper(_name, _function)

@@ -104,6 +104,7 @@ def original_sysret(env: int, size: int) -> None:
     _sysret(env, size)
 
 
+original_return_protected = external(LIBRARY, "helper_lret_protected_x86_64", "vqii")  # far RET; it may fault
 original_call_protected = external(LIBRARY, "helper_lcall_protected_x86_64", "vqiqiq")  # far CALL; it may fault
 
 # the helpers of x87 and SSE instructions as they are; those with an address may fault
@@ -119,6 +120,12 @@ original_frstor = external(LIBRARY, "helper_frstor_x86_64", "vqqi")
 original_fxrstor = external(LIBRARY, "helper_fxrstor_x86_64", "vqq")
 original_xrstor = external(LIBRARY, "helper_xrstor_x86_64", "vqqq")
 original_ldmxcsr = external(LIBRARY, "helper_ldmxcsr_x86_64", "vqi")
+original_flds_st0 = external(LIBRARY, "helper_flds_ST0_x86_64", "vqi")
+original_fldl_st0 = external(LIBRARY, "helper_fldl_ST0_x86_64", "vqq")
+original_flds_ft0 = external(LIBRARY, "helper_flds_FT0_x86_64", "vqi")
+original_fldl_ft0 = external(LIBRARY, "helper_fldl_FT0_x86_64", "vqq")
+original_fsts_st0 = external(LIBRARY, "helper_fsts_ST0_x86_64", "iq")
+original_fstl_st0 = external(LIBRARY, "helper_fstl_ST0_x86_64", "qq")
 original_fprem = external(LIBRARY, "helper_fprem_x86_64", "vq")
 original_fprem1 = external(LIBRARY, "helper_fprem1_x86_64", "vq")
 original_fistl = external(LIBRARY, "helper_fistl_ST0_x86_64", "iq")

@@ -139,6 +139,7 @@ class Cpu(Protocol):
     external: int
     new_stack: int
     task_switched: int
+    task_traps: int  # the new task has asked for #DB (T in its TSS)
     task_selector: int  # of an instruction that leads to another task (emu.cpu.fartask)
     task_source: int
     task_following: int
@@ -149,6 +150,8 @@ class Cpu(Protocol):
     watch_step: int
     watch_hits: int
     watch_stored: int
+    held_hits: int  # of a MOV to SS: the #DB comes behind the next instruction
+    held_gva: int  # where the instruction behind a MOV to SS is, whose breakpoint does not count; -1 for nowhere
     watch_mfn0: int
     watch_mfn1: int
     watch_mfn2: int

@@ -50,8 +50,10 @@ _32, _LOADED = 2, -1  # MemOp; the one narrow load has been made
 
 # The table that the translator works with: its own seven functions, and behind them what else it needs to remember.
 _TABLE_WORDS = 16
-_INIT, _TRANSLATE, _FUNCTIONS = 0, 4, 7
-_ORIGINAL, _OURS, _SHOWN_AT, _SHOWN_SIZE, _SHOWN, _ALIGN, _NARROW, _ARGUMENT = range(_FUNCTIONS, _FUNCTIONS + 8)
+_INIT, _BREAKPOINT, _TRANSLATE, _FUNCTIONS = 0, 3, 4, 7
+_ORIGINAL, _OURS, _SHOWN_AT, _SHOWN_SIZE, _SHOWN, _ALIGN, _NARROW, _ARGUMENT, _NO_BREAKPOINT = range(
+    _FUNCTIONS, _FUNCTIONS + 9
+)
 _table = np.zeros(_TABLE_WORDS, np.int64)
 _table_cell, _table_cell_at = global_cell("emu_engine_translator")
 _table_cell[0] = address_of(_table)
@@ -174,6 +176,12 @@ def call_behind(context: int, function: int, argument: int) -> None:
     call_before(context, function, argument)
 
 
+@callback("bqqq")
+def _on_breakpoint(disas: int, engine_cpu: int, breakpoint_at: int) -> bool:
+    """The translator's function that ends a block at an instruction breakpoint: it is found when it is reached."""
+    return False
+
+
 # --- in the place of the engine's functions -----------------------------------------------------------------------
 
 
@@ -187,6 +195,7 @@ def _on_translator_loop(operations: int, disas: int, engine_cpu: int, block: int
         store64(at + 8 * index, load64(operations + 8 * index))
     store64(at + 8 * _ORIGINAL, load64(operations + 8 * _TRANSLATE))
     store64(at + 8 * _TRANSLATE, load64(at + 8 * _OURS))
+    store64(at + 8 * _BREAKPOINT, load64(at + 8 * _NO_BREAKPOINT))
     _translator_loop(at, disas, engine_cpu, block, most)
 
 
@@ -244,6 +253,7 @@ def _on_store_i32(context: int, value: int, gva: int, index: int, operation: int
 def see_each_instruction(function: object) -> None:
     """From now on ``function``, a callback (DisasContext, engine's CPU), translates each instruction."""
     _table[_OURS] = function.address_of  # type: ignore[attr-defined]
+    _table[_NO_BREAKPOINT] = _on_breakpoint.address_of
     if not INTERPRETED:
         replace_import("translator_loop_x86_64", _on_translator_loop)
         replace_import("cpu_ldub_code_x86_64", _on_load_code_byte)

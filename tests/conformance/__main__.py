@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--suite", action="append", metavar="NAME", help="only this suite, repeatable")
     parser.add_argument("-k", default="", metavar="TEXT", help="only cases with this in their name")
     parser.add_argument("--on", default=",".join(MACHINES), help="the machines (default: %(default)s)")
+    parser.add_argument("--patience", type=float, default=1, metavar="N", help="N times the usual limits of wall time")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="write each console there")
     arguments = parser.parse_args()
     if not arguments.folder or not Path(arguments.folder).is_dir():
@@ -35,7 +36,7 @@ def main() -> int:
     for case in cases:
         runs: dict[str, Run] = {}
         for machine in arguments.on.split(","):
-            run = runs[machine] = run_case(case, machine, folder)
+            run = runs[machine] = run_case(case, machine, folder, arguments.patience)
             passed = "" if run.passed else "  NOT PASSED"
             row = f"{case.suite:10} {case.name:24} {machine:7} {run.ended:12} {run.user_seconds:7.2f}  {run.tally()}"
             print(row + passed, flush=True)

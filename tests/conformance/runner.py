@@ -49,10 +49,10 @@ class Run:
         return ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
 
 
-def run_case(case: Case, machine: str, folder: Path) -> Run:
-    """Run it to its end, its text or its time limit."""
+def run_case(case: Case, machine: str, folder: Path, patience: float = 1) -> Run:
+    """Run it to its end, its text or ``patience`` times its time limit."""
     with tempfile.NamedTemporaryFile() as debug:
-        ended, output, said, seconds = _watch(_command(case, machine, folder, debug.name), case)
+        ended, output, said, seconds = _watch(_command(case, machine, folder, debug.name), case, patience)
         if machine == "qemu" and case.console == "debug":
             output = debug.read()
     console = output.decode("latin-1").replace("\r", "")
@@ -101,9 +101,9 @@ def _emu_help() -> str:
     return subprocess.run([sys.executable, "-m", "emu", "run", "--help"], capture_output=True, text=True).stdout
 
 
-def _watch(command: list[str], case: Case) -> tuple[str, bytes, str, float]:
+def _watch(command: list[str], case: Case, patience: float) -> tuple[str, bytes, str, float]:
     output, typed = bytearray(), case.typed is None
-    limit = time.monotonic() + case.seconds
+    limit = time.monotonic() + case.seconds * patience
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile() as said,

@@ -205,3 +205,42 @@ def test_a_data_breakpoint_is_of_one_processor(watcher: int, mmu: str, schedule:
     guest = boot(several(first + finish, others, data), cpus=2, mmu=mmu, schedule=schedule, events=["exception"])
     guest.expect_status(1, max_time="1s")
     assert [(event.cpu, event.vector) for event in guest.events] == [(watcher, 1)] * (300, 200)[watcher]
+
+
+MOV_SS = f"mov edi, {DATA:#x}; mov [edi], ss;", "mov ss, [edi];"
+POP_SS = f"mov word ptr [{DATA:#x}], ss; mov esp, {DATA:#x};", ".byte 0x17;"
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "nested"])
+@pytest.mark.parametrize(
+    ("load", "following"),
+    [
+        (MOV_SS, "inc ecx"),
+        (MOV_SS, "mov [0x30000], ecx"),
+        (MOV_SS, "push ecx"),
+        (MOV_SS, "cli"),
+        (POP_SS, f"mov esp, {b.STACK0:#x}"),
+    ],
+)
+def test_a_load_of_ss_holds_its_data_breakpoint_back(mmu: str, load: tuple[str, str], following: str) -> None:
+    source = load[0] + arm(0, DATA, dr7(0, ACCESS, 2)) + load[1] + following
+    bench, found = debugged(source + "; inc edx; nop", mmu=mmu)
+    assert found == [len(b.assemble(source, 32))]
+    assert bench.cpu.dr6 & 0xF == 1 and bench.cpu.rdx == 1
+
+
+def test_an_interrupt_behind_a_load_of_ss_comes_first() -> None:
+    bench = Bench("nested")
+    bench.protected()
+    bench.write(b.HANDLER + 16, b.assemble(COUNT, 32, b.HANDLER + 16))
+    bench.write(b.HANDLER + 16 * 3, b.assemble("iretd", 32, b.HANDLER + 16 * 3))
+    bench.run(MOV_SS[0] + arm(0, DATA, dr7(0, ACCESS, 2)) + MOV_SS[1] + "int3; nop", 32)
+    faults = [event for event in bench.events if isinstance(event, ExceptionDelivery)]
+    assert [event.vector for event in faults] == [3, 1]
+    assert faults[1].rip == b.HANDLER + 16 * 3  # nothing of the handler has been executed
+
+
+def test_a_load_of_ss_hides_the_breakpoint_of_the_next_instruction() -> None:
+    source = "mov esi, ss;" + arm(0, b.CODE + 2 + ARMING + 2, dr7(0, EXECUTE))
+    assert debugged(source + "mov ss, esi; inc ecx; nop")[1] == []
+    assert debugged(source + "mov ds, esi; inc ecx; nop")[1] == [2 + ARMING + 2]

@@ -80,6 +80,14 @@ def test_general_detect() -> None:
         (0x250, 0x0606060606060606, None),
         (0x26F, 0x0606060606060602, VECTOR_GP),
         (0xFE, 0, VECTOR_GP),
+        (0x400, 0, None),  # IA32_MC0_CTL
+        (0x424, 0xFFFF_FFFF_FFFF_FFFF, None),
+        (0x410, 0xFFFF_FFFF_FFFF_FBFF, None),
+        (0x424, NONCANONICAL, VECTOR_GP),
+        (0x401, 0, None),  # IA32_MC0_STATUS
+        (0x401, 1, VECTOR_GP),
+        (0x425, 1 << 63, VECTOR_GP),
+        (0x402, 0xFFFF_FFFF_FFFF_FFFF, None),
     ],
 )
 def test_what_a_model_specific_register_refuses(msr: int, value: int, vector: int | None) -> None:
@@ -108,3 +116,12 @@ def test_segment_bases_are_canonical(register: str) -> None:
     assert probe(f"{enable} wr{register}base rcx", rcx=NONCANONICAL) == VECTOR_GP
     assert probe(f"{enable} wr{register}base ecx", rcx=NONCANONICAL) is None
     assert probe(f"{enable} wr{register}base rcx", rcx=0x1234) is None
+
+
+@pytest.mark.parametrize("mode", ["real", "protected"])
+def test_smsw_stores_all_of_cr0_in_a_register_of_32_bits(mode: str) -> None:
+    bench = prepare(mode)
+    code = f"mov eax, -1; mov edx, -1; mov ebx, cr0; or ebx, {CD}; mov cr0, ebx; smsw eax; smsw dx"
+    assert run(bench, code, mode) is None
+    assert bench.cpu.rax == bench.cpu.rbx and bench.cpu.rbx & CD
+    assert bench.cpu.rdx == 0xFFFF_0000 | bench.cpu.rbx & 0xFFFF

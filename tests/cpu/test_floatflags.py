@@ -105,3 +105,35 @@ def test_the_control_word_after_power_up() -> None:
     bench.cpu.rsi = BUFFER
     assert run(bench, "fnstcw [rsi]; fnstsw [rsi + 2]; fninit; fnstcw [rsi + 4]", "long") is None
     assert bench.words(BUFFER, 3, 2) == [0x40, 0, 0x37F]
+
+
+SNAN_64, SNAN_80 = b"\x01" + bytes(5) + b"\xf0\x7f", bytes(7) + b"\xa0\xff\x7f"
+
+
+@pytest.mark.parametrize(
+    ("load", "store"),
+    [
+        ("fld dword ptr [rsi]", None),
+        ("fld qword ptr [rsi + 16]", None),
+        ("fld1; fadd dword ptr [rsi]", None),
+        ("fld1; fadd qword ptr [rsi + 16]", None),
+        ("fld tbyte ptr [rsi + 32]; fld tbyte ptr [rsi + 32]", "fstp dword ptr [rsi + 64]"),
+        ("fld tbyte ptr [rsi + 32]; fld tbyte ptr [rsi + 32]", "fstp qword ptr [rsi + 64]"),
+    ],
+)
+def test_a_signalling_nan_becomes_quiet(load: str, store: str | None) -> None:
+    bench = prepare("long")
+    bench.cpu.rsi = BUFFER
+    bench.write(BUFFER, struct.pack("<I", SNAN))
+    bench.write(BUFFER + 16, SNAN_64)
+    bench.write(BUFFER + 32, SNAN_80)
+    code = f"fninit; {load}; {store or 'nop'}; fnstsw ax; mov ebx, eax; fstp tbyte ptr [rsi + 80]"
+    assert run(bench, code, "long") is None
+    assert bench.cpu.rbx & 0x3F == IE
+    significand = bench.read(BUFFER + 80, 8)
+    if store is None:
+        assert significand >> 62 == 3
+    else:
+        assert significand == 0xA000_0000_0000_0000  # the register keeps it as it is
+        narrow = "dword" in store
+        assert bench.read(BUFFER + 64, 4 if narrow else 8) == (0x7FE0_0000 if narrow else 0x7FFC_0000_0000_0000)

@@ -202,3 +202,19 @@ def test_the_switch_waits_for_every_page_before_it_begins(bench: Bench) -> None:
     assert bench.vector == 10  # GS: an empty descriptor is a system descriptor
     bench.vm.events.drain()
     assert bench.delivered() == [10]
+
+
+def test_a_task_may_ask_for_a_debug_exception(bench: Bench) -> None:
+    install(bench, tss32(trap=1))
+    assert bench.deliver(0x30, kind=HARDWARE) == DELIVERED
+    assert bench.delivered() == [0x30, 1]
+    assert bench.cpu.dr6 & 0xE00F == 0x8000  # BT
+    assert bench.stack(2, 4) == [TASK_CODE, b.CODE0]  # nothing of the task has been executed
+
+
+def test_so_may_one_that_is_called(bench: Bench) -> None:
+    install(bench, tss32(trap=1))
+    bench.write(b.HANDLER + 16, b"\xf4")
+    bench.run(f".byte 0x9A; .long 0; .word {TASK_SELECTOR}", 32)
+    assert bench.vector == 1 and bench.cpu.dr6 & 0x8000
+    assert bench.stack(2, 4) == [TASK_CODE, b.CODE0]
