@@ -9,7 +9,7 @@ while DR7 enables nothing:
 * While that is set, :func:`at_debugged_block` sees each block before it runs.  An instruction breakpoint within the
   block makes the engine run it one instruction at a time (an interrupt shadow does that), one at its start is the #DB.
 * A MOV or POP to SS holds what it hits back until behind the next instruction, or the delivery of an exception, and the
-  next instruction's own breakpoint does not count (vol. 3A, 6.8.3).
+  next instruction's own breakpoint does not count on Intel's processors (vol. 3A, 6.8.3); on AMD's it does.
 * Pages with data breakpoints are kept out of the engine's TLB.  An access to one is refused, and the instruction then
   runs alone, with the page mapped through an alias of machine memory (``WATCH_BASE``) where each access is seen.
 """
@@ -38,6 +38,7 @@ from emu.engine.debugregs import (
     watches,
 )
 from emu.engine.engine import drop_code, flush_tlb
+from emu.engine.identity import INTEL, VENDOR
 from emu.engine.native import callback, inlined, load8, load16, load32, load64, outlined, store8, store32, store64
 from emu.engine.ram import FRAME_CODE
 from emu.engine.state import Cpu, cpu_offset, cpu_record, vm_of
@@ -178,9 +179,10 @@ def _check_instructions(cpu: Cpu, gva: int, size: int) -> bool:
             elif gva < at < gva + size:
                 alone = True
     resumes = load64(env + EFLAGS) & FLAG_RF != 0
-    if hits and load32(env + HFLAGS) & HF_INHIBIT_IRQ and (cpu.held_gva == gva or _follows_stack_load(cpu.at)):
-        cpu.held_gva = gva  # good for the instruction, however often it has to be begun
-        return False
+    if hits and load32(env + HFLAGS) & HF_INHIBIT_IRQ and load32(env + VENDOR) == INTEL:
+        if cpu.held_gva == gva or _follows_stack_load(cpu.at):
+            cpu.held_gva = gva  # good for the instruction, however often it has to be begun
+            return False
     if hits and not resumes:
         _raise_debug(cpu, hits)
         return True

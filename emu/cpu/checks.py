@@ -6,7 +6,7 @@ RIP and the flags are in the CPU state then, so an exception can be raised by th
 from __future__ import annotations
 
 from emu.cpu.branchfaults import decode_running, linear_rip
-from emu.cpu.decode import P_DATA, REX_W, operand_address, rm_register
+from emu.cpu.decode import operand_address, rm_register
 from emu.cpu.floatexceptions import (
     after_sse,
     after_x87,
@@ -27,8 +27,6 @@ from emu.engine.state import Cpu, cpu_record
 from emu.engine.vectors import VECTOR_GP
 from emu.mmu.walk import OK, is_canonical_base
 
-LSS = 0x1B2  # opcode
-
 # what to do
 CONSUME_RF = 1  # RF is good for one instruction
 TABLE_BASE = 2  # LGDT, LIDT: #GP(0) for a base that is not canonical
@@ -39,8 +37,7 @@ SYSTEM_BASE = 6  # LLDT, LTR in long mode: #GP(selector) for such a base in the 
 X87_WAITING, X87_ARITHMETIC, X87_STORE, SSE = 7, 8, 9, 10  # see emu.cpu.floatexceptions
 X87_DONE, SSE_DONE = 11, 12  # behind such an instruction
 MMX_DONE = 13  # behind an instruction of SSSE3 on MMX registers: all of them are valid, and TOP is 0
-STACK_SEGMENT = 14  # MOV SS, LSS in 64-bit mode: #GP(0) for a null selector whose RPL is not the CPL
-MACHINE_STATUS = 15  # SMSW of 32 bits outside 64-bit mode, of which the engine stores 16 (AMD APM vol. 3, SMSW)
+MACHINE_STATUS = 14  # SMSW of 32 bits outside 64-bit mode, of which the engine stores 16 (AMD APM vol. 3, SMSW)
 
 
 @outlined("vqq")
@@ -73,26 +70,6 @@ def _look_at_exceptions(cpu_at: int, what: int) -> None:
         after_x87(cpu)
     else:
         original_enter_mmx(cpu.env)
-
-
-@outlined("vqq")
-def _check_stack_segment(cpu_at: int, length: int) -> None:
-    """Look at the selector that MOV or LSS loads into SS; all else is the engine's to check."""
-    cpu = cpu_record(cpu_at)
-    level = load32(cpu.env + HFLAGS) & HF_CPL
-    if level == 3:
-        return  # no null selector at all
-    if cpu.insn_modrm >> 6 == 3:
-        selector = load64(cpu.env + 8 * rm_register(cpu)) & 0xFFFF
-    else:
-        at = operand_address(cpu_at, length)
-        if cpu.insn_opcode == LSS:
-            at += 8 if cpu.insn_rex & REX_W else 2 if cpu.insn_prefixes & P_DATA else 4
-        if load_operand(cpu, at, 2) != OK:
-            return
-        selector = cpu.sys_value
-    if selector < 4 and selector != level:
-        raise_exception(cpu, VECTOR_GP, 0)
 
 
 @callback("vq")
@@ -128,8 +105,6 @@ def before_instruction(what: int) -> None:
     elif what == SEGMENT_BASE:
         if not is_canonical_base(cpu, load64(env + 8 * rm_register(cpu))):
             raise_exception(cpu, VECTOR_GP, 0)
-    elif what == STACK_SEGMENT:
-        _check_stack_segment(cpu.at, length)
     elif what == MACHINE_STATUS:
         if load32(env + HFLAGS) & HF_CPL < 3 or not load64(env + CR4) & CR4_UMIP:
             store64(env + 8 * rm_register(cpu), load64(env + CR0) & 0xFFFF_FFFF)

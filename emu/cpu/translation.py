@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from emu.cpu import floatflags, floatnan, horizontal, sserounding  # noqa: F401
+from emu.cpu import floatflags, floatnan, horizontal, sserounding, stackselector  # noqa: F401
 from emu.cpu.branchfaults import BEYOND_LIMIT, WRAPPED, decode_running, mode_flags
 from emu.cpu.checks import (
     CONSUME_RF,
-    LSS,
     MACHINE_STATUS,
     MMX_DONE,
     RETURN,
@@ -28,7 +27,6 @@ from emu.cpu.checks import (
     SHOW_SSE,
     SSE,
     SSE_DONE,
-    STACK_SEGMENT,
     SYSTEM_BASE,
     TABLE_BASE,
     X87_ARITHMETIC,
@@ -125,7 +123,7 @@ _CHECKED = 16  # and what is more: let it begin a block, and call emu.cpu.checks
 _SEGMENT_CS = 0x2E  # a prefix that means nothing
 
 _LOOKED_AT = np.zeros(0x100, np.uint8)
-_LOOKED_AT[[0x8E, 0x9A, 0x9B, 0x9E, 0x9F, 0xC2, *range(0xC6, 0xC8), *range(0xCA, 0xD0), *range(0xD8, 0xE0)]] = 1
+_LOOKED_AT[[0x9A, 0x9B, 0x9E, 0x9F, 0xC2, *range(0xC6, 0xC8), *range(0xCA, 0xD0), *range(0xD8, 0xE0)]] = 1
 _LOOKED_AT[[0xF6, 0xF7, 0xFF]] = 1
 
 
@@ -215,8 +213,6 @@ def _look_at(cpu_at: int, gva: int) -> int:
         return _undefined(gva)
     elif opcode == 0xFF and extension == 3:  # far CALL, as 9A: through a gate, maybe
         return _FIRST
-    elif opcode == LSS or (opcode == 0x8E and extension == 2):
-        return _CHECKED + STACK_SEGMENT if cpu.insn_flags & HF_CS64 else _PLAIN
     elif opcode == 0x121 or opcode == 0x123:
         return _FIRST
     elif opcode == 0x100 and extension & ~1 == 2:  # LLDT, LTR
