@@ -231,7 +231,7 @@ class GuestUnderTest:
 
     def _consume(self, text: str) -> bool:
         data = text.encode()
-        at = self.vm.platform.console.find(data, self._waited)
+        at = self.vm.platform.output.find(data, self._waited)
         if at >= 0:
             self._waited = at + len(data)
         return at >= 0

@@ -7,13 +7,13 @@ Bit 14 of a key asks for the long gone writing mode and is ignored; bit 15 is th
     offset 0    write 2 bytes: key; the position in the item becomes 0
     offset 1    read 1 byte: the next byte; writes are ignored
     offset 4    write 4 bytes, big-endian: upper half of the address of a DMA request
-    offset 8    write 4 bytes, big-endian: lower half; the request is carried out before the write is over
+    offset 8    write 4 bytes, big-endian: lower half; a short request is carried out before the write is over
     offset 4-11 read: "QEMU CFG"
 
 A DMA request lies in memory: control, length (4 bytes each) and address (8), big-endian. Its control's upper half is
 the key to select first if DMA_SELECT is set; the transfer begins at the position in the item and moves it on. Done, the
-device stores 0 as control, or DMA_ERROR. Reading behind the end gives zeros; only items that were declared so can be
-written, and only within their size.
+device stores 0 as control, or DMA_ERROR; a driver waits for that, and a second request meanwhile fails. Reading behind
+the end gives zeros; only items that were declared so can be written, and only within their size.
 
 Key 0x19 is the directory of the named items: their number (4 bytes), then for each its size (4), key (2), 2 bytes of
 nothing and its name (56, ending with NUL); all big-endian. Files have the keys from 0x20 on, sorted by name as in QEMU,
@@ -25,6 +25,7 @@ from __future__ import annotations
 import struct
 from typing import ClassVar
 
+from emu.devices.bandwidth import Bandwidth
 from emu.devices.device import Device, GuestMemory, State, check_fields
 from emu.errors import BadInput
 
@@ -76,18 +77,28 @@ CHUNK = 0x10000  # bytes that are moved at once
 
 
 class FwCfg(Device):
-    """The device. ``memory`` is where its DMA requests and their data are."""
+    """The device.
+
+    Args:
+        memory: where its DMA requests and their data are.
+        bandwidth: what it may move; by default without a limit.
+    """
 
     max_access: ClassVar[int] = 4
-    STATE: ClassVar[tuple[str, ...]] = ("key", "position", "dma_high")
+    STATE: ClassVar[tuple[str, ...]] = ("key", "position", "dma_high", "request", "target", "missing")
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, bandwidth: Bandwidth | None = None) -> None:
         self._memory = memory
+        self._bandwidth = bandwidth or Bandwidth()
+        self._bandwidth.join(self._go_on)
         self._items: dict[int, bytes | bytearray] = {}
         self._files: dict[str, bytes | bytearray] = {}  # sorted by name
         self.key = 0
         self.position = 0  # next byte of the selected item
         self.dma_high = 0  # upper half of the next request's address
+        self.request: int | None = None  # gpa of the reading request that is being carried out
+        self.target = 0  # gpa of its next byte
+        self.missing = 0  # bytes of it
         self.set(SIGNATURE, b"QEMU")
         self.set(ID, struct.pack("<I", ID_TRADITIONAL | ID_DMA))
         self._update_directory()
@@ -140,6 +151,7 @@ class FwCfg(Device):
     def machine_reset(self, power_up: State) -> None:
         """What the files hold is the machine's configuration, and stays."""
         self.key = self.position = self.dma_high = 0
+        self.request = None
 
     def state(self) -> State:
         """The contents are the machine's configuration and not part of it, but what the guest can write is, in hex."""
@@ -179,26 +191,47 @@ class FwCfg(Device):
 
     def _carry_out(self, at: int) -> None:
         control, length, gpa = REQUEST.unpack(self._memory.read(at, REQUEST.size))
+        if self.request is not None:
+            self._finish(at, False)
+            return
         if control & DMA_SELECT:
             self._select(control >> 16)
-        done = True
         if control & DMA_READ:
-            self._read_to(gpa, length)
-        elif control & DMA_WRITE:
+            self.request, self.target, self.missing = at, gpa, length
+            self._go_on()
+            return
+        done = True
+        if control & DMA_WRITE:
             done = self._write_from(gpa, length)
         elif control & DMA_SKIP:
             self._skip(length)
+        self._finish(at, done)
+
+    def _finish(self, at: int, done: bool) -> None:
+        """Tell the driver how its request at ``at`` has ended."""
         self._memory.write(at, struct.pack(">I", 0 if done else DMA_ERROR))
 
     def _skip(self, length: int) -> None:
         self.position = max(self.position, min(self.position + length, len(self._selected())))
 
-    def _read_to(self, gpa: int, length: int) -> None:
-        item, start = self._selected(), self.position
-        for done in range(0, length, CHUNK):
-            size = min(CHUNK, length - done)
-            self._memory.write(gpa + done, bytes(item[start + done : start + done + size]).ljust(size, b"\0"))
-        self._skip(length)
+    def _go_on(self) -> None:
+        """Move as much as may be moved now of the request that reads."""
+        if self.request is None:
+            return
+        while self.missing:
+            left = self._bandwidth.left
+            if left <= 0:
+                self._bandwidth.wait()
+                return
+            size = min(CHUNK, left, self.missing)
+            item, start = self._selected(), self.position
+            self._memory.write(self.target, bytes(item[start : start + size]).ljust(size, b"\0"))
+            self._bandwidth.charge(size)
+            self._skip(size)
+            self.target += size
+            self.missing -= size
+        at, self.request = self.request, None
+        self._finish(at, True)
 
     def _write_from(self, gpa: int, length: int) -> bool:
         """Whether the selected item could be written in full length."""

@@ -10,6 +10,7 @@ from emu.devices.acpi_pm import AcpiPm, SmiCommandPorts
 from emu.devices.apic_bus import ApicBus
 from emu.devices.apic_page import ApicPage
 from emu.devices.balloon_port import BalloonPort
+from emu.devices.bandwidth import Bandwidth
 from emu.devices.bus import MmioBus, PortBus
 from emu.devices.bus_master import PORTS as BUS_MASTER_PORTS
 from emu.devices.bus_master import BusMaster
@@ -31,7 +32,7 @@ from emu.devices.ide import IdeChannel
 from emu.devices.ioapic import IoApic
 from emu.devices.loader_port import LoaderPort
 from emu.devices.monitor import Monitor
-from emu.devices.output import ALL, ConsoleOutput
+from emu.devices.output import ALL, ConsoleOutput, trim
 from emu.devices.parts import NO_PARTS, Parts
 from emu.devices.pci import (
     IDE_BUS_MASTER,
@@ -99,6 +100,7 @@ class Platform:
         virtio_balloon: the balloon device that Linux uses; it has the guest's own statistics of its memory.
         fw_cfg: what QEMU tells its firmware.
         network: what the network card is plugged into, if there is one.
+        bandwidth: what virtio devices and fw_cfg may move at a time.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Platform:
         self._memory = memory
         self._net = parts.net
         self.network = None if parts.net is None else parts.net.cable.network
+        self.bandwidth = Bandwidth(clock)
         self._add_interrupt_controllers(cpus, running, CpuPins(set_intr, raise_nmi, on_init, on_startup))
         self._add_timers(clock)
         self.uart = Uart16550(self.wire(layout.IRQ_COM1), self.output, clock)
@@ -143,7 +146,7 @@ class Platform:
         self.monitor = Monitor(self.vga)
         video = VideoMemory(memory, vbe.MEMORY_SIZE, layout.VIDEO_FRAME_BUFFER)
         self.vbe = Vbe(self.vga, video.switch_on, video.look)
-        self.fw_cfg = FwCfg(memory)
+        self.fw_cfg = FwCfg(memory, self.bandwidth)
         self._add_disks(parts.disks, parts.cdrom)
         self._add_floppies(memory, parts.floppies)
         self._timed: list[Device | VirtioNet] = []
@@ -189,7 +192,7 @@ class Platform:
         self._resets = self._power_up_state(a20)
         self._timed += [
             self._pit, self._rtc, self.uart, self.keyboard, self._hpet, *self.lapics, self._power, self._fdc,
-            *self._bus_masters,
+            *self._bus_masters, self.bandwidth,
         ]  # fmt: skip
         if self.uart2 is not None:
             self._timed.append(self.uart2)
@@ -303,6 +306,9 @@ class Platform:
         )  # fmt: skip
         for (gpa, size, irq), device in zip(layout.virtio_slots(), devices, strict=True):
             slot = VirtioMmio(self.wire(irq), device) if device else EmptySlot()
+            if device is not None:
+                device.bandwidth = self.bandwidth
+                self.bandwidth.join(device.go_on)
             self.mmio.register(gpa, size, slot)
 
     def wire(self, irq: int) -> IrqLine:
@@ -327,6 +333,7 @@ class Platform:
         """What to call at a reset. Devices may drive their interrupts meanwhile, so that controllers come last."""
         controllers: list[Device] = [self._ioapic, *self.lapics]
         devices = {id(device): device for device in (*self.bus.devices, *self.mmio.devices)}
+        devices[id(self.bandwidth)] = self.bandwidth
         for device in (self._pic.master, self._pic.slave, *controllers):
             devices.pop(id(device), None)
         resets = [partial(device.machine_reset, device.state()) for device in (*devices.values(), *controllers)]
@@ -345,7 +352,7 @@ class Platform:
 
     @property
     def console(self) -> bytearray:
-        """Everything that the guest printed so far."""
+        """Everything that the guest printed so far; of very much the end (:mod:`emu.devices.output`)."""
         return self.output.printed
 
     def listen(self, sink: Callable[[bytes], None], urgent: bytes = ALL) -> None:
@@ -405,5 +412,6 @@ class Platform:
 
     def _print_serial2(self, data: bytes) -> None:
         self.serial2 += data
+        trim(self.serial2)
         for sink in self.serial2_sinks:
             sink(data)

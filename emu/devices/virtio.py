@@ -7,6 +7,8 @@ A queue of size N lies in guest memory in three parts, little-endian:
 Indices count up and wrap at 65536; entry n is at n modulo N. A chain is first what the device reads, then what it
 writes; how the driver cut it into pieces means nothing (2.6.4).
 
+What a device moves is limited (:mod:`emu.devices.bandwidth`): a long request is carried out in parts.
+
 A driver that breaks these rules gets no guess: the device stops and asks to be reset (2.1.1). Out-of-range addresses
 count as that if the guest memory raises IndexError for them; memory that has holes is as good.
 """
@@ -17,6 +19,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, NamedTuple
 
+from emu.devices.bandwidth import Bandwidth
 from emu.devices.device import Device, GuestMemory, State, check_fields
 
 Piece = tuple[int, int]  # gpa and bytes
@@ -32,6 +35,7 @@ NEXT, WRITE, INDIRECT = 1, 2, 4  # descriptor flags
 NO_INTERRUPT = 1  # driver area flag
 MAX_CHAIN = 1 << 27  # bytes in one chain: Linux reports 32 free blocks of 4 MiB in one, no driver makes larger ones
 INDEX_MASK = 0xFFFF
+CHAIN_COST = 4096  # bytes that looking at a chain counts as
 
 DESCRIPTOR = struct.Struct("<QIHH")
 USED = struct.Struct("<II")
@@ -48,6 +52,14 @@ class Chain(NamedTuple):
     head: int
     readable: list[Piece]
     writable: list[Piece]
+
+
+class Part(NamedTuple):
+    """What has been done of a request in one go."""
+
+    moved: int  # in the unit in which the device counts
+    cost: int  # bytes that it counts as
+    written: int | None  # the request is done, and so many bytes of its writable part were set; None: it is not
 
 
 def total(pieces: Iterable[Piece]) -> int:
@@ -67,6 +79,11 @@ def split(pieces: Iterable[Piece], at: int) -> tuple[list[Piece], list[Piece]]:
         if size > first:
             tail.append((gpa + first, size - first))
     return head, tail
+
+
+def section(pieces: Iterable[Piece], begin: int, size: int) -> list[Piece]:
+    """``size`` bytes from the one with number ``begin`` on, or fewer if there are no more."""
+    return split(split(pieces, begin)[1], size)[0]
 
 
 class Dma:
@@ -108,10 +125,16 @@ class Dma:
 
 
 class Virtqueue(Device):
-    """One split virtqueue of at most ``maximum`` entries. Not ready until the driver says so."""
+    """One split virtqueue of at most ``maximum`` entries. Not ready until the driver says so.
+
+    Attributes:
+        open: the chain that is being carried out; None when there is none.
+        moved: how far.
+        waits: there is more to do than could be done.
+    """
 
     STATE: ClassVar[tuple[str, ...]] = (
-        "size", "ready", "descriptors", "driver_area", "device_area", "next_available", "next_used",
+        "size", "ready", "descriptors", "driver_area", "device_area", "next_available", "next_used", "moved", "waits",
     )  # fmt: skip
 
     def __init__(self, memory: Dma, maximum: int) -> None:
@@ -126,11 +149,31 @@ class Virtqueue(Device):
         self.descriptors = self.driver_area = self.device_area = 0  # gpas
         self.next_available = 0  # index of the next chain to take
         self.next_used = 0  # index of the next chain to give back
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.open: Chain | None = None
+        self.moved = 0
+        self.waits = False
+
+    def state(self) -> State:
+        chain = None if self.open is None else [self.open.head, list(map(list, self.open.readable)),
+                                                list(map(list, self.open.writable))]  # fmt: skip
+        return super().state() | {"open": chain}
+
+    def load_state(self, state: State) -> None:
+        check_fields("Virtqueue", state, (*self.STATE, "open"))
+        super().load_state({name: state[name] for name in self.STATE})
+        self.open = None
+        if state["open"] is not None:
+            head, *pieces = state["open"]
+            self.open = Chain(head, *([(gpa, size) for gpa, size in part] for part in pieces))
 
     def set_ready(self, ready: bool) -> None:
         """Take it into use, from its first entry on. Refused, so that it stays not ready, when what the driver
         programmed makes no queue."""
         self.next_available = self.next_used = 0
+        self._begin_anew()
         size_is_good = 0 < self.size <= self.maximum and not self.size & (self.size - 1)
         aligned = not (self.descriptors & 15 or self.driver_area & 1 or self.device_area & 3)
         self.ready = ready and size_is_good and aligned
@@ -195,10 +238,11 @@ class VirtioDevice:
     """Base of all virtio devices: status, features, queues. A transport gives it registers.
 
     A subclass sets DEVICE_ID, FEATURES (beyond COMMON_FEATURES), QUEUES (their maximum sizes) and STATE, and gives
-    ``handle``, or ``process`` where chains are not used as they come.
+    ``handle``; ``part`` where a request can be long; ``process`` where chains are not used as they come.
 
     Attributes:
         on_signal: set by the transport; gets QUEUE_INTERRUPT or CONFIG_INTERRUPT.
+        bandwidth: set by the machine; by default nothing is limited.
     """
 
     DEVICE_ID: ClassVar[int]
@@ -210,6 +254,7 @@ class VirtioDevice:
         self.memory = Dma(memory)
         self.queues = [Virtqueue(self.memory, maximum) for maximum in self.QUEUES]
         self.on_signal: Callable[[int], None] = lambda reason: None
+        self.bandwidth = Bandwidth()
         self.status = 0
         self.driver_features = 0  # those that the driver accepted
 
@@ -261,26 +306,54 @@ class VirtioDevice:
             self.on_signal(CONFIG_INTERRUPT)
             return False
 
+    def go_on(self) -> None:
+        """Go on with what had to wait for the bus."""
+        for index, queue in enumerate(self.queues):
+            if queue.waits:
+                queue.waits = False
+                self.notify(index)
+
     def process(self, index: int) -> bool:
         """Use chains of a queue; whether any was given back."""
-        used = False
+        queue, used = self.queues[index], False
         for chain in self.chains(index):
-            self.queues[index].push(chain.head, self.handle(index, chain))
-            used = True
+            part = self.part(index, chain, queue.moved, self.bandwidth.left)
+            self.bandwidth.charge(part.cost)
+            queue.moved += part.moved
+            if part.written is not None:
+                queue.open, queue.moved = None, 0
+                queue.push(chain.head, part.written)
+                used = True
         return used
 
     def chains(self, index: int) -> Iterator[Chain]:
-        """The available chains of a queue, at most as many as it has entries: a driver may have the device write into
-        the very queue, and so without end."""
-        queue = self.queues[index]
-        for _ in range(queue.size):
-            chain = queue.pop()
-            if chain is None:
+        """The chains of a queue that can be looked at now, an open one again and again, at most as many as it has
+        entries: a driver may have the device write into the very queue, and so without end."""
+        queue, count = self.queues[index], 0
+        while True:
+            if self.bandwidth.left <= 0:
+                queue.waits = True
+                self.bandwidth.wait()
                 return
-            yield chain
+            if queue.open is None:
+                queue.open = queue.pop() if count < queue.size else None
+                if queue.open is None:
+                    return
+                count += 1
+                self.bandwidth.charge(CHAIN_COST)
+            yield queue.open
+
+    def part(self, index: int, chain: Chain, moved: int, most: int) -> Part:
+        """Carry out the next part of a chain of queue ``index``, of which ``moved`` has been moved; by default all.
+
+        Args:
+            most: bytes that it should count as at most; at least one unit is moved in any case.
+        """
+        written = self.handle(index, chain)
+        return Part(0, total(chain.readable) + written, written)
 
     def handle(self, index: int, chain: Chain) -> int:
-        """Carry out a chain of queue ``index``; how many bytes of its writable part were set."""
+        """Carry out a whole chain of queue ``index``; how many bytes of its writable part were set."""
         raise NotImplementedError
 
     def config(self) -> bytes:

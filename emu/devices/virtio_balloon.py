@@ -17,7 +17,7 @@ import numpy as np
 
 from emu.addr import PAGE_SIZE
 from emu.devices.device import GuestMemory
-from emu.devices.virtio import CONFIG_INTERRUPT, Chain, VirtioDevice
+from emu.devices.virtio import CONFIG_INTERRUPT, Chain, Part, VirtioDevice, section, split, total
 
 F_MUST_TELL_HOST = 1 << 0  # deflate is told before pages are used
 F_STATS = 1 << 1  # statistics queue
@@ -25,6 +25,9 @@ F_REPORTING = 1 << 5  # reporting queue
 
 INFLATE, DEFLATE, STATISTICS, REPORTING = range(4)
 STATISTIC = struct.Struct("<HQ")
+MOST_STATISTICS = 64  # that are read: Linux has ten
+GFN = 4  # bytes of a gfn
+GFN_COST = 1024  # bytes that giving up or taking back a page counts as
 ACTUAL = 4  # offset in the configuration: pages in the balloon, written by the driver
 
 
@@ -86,16 +89,18 @@ class VirtioBalloon(VirtioDevice):
     def process(self, index: int) -> bool:
         return self._take_statistics() if self._role(index) == STATISTICS else super().process(index)
 
-    def handle(self, index: int, chain: Chain) -> int:
-        role = self._role(index)
+    def part(self, index: int, chain: Chain, moved: int, most: int) -> Part:
+        role, pages = self._role(index), max(most // GFN_COST, 1)
+        if role is None:
+            return Part(0, 0, 0)
         if role == REPORTING:
-            ends = [(-(-gpa // PAGE_SIZE), (gpa + size) // PAGE_SIZE) for gpa, size in chain.writable]
-            self._report([gfn for first, end in ends for gfn in range(first, end)])
-        elif role is not None:
-            data = self.memory.gather(chain.readable)
-            gfns: list[int] = np.frombuffer(data, "<u4", len(data) // 4).tolist()
-            (self._inflate if role == INFLATE else self._deflate)(gfns)
-        return 0
+            gfns, left = _free_gfns(chain, moved, pages)
+            self._report(gfns)
+            return Part(len(gfns), len(gfns) * GFN_COST, None if left else 0)
+        data = self.memory.gather(section(chain.readable, moved, pages * GFN))
+        gfns = np.frombuffer(data, "<u4", len(data) // GFN).tolist()
+        (self._inflate if role == INFLATE else self._deflate)(gfns)
+        return Part(len(data), len(gfns) * GFN_COST, 0 if moved + len(data) == total(chain.readable) else None)
 
     def config(self) -> bytes:
         return struct.pack("<II", self.target, self.actual)
@@ -121,7 +126,8 @@ class VirtioBalloon(VirtioDevice):
         for chain in self.chains(STATISTICS):
             used |= self._give_back()  # a driver has but one buffer
             self.held = chain.head
-            data = self.memory.gather(chain.readable)
+            self.queues[STATISTICS].open = None
+            data = self.memory.gather(split(chain.readable, MOST_STATISTICS * STATISTIC.size)[0])
             found = list(STATISTIC.iter_unpack(data[: len(data) // STATISTIC.size * STATISTIC.size]))
             self.tags, self.values = [tag for tag, _ in found], [value for _, value in found]
         return (self._asked and self._give_back()) or used
@@ -132,3 +138,19 @@ class VirtioBalloon(VirtioDevice):
         self.queues[STATISTICS].push(self.held, 0)
         self.held = None
         return True
+
+
+def _free_gfns(chain: Chain, begin: int, count: int) -> tuple[list[int], bool]:
+    """``count`` gfns from number ``begin`` on of the whole pages in a chain's buffers; whether there are more."""
+    gfns: list[int] = []
+    for gpa, size in chain.writable:
+        pages = range(-(-gpa // PAGE_SIZE), (gpa + size) // PAGE_SIZE)
+        if begin >= len(pages):
+            begin -= len(pages)
+            continue
+        wanted = pages[begin : begin + count - len(gfns)]
+        gfns += wanted
+        if begin + len(wanted) < len(pages):
+            return gfns, True
+        begin = 0
+    return gfns, False

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from emu.devices.device import GuestMemory
 from emu.devices.disk import SECTOR, Disk, DiskFailed
-from emu.devices.virtio import Chain, DriverError, Piece, VirtioDevice, split, total
+from emu.devices.virtio import Chain, DriverError, Part, Piece, VirtioDevice, section, split, total
 
 F_SEG_MAX = 1 << 2  # config: segments in a request
 F_GEOMETRY = 1 << 4
@@ -44,32 +44,38 @@ class VirtioBlock(VirtioDevice):
     def config(self) -> bytes:
         return self._config
 
-    def handle(self, index: int, chain: Chain) -> int:
+    def part(self, index: int, chain: Chain, moved: int, most: int) -> Part:
         header, outgoing = split(chain.readable, HEADER.size)
         incoming, status_at = split(chain.writable, total(chain.writable) - 1)
         if total(header) != HEADER.size or not status_at:
             raise DriverError("a request without header or status")
         kind, _, sector = HEADER.unpack(self.memory.gather(header))
+        data = outgoing if kind == OUT else incoming
+        size = max(most // SECTOR, 1) * SECTOR if kind in (IN, OUT) else ID_SIZE
         try:
-            status, written = self._carry_out(kind, sector, outgoing, incoming)
+            status, written = self._carry_out(kind, sector, data, moved, size)
         except DiskFailed:
             status, written = IOERR, 0
+        if status == OK and kind in (IN, OUT) and moved + size < total(data):
+            return Part(size, size, None)
         self.memory.store(status_at[0][0], bytes((status,)))
-        return written + 1
+        return Part(0, written, (moved + written if kind != OUT else 0) + 1)
 
-    def _carry_out(self, kind: int, sector: int, outgoing: list[Piece], incoming: list[Piece]) -> tuple[int, int]:
-        """The status of a request, and how many bytes of ``incoming`` were set."""
+    def _carry_out(self, kind: int, sector: int, data: list[Piece], moved: int, size: int) -> tuple[int, int]:
+        """The status of ``size`` bytes of a request, and how many bytes of ``data`` were set or read."""
         if kind == FLUSH:
             self._disk.flush()
             return OK, 0
         if kind == GET_ID:
-            return OK, self.memory.scatter(incoming, self._id)
+            return OK, self.memory.scatter(data, self._id)
         if kind not in (IN, OUT):
             return UNSUPP, 0
-        count, odd = divmod(total(incoming if kind == IN else outgoing), SECTOR)
+        count, odd = divmod(total(data), SECTOR)
         if odd or sector + count > self._disk.sectors:
             return IOERR, 0
+        piece = section(data, moved, size)
+        sector += moved // SECTOR
         if kind == OUT:
-            self._disk.write(sector, self.memory.gather(outgoing))
-            return OK, 0
-        return OK, self.memory.scatter(incoming, self._disk.read(sector, count))
+            self._disk.write(sector, self.memory.gather(piece))
+            return OK, total(piece)
+        return OK, self.memory.scatter(piece, self._disk.read(sector, total(piece) // SECTOR))

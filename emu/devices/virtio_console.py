@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from emu.devices.device import GuestMemory, Sink
-from emu.devices.virtio import Chain, VirtioDevice, total
+from emu.devices.virtio import Chain, Part, VirtioDevice, section, total
 
 RECEIVE, TRANSMIT = 0, 1  # queues
 CONFIG_SIZE = 12  # bytes: columns, rows, ports, emergency write; all zero without their features
@@ -38,17 +38,21 @@ class VirtioConsole(VirtioDevice):
         if index == TRANSMIT:
             return super().process(index)
         used = False
-        while self.offered:
-            chain = next(self.chains(RECEIVE), None)
-            if chain is None:
-                break
-            data = bytes(self.offered[: total(chain.writable)])
-            self.memory.scatter(chain.writable, data)
-            self.queues[RECEIVE].push(chain.head, len(data))
-            del self.offered[: len(data)]
-            used = True
+        if self.offered:
+            queue = self.queues[RECEIVE]
+            for chain in self.chains(RECEIVE):
+                data = bytes(self.offered[: total(chain.writable)])
+                self.bandwidth.charge(self.memory.scatter(chain.writable, data))
+                queue.open = None
+                queue.push(chain.head, len(data))
+                del self.offered[: len(data)]
+                used = True
+                if not self.offered:
+                    break
         return used
 
-    def handle(self, index: int, chain: Chain) -> int:
-        self._sink(self.memory.gather(chain.readable))
-        return 0
+    def part(self, index: int, chain: Chain, moved: int, most: int) -> Part:
+        piece = section(chain.readable, moved, most)
+        self._sink(self.memory.gather(piece))
+        size = total(piece)
+        return Part(size, size, 0 if moved + size == total(chain.readable) else None)

@@ -16,7 +16,7 @@ class ConsoleWatch:
         vm: whose console.
         text: the text, not empty.
         found: is called without arguments, in the middle of the guest's output.
-        begin: position in ``vm.platform.console`` from which on it counts; by default what is printed from now on.
+        begin: position among all that was printed from which on it counts; by default what is printed from now on.
 
     Attributes:
         end: position behind the text; None until it is printed.
@@ -27,12 +27,12 @@ class ConsoleWatch:
         self._vm = vm
         self._text = text
         self._found = found
-        self._begin = len(vm.platform.console) if begin is None else begin
+        self._begin = vm.platform.output.total if begin is None else begin
         vm.platform.listen(self, urgent=text[-1:])
 
     def __call__(self, data: bytes) -> None:
-        console = self._vm.platform.console
-        at = console.find(self._text, max(self._begin, len(console) - len(data) - len(self._text) + 1))
+        output = self._vm.platform.output
+        at = output.find(self._text, max(self._begin, output.total - len(data) - len(self._text) + 1))
         if self.end is None and at >= 0:
             self.end = at + len(self._text)
             self._found()

@@ -92,7 +92,7 @@ def summarise(vm: VirtualMachine, outcome: Outcome, wall: float) -> dict[str, An
         "frames_used": vm.pool.used,
         "shadow_tables": int(vm.native.shadow_used),
         "memory": asdict(MemoryUse.of(vm)),
-        "console_bytes": len(vm.platform.console),
+        "console_bytes": vm.platform.output.total,
         "exits": vm.exits.counts,
         "events": vm.events.counts(),
     }

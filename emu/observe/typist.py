@@ -112,7 +112,7 @@ class Typist:
     def __init__(self, vm: VirtualMachine, typings: Sequence[Typing]) -> None:
         self._vm = vm
         self._left = list(typings)
-        self._at = len(vm.platform.console)  # up to here prompts have been dealt with
+        self._at = vm.platform.output.total  # up to here prompts have been dealt with
         self._there: int | None = None  # how many prompts on the screen do not count; None: those at the next look
         self._away = False  # the cursor has not stood behind the prompt since
         if self._left:
@@ -126,12 +126,12 @@ class Typist:
         return tuple(self._left)
 
     def __call__(self, data: bytes) -> None:
-        console = self._vm.platform.console
+        output = self._vm.platform.output
         while self._left:
             prompt = self._left[0].prompt
-            found = console.find(prompt, self._at)
+            found = output.find(prompt, self._at)
             if found < 0:
-                self._at = max(self._at, len(console) - len(prompt) + 1)
+                self._at = max(self._at, output.total - len(prompt) + 1)
                 return
             self._at = found + len(prompt)
             self._there = None  # the same prompt may be on the way to the screen
@@ -165,7 +165,7 @@ class Typist:
         count = _count(seen, prompt)
         behind = seen.before_cursor.endswith(prompt)
         if count > self._there or (behind and self._away):
-            self._at = len(self._vm.platform.console)
+            self._at = self._vm.platform.output.total
             self._type()
             if self._left:
                 self._compare(seen)

@@ -86,7 +86,8 @@ def test_the_largest_report_of_linux(board: Board) -> None:
     """32 free blocks of the highest order, 4 MiB each (mm/page_reporting.c)."""
     board.fourth.add(*((block << 22, 1 << 22, WRITE) for block in range(1, 33)))
     board.fourth.kick()
-    assert board.calls == [("report", list(range(1 << 10, 33 << 10)))]
+    assert {what for what, _ in board.calls} == {"report"}
+    assert [gfn for _, gfns in board.calls for gfn in gfns] == list(range(1 << 10, 33 << 10))  # type: ignore[attr-defined]
     assert board.fourth.used() == [(0, 0)]
 
 
