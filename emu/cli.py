@@ -114,9 +114,9 @@ def _open_closed_streams() -> None:
 
 def _discard(stream: TextIO) -> None:
     """Let what is left in a stream go nowhere: Python would try again at exit, and complain."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+    _, into = os.pipe()  # nobody reads it, and no file is opened: --sandbox would refuse
+    os.dup2(into, stream.fileno())
+    os.close(into)
 
 
 def _dispatch(argv: list[str]) -> int:

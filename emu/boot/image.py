@@ -121,6 +121,11 @@ class GuestImage:
         """The gfns that have contents and are not in the ranges of gpas ``memory``."""
         return [gfn for gfn in self.gfns() if not any(gfn << PAGE_SHIFT in part for part in memory)]
 
+    def prepare(self) -> None:
+        """Have every piece ready: some are made when somebody first looks at them."""
+        for segment in self._segments:
+            segment.source.read(0, 1)
+
     def page(self, gfn: int) -> bytes:
         """The PAGE_SIZE bytes of ``gfn``."""
         begin = gfn << PAGE_SHIFT

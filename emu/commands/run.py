@@ -24,6 +24,7 @@ from emu.commands.arguments import add_guest_arguments, boot_from, files_in_use,
 from emu.commands.files import OutputFile, check_policy_files, open_output
 from emu.commands.host import explain_slow_start, stop_on_signals
 from emu.commands.screen import Screen, progress
+from emu.devices.net import parse_net
 from emu.errors import BadInput
 from emu.observe.outcome import Ending, Outcome
 from emu.observe.typist import Typist, parse_keys_typing, parse_typing
@@ -71,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--serial2", metavar="FILE", help="a second serial port; write to FILE what is printed there")
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
+    parser.add_argument(
+        "--sandbox",
+        action="store_true",
+        help="once everything is open, give up the right to open files, start programs and use the network",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -80,6 +86,12 @@ def main(options: argparse.Namespace) -> int:
         raise BadInput("--interactive", "standard input is no terminal; --input or --type feed a guest without one")
     if options.serial2 is not None and "serial2" not in options.devices:
         options.devices = [*options.devices, "serial2"]
+    if options.sandbox:
+        from emu.commands.sandbox import find_seccomp
+
+        find_seccomp()
+        if options.net is not None and parse_net(options.net).kind == "user":
+            raise BadInput("--sandbox", "there is no user network in it; --net none, or --net replay=FILE, is possible")
     begin = time.perf_counter()
     with explain_slow_start():
         vm = boot_from(options)
@@ -100,6 +112,10 @@ def main(options: argparse.Namespace) -> int:
             screen = Screen(sys.stdout.buffer)
         typist = Typist(vm, options.typings)
         vm.platform.listen(screen, urgent=b"")
+        if options.sandbox:
+            from emu.commands.sandbox import enter_sandbox
+
+            enter_sandbox(vm)
         status, outcome = _run(vm, options, screen, events_file)
         wall = time.perf_counter() - begin
         if outcome.ending.value == "crash":

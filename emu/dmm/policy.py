@@ -49,6 +49,9 @@ class Policy:
     def detach(self) -> None:
         """The policy is no longer asked; it must leave nothing behind that only it could settle."""
 
+    def forget_names(self) -> None:
+        """From now on this process can open, create and remove no file: what has a name only for now loses it."""
+
     def populate(self, gfn: int, kind: PageType) -> bytes | None:
         """The contents of a page without a frame (EMPTY, IMAGE) that was touched, PAGE_SIZE bytes; None to pass."""
         return None

@@ -70,6 +70,13 @@ class PageStore(Protocol):
     def gfns(self) -> list[int]:
         """The stored pages in ascending order."""
 
+    def forget_names(self) -> None:
+        """Remove the name of a file now; the file itself lives on until :meth:`close`.
+
+        Raises:
+            BadInput: the host refuses.
+        """
+
     def close(self) -> None:
         """Give back all that the store holds; it must not be used any more."""
 
@@ -182,6 +189,13 @@ class FileStore:
 
     def gfns(self) -> list[int]:
         return sorted(self._where)
+
+    def forget_names(self) -> None:
+        try:
+            if _is_at(self._fd, self._path):
+                self._path.unlink()
+        except OSError as error:
+            raise BadInput("--policy", f"{self._path} cannot be removed: {error.strerror or error}") from None
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -362,6 +376,10 @@ class CompressedStore:
 
     def gfns(self) -> list[int]:
         return sorted([*self._packed, *(self._below.gfns() if self._below is not None else ())])
+
+    def forget_names(self) -> None:
+        if self._below is not None:
+            self._below.forget_names()
 
     def close(self) -> None:
         self._packed.clear()

@@ -95,6 +95,9 @@ class Swap(Policy):
     def detach(self) -> None:
         self.store.close()
 
+    def forget_names(self) -> None:
+        self.store.forget_names()
+
     def entered(self, gfn: int) -> None:
         self._victims.entered(gfn)
         if gfn in self.store:
