@@ -74,7 +74,7 @@ next:
     out 0xF4, al
     hlt
 text:
-    .asciz "came by TFTP\n"
+    .asciz "came by TFTP\\n"
 """
 
 
