@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from emu.devices.device import Clock, Device, GuestMemory, IrqLine, State, check_fields
-from emu.devices.e1000_chips import Eeprom, Phy, eeprom_words
+from emu.devices.e1000_chips import CONTROL, PHY_RESET, RESTART, Eeprom, Phy, eeprom_words
 from emu.devices.e1000_frames import ADDRESS_VALID, ADDRESSES, accepts
 from emu.devices.e1000_interrupts import FEW_BUFFERS, LINK_CHANGED, MDIO, QUEUE_EMPTY, RECEIVED, SENT, Interrupts
 from emu.devices.e1000_statistics import REGISTERS as STATISTICS
@@ -115,6 +115,7 @@ class E1000(Device):
         self.mdic = MDIC_READY
         self.read_word = READ_DONE  # EERD
         self.transmitter.reset()
+        self._cable.forget()
 
     # --- registers ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ class E1000(Device):
             self._phy.reset()
         before = self._status()
         self.registers[CTRL] = value & ~CTRL_PHY_RESET
-        if self._status() != before:
+        if self._status() != before or value & CTRL_PHY_RESET and self._cable.connected:
             self.interrupts.cause(LINK_CHANGED)
 
     def _set_eerd(self, value: int) -> None:
@@ -179,6 +180,8 @@ class E1000(Device):
             value = value & ~0xFFFF | self._phy.read(number, 2)
         elif operation == MDIC_WRITE:
             self._phy.write(number, 2, value & 0xFFFF)
+            if number == CONTROL and value & (PHY_RESET | RESTART) and self._cable.connected:
+                self.interrupts.cause(LINK_CHANGED)  # it has gone and come again
         self.mdic = value | MDIC_READY
         if value & MDIC_INTERRUPT:
             self.interrupts.cause(MDIO)

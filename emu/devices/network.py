@@ -117,6 +117,11 @@ class Cable(Device):
         while self._waiting and self._card is not None and self._card.receive(self._waiting[0], now_ns):
             self._waiting_bytes -= len(self._waiting.popleft())
 
+    def forget(self) -> None:
+        """The card has been reset: what waits in its packet buffer is lost."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
     def deadline(self) -> int | None:
         due = self.network.deadline()
         if self._coming:

@@ -47,6 +47,7 @@ class VirtioNet(VirtioDevice):
 
     def reset(self) -> None:
         self.due = IDLE
+        self._cable.forget()
 
     def process(self, index: int) -> bool:
         """The driver has notified: frames to send wait their turn, those that have come may have a buffer now."""

@@ -153,6 +153,9 @@ def test_the_phy() -> None:
     assert phy(board, 9) == 0x0200
     phy(board, 0, 0x8000)  # reset
     assert (phy(board, 0), phy(board, 9)) == (0x1140, 0x0300)
+    assert board.get(ICR) == LINK
+    phy(board, 0, 0x1340)  # negotiates again, which is over at once
+    assert (phy(board, 0), board.get(ICR)) == (0x1140, LINK)
     board.put(MDIC, 2 << 26 | 2 << 21 | 1 << 16)
     assert board.get(MDIC) & 1 << 30  # nobody at address 2
     assert phy(Board(network=Network()), 1) & 0x24 == 0
@@ -366,6 +369,17 @@ def test_frames_wait_until_there_is_a_buffer() -> None:
     board.put(RDT, 2)
     assert board.get(RDH) == 2
     assert [board.memory.read(RECEIVE_BUFFERS + 2048 * n + 14, 1)[0] for n in (7, 0, 1)] == [7, 8, 9]
+
+
+def test_a_reset_loses_what_waits() -> None:
+    board = Board()
+    board.put(RDT, 0)
+    board.network.deliver(frame(), 0)
+    board.run(10_000)
+    board.put(CTRL, 1 << 26)
+    for register, value in ((RDBAL, RECEIVE_RING), (RDLEN, 256), (RCTL, 0x8002), (RDT, 15)):
+        board.put(register, value)
+    assert board.get(RDH) == 0
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,17 @@ def test_without_a_driver_frames_are_lost() -> None:
     assert board.receive.used() == []
 
 
+def test_a_reset_loses_what_waits() -> None:
+    board = Board()
+    board.network.deliver(frame(), 0)
+    board.run(10_000)
+    board.guest.put(0x070, 0)
+    board.receive, board.transmit = board.guest.set_up([256, 256])
+    board.receive.add((BUFFERS, 1526, WRITE))
+    board.receive.kick()
+    assert board.receive.used() == []
+
+
 def test_a_buffer_that_is_too_small_loses_the_frame() -> None:
     board = Board()
     board.receive.add((BUFFERS, 60, WRITE))

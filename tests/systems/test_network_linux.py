@@ -17,6 +17,7 @@ from emu.boot import packages
 from emu.boot.initramfs import build_initramfs
 from emu.devices.pcap import read_packets
 from emu.observe.trace import EventWriter
+from emu.observe.typist import Typist, parse_typing
 from emu.testing import GuestUnderTest, boot
 from tests.devices.test_user_network import there
 from tests.systems.conftest import fetched
@@ -51,7 +52,9 @@ busybox udhcpc -i eth0 -n -q -f -s /tmp/dhcp 2>/dev/null
 """
 
 
-def start(card: str, script: str, tmp_path: Path, net: str, **options: object) -> GuestUnderTest:
+def start(
+    card: str, script: str, tmp_path: Path, net: str, append: str = "", **options: object
+) -> GuestUnderTest:
     """Linux with the card; the script runs when it has an address."""
     if card == "virtio":
         kernel = fetched(packages.kernel)
@@ -61,9 +64,8 @@ def start(card: str, script: str, tmp_path: Path, net: str, **options: object) -
     init = SET_UP.format(modules=" ".join(MODULES[card])) + script + "poweroff -f\n"
     initrd = tmp_path / "initrd"
     initrd.write_bytes(build_initramfs(fetched(packages.busybox), init, modules))
-    return boot(
-        kernel, ram="256M", initrd=str(initrd), append="console=ttyS0 quiet", net=f"{net},card={card}", **options
-    )
+    arguments = f"console=ttyS0 quiet {append}"
+    return boot(kernel, ram="256M", initrd=str(initrd), append=arguments, net=f"{net},card={card}", **options)
 
 
 def finish(guest: GuestUnderTest) -> list[str]:
@@ -189,3 +191,30 @@ busybox nc -l -p 8080 < /tmp/file
     asker.join(timeout=20)
     guest.vm.close()
     assert heard == fetched(packages.busybox).read_bytes()[:100_000]
+
+
+def test_the_initramfs_of_emu_image_asks_for_an_address(tmp_path: Path) -> None:
+    """Its own first process: it loads the modules and leaves a shell."""
+    modules = [fetched(lambda name=name: packages.kernel_modules(name)[0]) for name in MODULES["virtio"]]  # type: ignore[misc]
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(build_initramfs(fetched(packages.busybox), modules=modules))
+    guest = boot(fetched(packages.kernel), ram="128M", initrd=str(initrd), append="console=ttyS0 quiet", net="user")
+    typing = (r"ping -c 1 10.0.2.2\n@# ", r"cat /etc/resolv.conf\n@0% packet")
+    typist = Typist(guest.vm, [parse_typing(text) for text in typing])
+    guest.wait_for("nameserver 10.0.2.3", max_time="60s")
+    assert "lease of 10.0.2.15 obtained" in guest.console and not typist.left
+
+
+@LONG
+@pytest.mark.parametrize(
+    ("append", "controller"),
+    [("acpi=off nolapic noapic", "XT-PIC"), ("acpi=off", "IO-APIC"), ("noapic", "XT-PIC"), ("", "IO-APIC")],
+)
+def test_the_interrupt_by_every_table_and_controller(append: str, controller: str, tmp_path: Path) -> None:
+    """Without tables, by the MP table, by ACPI; the 8259s and the I/O APIC. Without ACPI nothing is switched off."""
+    script = "busybox ping -c 1 10.0.2.2 | busybox grep -o '1 packets received'\ncat /proc/interrupts\necho done\n"
+    guest = start("e1000", script, tmp_path, "user", append=append)
+    guest.wait_for("done", max_time="120s")
+    assert "1 packets received" in guest.console
+    [line] = [line.split() for line in guest.console.splitlines() if line.endswith("eth0")]
+    assert (line[0], line[2]) == ("11:", controller) and int(line[1]) > 2
