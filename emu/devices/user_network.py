@@ -19,6 +19,7 @@ most.
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import select
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from emu.units import NS_PER_SECOND
 
 NETWORK, MASK, HOST, NAMES, FIRST_CLIENT = "10.0.2.0", "255.255.255.0", "10.0.2.2", "10.0.2.3", "10.0.2.15"
 NETWORK6, HOST6, NAMES6 = "fec0::", "fec0::2", "fec0::3"
+WITHIN = ipaddress.IPv4Network(f"{NETWORK}/{MASK}")
 MTU = 1500
 SOON_NS, LATE_NS = 250_000, 8_000_000  # of virtual time between two looks at the host's sockets: busy, idle
 NOTHING_MS = 1000  # what libslirp wants to sleep when it has nothing to do by itself
@@ -72,8 +74,7 @@ class UserNetwork(Network):
         self._error: BaseException | None = None
         self._descriptors: list[tuple[int, int]] = []  # of the host's sockets, with the events that are wanted
         self._events: dict[int, int] = {}
-        self._forwards = len(forwards)
-        self._outside = False  # something has come from the host's sockets, or gone there
+        self._outside = False  # something depends on the host
         self._due: int | None = None
         self._pause = SOON_NS  # until the next look
         self._sleep_ms = NOTHING_MS  # that libslirp wants until then
@@ -94,13 +95,16 @@ class UserNetwork(Network):
             raise BadInput("--net", "libslirp makes no network of this")
         for forward in forwards:
             self._forward(forward)
-        self._look(None)
+        self._look()
         self._plan(soon=True)
+        self._outside = False  # ports that are open do not matter before somebody comes
 
     def send(self, frame: bytes, now_ns: int) -> None:
         self._now = now_ns
+        self._look()  # libslirp's clock, which all networks of a process share, is set by that
+        self._outside |= _goes_far(frame)
         self._library.slirp_input(self._slirp, frame, len(frame))
-        self._look(None)
+        self._look()
         self._plan(soon=True)
 
     def deadline(self) -> int | None:
@@ -110,7 +114,7 @@ class UserNetwork(Network):
         if self._due is None or now_ns < self._due:
             return
         self._now = now_ns
-        found = self._look(self._wait(now_ns) if self._descriptors else None)
+        found = self._look(self._wait(now_ns) if self._descriptors else ())
         self._plan(soon=found)
 
     def remarks(self) -> list[str]:
@@ -138,7 +142,7 @@ class UserNetwork(Network):
         callbacks.timer_new = libslirp.TimerNew(lambda call, argument, _: 1)
         callbacks.timer_free = libslirp.TimerFree(lambda timer, _: None)
         callbacks.timer_mod = libslirp.TimerModify(lambda timer, due, _: None)
-        callbacks.register_poll_fd = libslirp.PollDescriptor(lambda descriptor, _: None)
+        callbacks.register_poll_fd = libslirp.PollDescriptor(self._opened)
         callbacks.unregister_poll_fd = libslirp.PollDescriptor(lambda descriptor, _: None)
         callbacks.notify = libslirp.Notify(lambda _: None)
         return callbacks
@@ -157,6 +161,10 @@ class UserNetwork(Network):
         self.deliver(without_name_servers(ctypes.string_at(data, size)), self._now)
         return size
 
+    def _opened(self, descriptor: int, _: Any) -> None:
+        """A socket of the host has been made."""
+        self._outside = True
+
     def _want(self, descriptor: int, events: int, _: Any) -> int:
         self._descriptors.append((descriptor, events))
         return len(self._descriptors) - 1
@@ -172,26 +180,21 @@ class UserNetwork(Network):
             kind = "UDP" if forward.udp else "TCP"
             raise BadInput("--net", f"{kind} port {forward.host_port} of the host's loopback cannot be had")
 
-    def _look(self, ready: list[tuple[int, int]] | None) -> bool:
+    def _look(self, ready: Sequence[tuple[int, int]] = ()) -> bool:
         """Let libslirp work on what is due, and on the sockets that are ``ready``; whether something has come."""
         self._events = {}
-        for descriptor, happened in ready or ():
+        for descriptor, happened in ready:
             events = sum(ours for ours, hosts in EVENTS if happened & hosts)
             for index, (wanted, _) in enumerate(self._descriptors):
                 if wanted == descriptor:
                     self._events[index] = events
         found = bool(self._events)
-        if ready is not None:
-            self._library.slirp_pollfds_poll(self._slirp, 0, self._get_events, None)
-        for again in (True, False):
-            self._descriptors = []
-            timeout = ctypes.c_uint32(libslirp.FOREVER)
-            self._library.slirp_pollfds_fill(self._slirp, ctypes.byref(timeout), self._add_poll, None)
-            if again:
-                self._events = {}
-                self._library.slirp_pollfds_poll(self._slirp, 0, self._get_events, None)
+        self._library.slirp_pollfds_poll(self._slirp, 0, self._get_events, None)
+        self._events, self._descriptors = {}, []
+        timeout = ctypes.c_uint32(libslirp.FOREVER)
+        self._library.slirp_pollfds_fill(self._slirp, ctypes.byref(timeout), self._add_poll, None)
         self._sleep_ms = timeout.value
-        self._outside |= found or len(self._descriptors) > self._forwards
+        self._outside |= found
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -218,3 +221,10 @@ class UserNetwork(Network):
         ready = poll.poll(min(max(ahead, 0.0), LATE_NS / NS_PER_SECOND) * 1000)
         self._last = (now_ns, time.monotonic())
         return ready
+
+
+def _goes_far(frame: bytes) -> bool:
+    """Whether a frame is ICMP for others than this network; hosts differ in whether one may send that."""
+    if frame[12:14] != b"\x08\x00" or frame[23:24] != b"\x01":
+        return False
+    return ipaddress.IPv4Address(frame[30:34].ljust(4, b"\0")) not in WITHIN

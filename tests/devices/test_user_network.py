@@ -194,6 +194,19 @@ def wait_for(board: Board, wanted: object) -> list[bytes]:
     raise AssertionError("nothing came")
 
 
+def test_a_port_that_is_closed_and_a_ping_of_others_depend_on_the_host_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    far = frame(OTHER, MAC, ip(icmp(1)[34:], ICMP, destination="127.1.2.3"), IP)
+    for data in (tcp(100, 0, 0x02, port), far):
+        board = Board()
+        board.ask(arp_request())
+        board.send(data)
+        board.run(board.now + 1_000_000)
+        assert len(board.network.remarks()) == 1
+        board.network.close()
+
+
 def test_virtual_time_waits_for_the_wall_while_a_socket_waits(board: Board) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         board.ask(arp_request())
