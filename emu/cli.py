@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COMMANDS = {  # module in emu.commands: what it does, for ``emu --help``
     "run": "run a guest",
     "fleet": "run many guests on one machine memory",
+    "gdb": "run a guest under gdb",
     "step": "step through a guest, from memory event to memory event",
     "guests": "list the guests that come with emu, and where to get others",
     "image": "build a minimal initramfs for Linux from a BusyBox binary",

@@ -71,6 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--screen", metavar="FILE", help="the screen at the end of the run: a PNG, or text with - for standard output"
     )
     parser.add_argument("--serial2", metavar="FILE", help="a second serial port; write to FILE what is printed there")
+    parser.add_argument(
+        "--gdb", metavar="[HOST:]PORT", help="wait for gdb there, or at unix:PATH, and run as it says"
+    )
+    parser.add_argument("--gdb-attach", metavar="[HOST:]PORT", help="the same without waiting")
+    parser.add_argument(
+        "--gdb-arch",
+        choices=("i8086", "i386", "i386:x86-64"),
+        help="what gdb is told that the processor is (default: what it runs when gdb comes)",
+    )
     parser.add_argument("--summary", metavar="FILE", help="write a summary as one JSON object; - is standard output")
     parser.add_argument(
         "--sandbox",
@@ -84,6 +93,10 @@ def main(options: argparse.Namespace) -> int:
         raise BadInput("--until", "expected some text")
     if options.interactive and not sys.stdin.isatty():
         raise BadInput("--interactive", "standard input is no terminal; --input or --type feed a guest without one")
+    gdb = options.gdb or options.gdb_attach
+    if gdb and (options.interactive or options.until or options.max_time is not None or options.timeout is not None):
+        limits = "--interactive, --until, --max-time or --timeout"
+        raise BadInput("--gdb", f"gdb says how far the guest runs, so it cannot be used with {limits}")
     if options.serial2 is not None and "serial2" not in options.devices:
         options.devices = [*options.devices, "serial2"]
     if options.sandbox:
@@ -154,7 +167,9 @@ def _run(
     max_time = None if options.max_time is None else round(options.max_time * NS_PER_SECOND)
     with stop_on_signals(vm) as signals:
         try:
-            if options.interactive:
+            if options.gdb or options.gdb_attach:
+                outcome = _run_under_gdb(vm, options, signals)
+            elif options.interactive:
                 outcome = _run_interactively(vm, options, screen, max_time, signals)
             else:
                 with progress(vm, screen):
@@ -196,6 +211,14 @@ def _run_interactively(
         return run_interactively(
             vm, terminal, until=options.until, max_time=max_time, timeout=options.timeout, stopped=lambda: signals
         )
+
+
+def _run_under_gdb(vm: VirtualMachine, options: argparse.Namespace, signals: list[int]) -> Outcome:
+    from emu.commands.gdb_listener import announce, listen, run_under_gdb
+
+    with listen(options.gdb or options.gdb_attach) as listener:
+        announce(listener, bool(options.gdb))
+        return run_under_gdb(vm, listener, bool(options.gdb), lambda: bool(signals), options.gdb_arch)
 
 
 def _closing_line(vm: VirtualMachine, outcome: Outcome, status: int, wall: float) -> str:

@@ -22,10 +22,12 @@ from emu.cpu.guestmem import load_linear_code_byte
 from emu.engine.cpustate import DR, EFLAGS, FLAG_RF, HF_CS64, HF_INHIBIT_IRQ, HFLAGS, RIP
 from emu.engine.debugregs import (
     ABOUT_TO_STEP,
+    ALL,
     DR6,
     DR6_HITS,
     DR7,
     DR7_ENABLED,
+    GUESTS,
     NOT_WATCHING,
     ON_EXECUTE,
     STEPPING,
@@ -33,8 +35,8 @@ from emu.engine.debugregs import (
     enabled,
     first_byte,
     kind_of,
-    length_of,
     waits_for,
+    watched_bytes,
     watches,
 )
 from emu.engine.engine import drop_code, flush_tlb
@@ -83,7 +85,7 @@ def _take_over_registers(cpu: Cpu) -> bool:
     if not changed:
         return False
     watched_before = cpu.watching
-    cpu.watching = 0
+    cpu.watching = int(cpu.outside7 != 0)
     dr7 = load64(env + DR7)
     for index in range(4):
         if watches(dr7, index):
@@ -121,9 +123,9 @@ def again_watched_step(cpu: Cpu) -> None:
 
 @inlined
 def end_watched_step(cpu: Cpu) -> int:
-    """Hide the watched pages again; returns the breakpoints that were hit, as DR6 has them."""
+    """Hide the watched pages again; returns the breakpoints that were hit: bit 0 to 3 the guest's, as DR6 has them."""
     cpu.watch_step = NOT_WATCHING
-    for index in range(4):
+    for index in range(ALL):
         if cpu.watch_stored >> index & 1:
             drop_frame_code(cpu.at, load64(cpu.at + WATCH_MFN_OFFSET + 8 * index))
     cpu.watch_stored = 0
@@ -133,9 +135,13 @@ def end_watched_step(cpu: Cpu) -> int:
 
 @inlined
 def note_hits(cpu: Cpu, hits: int) -> None:
-    """Set B0 to B3 of DR6 for the breakpoints that were hit."""
+    """Set B0 to B3 of DR6 for the guest's breakpoints that were hit; those from outside stop the run."""
     dr6_at = cpu.env + DR6
-    store64(dr6_at, load64(dr6_at) | hits)
+    store64(dr6_at, load64(dr6_at) | hits & DR6_HITS)
+    if hits >> GUESTS:
+        cpu.outside_hits = hits >> GUESTS
+        vm_of(cpu).step_hit = 1
+        vm_of(cpu).stop = 1
 
 
 @inlined
@@ -199,12 +205,14 @@ def at_debugged_block(cpu_at: int, gva: int, size: int) -> int:
     if cpu.watch_step == STEPPING:
         stored = cpu.watch_stored
         hits = end_watched_step(cpu)
-        if hits and _follows_stack_load(cpu_at):
-            cpu.held_hits = hits
+        note_hits(cpu, hits & ~DR6_HITS)
+        guests = hits & DR6_HITS
+        if guests and _follows_stack_load(cpu_at):
+            cpu.held_hits = guests
             run_alone(cpu)  # it is the interrupt shadow that the engine has cleared, too
             return 1
-        if hits:
-            _raise_debug(cpu, hits)
+        if guests:
+            _raise_debug(cpu, guests)
         if hits or stored:
             return 1  # this block may be one of those that were dropped
     if cpu.held_hits and not load32(cpu.env + HFLAGS) & HF_INHIBIT_IRQ:  # the next instruction, or an event, is over
@@ -215,7 +223,7 @@ def at_debugged_block(cpu_at: int, gva: int, size: int) -> int:
     _take_over_registers(cpu)
     if cpu.debugging > 1:
         cpu.debugging -= 1
-    elif not load64(cpu.env + DR7) & DR7_ENABLED:
+    elif not load64(cpu.env + DR7) & DR7_ENABLED and not cpu.outside7:
         cpu.debugging = 0
         return 0
     if _check_instructions(cpu, gva, size):
@@ -223,7 +231,7 @@ def at_debugged_block(cpu_at: int, gva: int, size: int) -> int:
     if cpu.watch_step == ABOUT_TO_STEP:
         cpu.watch_step = STEPPING
         cpu.watch_hits = 0
-        for index in range(4):
+        for index in range(ALL):
             store64(cpu.at + WATCH_MFN_OFFSET + 8 * index, -1)
     return 0
 
@@ -234,13 +242,12 @@ def at_debugged_block(cpu_at: int, gva: int, size: int) -> int:
 @inlined
 def _note_access(cpu: Cpu, machine: int, size: int, access: int) -> None:
     """Remember which breakpoints an access through the watched alias hits."""
-    dr7 = load64(cpu.env + DR7)
     mfn = machine >> 12
     offset = machine & PAGE_MASK
-    for index in range(4):
-        if load64(cpu.at + WATCH_MFN_OFFSET + 8 * index) == mfn and waits_for(dr7, index, access):
+    for index in range(ALL):
+        if load64(cpu.at + WATCH_MFN_OFFSET + 8 * index) == mfn and waits_for(cpu, index, access):
             first = first_byte(cpu, index) & PAGE_MASK
-            if offset < first + length_of(dr7, index) and first < offset + size:
+            if offset < first + watched_bytes(cpu, index) and first < offset + size:
                 cpu.watch_hits |= 1 << index
 
 
@@ -256,7 +263,7 @@ def _store_watched(cpu: Cpu, mfn: int, offset: int, size: int, value: int) -> No
     store_to_frame(cpu, mfn, offset, size, value)
     if code:
         store8(flags_at, load8(flags_at) | FRAME_CODE)
-        for index in range(4):
+        for index in range(ALL):
             if load64(cpu.at + WATCH_MFN_OFFSET + 8 * index) == mfn:
                 cpu.watch_stored |= 1 << index
 

@@ -8,6 +8,7 @@ nanoseconds.  Nothing here reads the host's clock.
 from __future__ import annotations
 
 from emu.cpu.breakpoints import at_debugged_block, run_alone
+from emu.cpu.outside import holds_breakpoint
 from emu.cpu.stepping import BEGINS_ALONE, SETTLED, at_block, entered_block
 from emu.engine import blockend, cpustate  # noqa: F401
 from emu.engine.alone import AGAIN, EXECUTING
@@ -93,10 +94,14 @@ def _enter_block_slowly(cpu_at: int, gva: int, size: int) -> None:
             must_stop = True
     if cpu.debugging and (not must_stop or cpu.watch_step == STEPPING) and at_debugged_block(cpu_at, gva, size):
         must_stop = True
+    if vm.breaks and not must_stop and holds_breakpoint(vm.at, gva, size):
+        vm.step_hit = 1
+        vm.stop = 1
+        must_stop = True
     if not must_stop:
         if cpu.intr_line and interrupts_enabled(cpu):
             must_stop = True
-        elif cpu.stepping or cpu.debugging or cpu.nmi_pending or _in_interrupt_shadow(cpu):
+        elif cpu.stepping or cpu.debugging or cpu.nmi_pending or vm.breaks or _in_interrupt_shadow(cpu):
             cpu.limit = 0
         else:  # while IF is 0, an interrupt waits for what may set it: emu.engine.blockclock
             cpu.limit = next_limit(cpu)

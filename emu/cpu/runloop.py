@@ -191,7 +191,7 @@ def _run_processor(cpu: Cpu) -> int:
                 if deliver_external(cpu, vector) == NEED:
                     return _NEED
                 continue
-        urgent = cpu.intr_line or cpu.nmi_pending or cpu.stepping or cpu.debugging or cpu.flush_at_block
+        urgent = cpu.intr_line or cpu.nmi_pending or cpu.stepping or cpu.debugging or cpu.flush_at_block or vm.breaks
         cpu.limit = 0 if urgent else next_limit(cpu)
         cpu.stopped = 0
         cpu.miss_kind = OK

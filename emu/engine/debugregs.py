@@ -1,5 +1,8 @@
 """What the debug registers say (SDM vol. 3B, 17.2), and which TLB entries that allows.
 
+A debugger from outside the guest has four data breakpoints of its own (``cpu.outside0``, …), which the guest does not
+see: they are those numbered 4 to 7, and stop the run instead of raising #DB.
+
 Pages with data breakpoints are kept out of the engine's TLB, except while one instruction runs alone: then they are
 mapped through ``WATCH_BASE``, where each access is seen.  See :mod:`emu.cpu.breakpoints`.
 """
@@ -26,7 +29,10 @@ WATCHED = 7  # miss_kind: refused because a data breakpoint waits for the access
 # steps of an instruction that touches a watched page, in cpu.watch_step
 NOT_WATCHING, ABOUT_TO_STEP, STEPPING = 0, 1, 2
 
+GUESTS, ALL = 4, 8  # breakpoints: those of the guest, and with them those from outside
+
 WATCH_MFN_OFFSET = cpu_offset("watch_mfn0")
+_OUTSIDE_OFFSET = cpu_offset("outside0")
 
 
 @inlined
@@ -53,15 +59,29 @@ def watches(dr7: int, index: int) -> bool:
 
 
 @inlined
-def waits_for(dr7: int, index: int, access: int) -> bool:
+def control_of(cpu: Cpu, index: int) -> int:
+    """The word, in the form of DR7, that holds breakpoint ``index`` at the place of ``index & 3``."""
+    return load64(cpu.env + DR7) if index < GUESTS else cpu.outside7
+
+
+@inlined
+def waits_for(cpu: Cpu, index: int, access: int) -> bool:
     """Whether breakpoint ``index`` is one for this kind of data access (READ, WRITE)."""
-    return watches(dr7, index) and (access == WRITE or kind_of(dr7, index) == ON_ACCESS)
+    control = control_of(cpu, index)
+    return watches(control, index & 3) and (access == WRITE or kind_of(control, index & 3) == ON_ACCESS)
+
+
+@inlined
+def watched_bytes(cpu: Cpu, index: int) -> int:
+    """How many bytes data breakpoint ``index`` watches."""
+    return length_of(control_of(cpu, index), index & 3)
 
 
 @inlined
 def first_byte(cpu: Cpu, index: int) -> int:
     """The first byte that data breakpoint ``index`` watches: the address is aligned to the length."""
-    gva = load64(cpu.env + DR + 8 * index) & -length_of(load64(cpu.env + DR7), index)
+    at = cpu.env + DR + 8 * index if index < GUESTS else cpu.at + _OUTSIDE_OFFSET + 8 * (index - GUESTS)
+    gva = load64(at) & -watched_bytes(cpu, index)
     return gva if load64(cpu.env + cpustate.EFER) & cpustate.EFER_LMA else gva & 0xFFFF_FFFF
 
 
@@ -78,10 +98,9 @@ def _page_of(cpu: Cpu, gva: int) -> int:
 def watches_page(cpu_at: int, gva: int, access: int) -> int:
     """1 when a data breakpoint waits for this kind of access on the page at ``gva``."""
     cpu = cpu_record(cpu_at)
-    dr7 = load64(cpu.env + DR7)
     page = _page_of(cpu, gva)
-    for index in range(4):
-        if waits_for(dr7, index, access) and (first_byte(cpu, index) & ~PAGE_MASK) == page:
+    for index in range(ALL):
+        if waits_for(cpu, index, access) and (first_byte(cpu, index) & ~PAGE_MASK) == page:
             return 1
     return 0
 
@@ -103,6 +122,6 @@ def restrict_entry(cpu_at: int, gva: int, access: int, entry_at: int) -> None:
     machine = load64(entry_at) & (WATCH_BASE // 2 - 1)
     store64(entry_at, WATCH_BASE + machine)
     store32(entry_at + 8, permissions)
-    for index in range(4):
+    for index in range(ALL):
         if (first_byte(cpu, index) & ~PAGE_MASK) == _page_of(cpu, gva):
             store64(cpu.at + WATCH_MFN_OFFSET + 8 * index, machine >> 12)

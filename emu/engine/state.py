@@ -156,6 +156,10 @@ class Cpu(Protocol):
     watch_mfn1: int
     watch_mfn2: int
     watch_mfn3: int
+    watch_mfn4: int
+    watch_mfn5: int
+    watch_mfn6: int
+    watch_mfn7: int
     seen_dr0: int
     seen_dr1: int
     seen_dr2: int
@@ -164,6 +168,14 @@ class Cpu(Protocol):
     seen_dr5: int
     seen_dr6: int
     seen_dr7: int
+
+    # data breakpoints from outside (emu.engine.debugregs)
+    outside0: int
+    outside1: int
+    outside2: int
+    outside3: int
+    outside7: int  # as DR7
+    outside_hits: int  # as DR6
 
     # stepping (emu.cpu.stepping, emu.engine.alone)
     stepping: int
@@ -261,6 +273,10 @@ class Vm(Protocol):
     step_count: int
     step_precise: int
     step_hit: int
+
+    # breakpoints from outside (emu.cpu.outside)
+    breaks_at: int  # of an i64 for each: its gva
+    breaks: int
 
 
 def _dtype(record: type) -> np.dtype[np.void]:
