@@ -128,7 +128,8 @@ def add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         "--net",
         metavar="KIND[,key=value,…]",
         help=f"a network card, on a network of one of the kinds {', '.join(KINDS)}. card={' or '.join(CARDS)}, mac=, "
-        "log=FILE for every frame (pcap); user: tftp=FOLDER, bootfile=NAME, forward=PORT:PORT from the host's loopback",
+        "log=FILE for every frame (pcap); user: tftp=FOLDER, bootfile=NAME, forward=PORT:PORT from the host's loopback,"
+        " restrict=on",
     )
     parser.add_argument("--bios", metavar="FILE", help="a ROM image to start in; GUEST is the disk image that it finds")
     parser.add_argument(

@@ -6,7 +6,8 @@
     hub=NAME   the cards of a fleet's VMs that say the same name (emu.devices.hub)
 
 Behind that, with commas: card=virtio or e1000, mac=ADDRESS, log=FILE; for the user network tftp=FOLDER, bootfile=NAME
-and forward=PORT:PORT or forward=udp:PORT:PORT, repeatable, a port of the host's loopback and one of the guest.
+and forward=PORT:PORT or forward=udp:PORT:PORT, repeatable, a port of the host's loopback and one of the guest, and
+restrict=on, with which nothing of the guest gets out of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ OPTION = "--net"
 KINDS = ("user", "none", "replay=FILE", "hub=NAME")
 CARDS = ("virtio", "e1000")
 MAC = bytes.fromhex("525400123456")  # QEMU's first card
-ONLY_USER = ("tftp", "bootfile", "forward")
+ONLY_USER = ("tftp", "bootfile", "forward", "restrict")
 KEYS = ("card", "mac", "log", *ONLY_USER)
 
 
@@ -43,7 +44,7 @@ class NetPlan:
         card: one of CARDS.
         mac: its address, 6 bytes.
         log: the file that gets every frame.
-        tftp, bootfile, forwards: as :class:`emu.devices.user_network.UserNetwork` takes them.
+        tftp, bootfile, forwards, restrict: as :class:`emu.devices.user_network.UserNetwork` takes them.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class NetPlan:
     tftp: str | None = None
     bootfile: str | None = None
     forwards: tuple[Forward, ...] = ()
+    restrict: bool = False
 
     def within(self, directory: Path) -> NetPlan:
         """The same, with names of files that count from ``directory``."""
@@ -125,7 +127,7 @@ def make_net(plan: NetPlan) -> NetPart:
     if plan.tftp is not None and not Path(plan.tftp).is_dir():
         raise BadInput(OPTION, f"tftp={plan.tftp} is no folder")
     if plan.kind == "user":
-        network = UserNetwork(plan.tftp, plan.bootfile, plan.forwards)
+        network = UserNetwork(plan.tftp, plan.bootfile, plan.forwards, plan.restrict)
     elif plan.replay is not None:
         network = Replay(read_packets(plan.replay), plan.mac)
     elif plan.hub is not None:
@@ -159,6 +161,12 @@ def _mac(value: str) -> bytes:
     return bytes.fromhex(value.replace(":", ""))
 
 
+def _switch(value: str) -> bool:
+    if value not in ("on", "off"):
+        raise BadInput(OPTION, f"restrict={value}: expected on or off")
+    return value == "on"
+
+
 def _named(key: str, value: str) -> str:
     if not value:
         raise BadInput(OPTION, f"{key}=: expected a name")
@@ -168,6 +176,7 @@ def _named(key: str, value: str) -> str:
 _VALUES: dict[str, Callable[[str], Any]] = {
     "card": _card,
     "mac": _mac,
+    "restrict": _switch,
     "tftp": lambda value: _named("tftp", value),
     "log": lambda value: _named("log", value),
     "bootfile": lambda value: _named("bootfile", value),

@@ -58,6 +58,7 @@ class UserNetwork(Network):
         tftp: the folder whose files are to be had by TFTP.
         bootfile: the one that DHCP names.
         forwards: ports of the host.
+        restrict: the guest reaches nothing beyond the gateway, nor the host by it; forwards lead to it all the same.
 
     Raises:
         BadInput: libslirp is missing, or a port of the host is taken.
@@ -66,8 +67,9 @@ class UserNetwork(Network):
     connected = True
 
     def __init__(
-        self, tftp: str | None = None, bootfile: str | None = None, forwards: Sequence[Forward] = ()
-    ) -> None:
+        self, tftp: str | None = None, bootfile: str | None = None, forwards: Sequence[Forward] = (),
+        restrict: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._library = libslirp.load()
         self._now = 0  # virtual time in ns, for libslirp
@@ -75,12 +77,13 @@ class UserNetwork(Network):
         self._descriptors: list[tuple[int, int]] = []  # of the host's sockets, with the events that are wanted
         self._events: dict[int, int] = {}
         self._outside = False  # something depends on the host
+        self._restrict = restrict
         self._due: int | None = None
         self._pause = SOON_NS  # until the next look
         self._sleep_ms = NOTHING_MS  # that libslirp wants until then
         self._last = (0, 0.0)  # virtual and wall time of the last look at the sockets
         config = libslirp.Config(
-            version=libslirp.CONFIG_VERSION, in_enabled=True, vnetwork=libslirp.address(NETWORK),
+            version=libslirp.CONFIG_VERSION, restricted=restrict, in_enabled=True, vnetwork=libslirp.address(NETWORK),
             vnetmask=libslirp.address(MASK), vhost=libslirp.address(HOST), vnameserver=libslirp.address(NAMES),
             vdhcp_start=libslirp.address(FIRST_CLIENT), if_mtu=MTU, if_mru=MTU,
             in6_enabled=True, vprefix_addr6=libslirp.address6(NETWORK6), vprefix_len=64,
@@ -102,7 +105,7 @@ class UserNetwork(Network):
     def send(self, frame: bytes, now_ns: int) -> None:
         self._now = now_ns
         self._look()  # libslirp's clock, which all networks of a process share, is set by that
-        self._outside |= _goes_far(frame)
+        self._outside |= not self._restrict and _goes_far(frame)
         self._library.slirp_input(self._slirp, frame, len(frame))
         self._look()
         self._plan(soon=True)

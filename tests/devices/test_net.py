@@ -19,14 +19,15 @@ def test_values() -> None:
     )
     assert parse_net("replay=a.pcap,log=b.pcap") == NetPlan("replay", replay="a.pcap", log="b.pcap")
     forwards = (Forward(False, 8080, 80), Forward(True, 53, 5353))
-    plan = parse_net("user,forward=8080:80,forward=udp:53:5353,tftp=.,bootfile=x")
-    assert plan == NetPlan("user", tftp=".", bootfile="x", forwards=forwards)
+    plan = parse_net("user,forward=8080:80,forward=udp:53:5353,tftp=.,bootfile=x,restrict=on")
+    assert plan == NetPlan("user", tftp=".", bootfile="x", forwards=forwards, restrict=True)
+    assert parse_net("hub=lan") == NetPlan("hub", hub="lan")
 
 
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("", "'' is none of user, none, replay=FILE"),
+        ("", "'' is none of user, none, replay=FILE, hub=NAME"),
         ("tap", "'tap' is none of"),
         ("replay=", "replay=: expected a name"),
         ("user,card=ne2000", "card=ne2000: expected one of virtio, e1000"),
@@ -38,6 +39,8 @@ def test_values() -> None:
         ("user,forward=0:80", "expected a port of the host and one of the guest"),
         ("user,log=", "log=: expected a name"),
         ("user,log=a,log=b", "log= is given twice"),
+        ("user,restrict=1", "restrict=1: expected on or off"),
+        ("none,restrict=on", "restrict= is for the user network"),
         ("none,tftp=.", "tftp= is for the user network"),
         ("none,forward=80:80", "forward= is for the user network"),
     ],

@@ -207,6 +207,26 @@ def test_a_port_that_is_closed_and_a_ping_of_others_depend_on_the_host_too() -> 
         board.network.close()
 
 
+def test_nothing_gets_out_of_a_restricted_network(tmp_path: Path) -> None:
+    (tmp_path / "hello").write_bytes(b"from a file")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        board = Board(restrict=True, tftp=str(tmp_path))
+        assert b"\x35\1\2" in board.ask(dhcp(1))
+        board.ask(arp_request())
+        assert board.ask(icmp(1))[34] == 0
+        board.send(tcp(100, 0, 0x02, server.getsockname()[1]))
+        board.send(frame(OTHER, MAC, ip(udp(b"hello", 2000, server.getsockname()[1]), UDP), IP))
+        board.send(frame(OTHER, MAC, ip(icmp(1)[34:], ICMP, destination="127.1.2.3"), IP))
+        board.run(board.now + 10_000_000)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert board.network.remarks() == []
+    data = board.ask(frame(OTHER, MAC, ip(udp(b"\0\1hello\0octet\0", 2000, 69), UDP), IP))
+    assert data[42:] == b"\0\3\0\1from a file"
+    board.network.close()
+
+
 def test_virtual_time_waits_for_the_wall_while_a_socket_waits(board: Board) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         board.ask(arp_request())
