@@ -38,7 +38,8 @@ PM1_EVENT_SIZE, PM1_CONTROL, PM1_CONTROL_SIZE, PM_TIMER, PM_TIMER_SIZE, PM_PORTS
     4,
     12,
 )  # emu.devices.acpi_pm
-S5_SLP_TYP = 0
+S3_SLP_TYP, S5_SLP_TYP = 1, 0
+WAKING_VECTOR = 12  # offset of the firmware waking vector, u32, in the FACS
 
 MADT_PCAT = 1  # there are two 8259s as well
 CONFORMS, LEVEL_HIGH = 0x0, 0xD  # flags of a source override: as on its bus; level-triggered, active high
@@ -122,7 +123,7 @@ def _table(signature: bytes, revision: int, body: bytes) -> bytes:
 
 
 def _facs() -> bytes:
-    """Length 64, version 1; no waking vector, the global lock is free (5.2.10). Has no checksum."""
+    """Length 64, version 1; no waking vector yet, the global lock is free (5.2.10). Has no checksum."""
     return struct.pack("<4sI24xB31x", b"FACS", 64, 1)
 
 
@@ -187,6 +188,7 @@ def _namespace(hardware: Hardware) -> bytes:
         (
             aml.name("PICM", zero),  # 1: the kernel uses the I/O APIC
             aml.method("\\_PIC", 1, aml.store(aml.ARG0, aml.path("PICM"))),
+            aml.name("\\_S3", aml.package(aml.integer(S3_SLP_TYP), zero, zero, zero)),
             aml.name("\\_S5", aml.package(aml.integer(S5_SLP_TYP), zero, zero, zero)),
             aml.scope("\\_SB", _host_bridge(hardware), *hpet, *virtio),
         )

@@ -53,7 +53,7 @@ def rom_guest(path: Path, ram: int) -> Guest:
     low = min(size, LOW_ROM)
     image.add(layout.EXTENDED_MEMORY - low, BytesSource(source.read(size - low, low)))
     start = at_reset_vector(RESET_BASE)
-    return Guest(path.name, "ROM image", image, start, resume=start)
+    return Guest(path.name, "ROM image", image, start, resume=start, own_tables=True)
 
 
 def _open_rom(path: Path) -> Source:

@@ -63,6 +63,17 @@ def at_reset_vector(base: int) -> Callable[[CpuState], None]:
     return start
 
 
+def at_waking_vector(gpa: int) -> Callable[[CpuState], None]:
+    """Sets the first state of a CPU behind a sleep (ACPI specification 6.5, 5.2.10): real mode, at ``gpa``."""
+
+    def start(cpu: CpuState) -> None:
+        enter_real_mode(cpu)
+        cpu.cs.set(gpa >> 4 & 0xFFFF, gpa & ~0xF, 0xFFFF, CODE_16)
+        cpu.rip = gpa & 0xF
+
+    return start
+
+
 def enter_protected_mode(cpu: CpuState, code: int, data: int) -> None:
     """32-bit protected mode without paging; flat segments with the given selectors, interrupts off."""
     cpu.cr0 = CR0_PE | CR0_ET

@@ -23,6 +23,7 @@ class Guest:
         video: the graphics mode that is on from the start; None for text.
         resume: sets the first CPU state after a reset of the processor alone: that of the BIOS, which looks in CMOS
             memory why it was reset.  Without a BIOS the whole machine starts again.
+        own_tables: it is a BIOS that makes the ACPI tables, and itself finds out that the machine has been asleep.
     """
 
     name: str
@@ -32,3 +33,4 @@ class Guest:
     after_bios: bool = False
     video: VideoMode | None = None
     resume: Callable[[CpuState], None] | None = None
+    own_tables: bool = False

@@ -17,6 +17,7 @@ SMBIOS = layout.BIOS_AREA + 0xA000
 ACPI = layout.BIOS_AREA + 0xC000  # of the RSDP
 END = layout.BIOS_AREA + 0xF000
 RSDP_SIZE = 36  # bytes
+WAKING_VECTOR = ACPI + acpi.ALIGNMENT + acpi.WAKING_VECTOR  # of the field in the FACS, which follows the RSDP
 
 
 def pci_interrupts() -> tuple[tuple[int, int, int], ...]:

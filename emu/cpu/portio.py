@@ -17,6 +17,7 @@ from emu.engine.native import call_host, callback, inlined, load16, load32, load
 from emu.engine.state import Cpu, cpu_record, show_time, vm_of
 from emu.mmu.walk import NEED, OK
 
+SUSPENDED = 13  # in ``cpu.miss_kind``: it has put the machine to sleep
 DENIED = 5  # result of a permission check, and in ``cpu.miss_kind``: #GP(0)
 _TSS_32 = 9  # descriptor type of a 32- or 64-bit TSS, bit 1 is "busy"
 _PIO_END, _PIO_MODE, _PIO_DATA = 8, 16, 24  # offsets in emu.devices.pio's layout
@@ -108,3 +109,6 @@ def on_out(uc: int, port: int, size: int, value: int, cpu_at: int) -> None:
     value &= 0xFFFF_FFFF
     if store_port(cpu, port, size, value) == ASK:
         call_host(vm_of(cpu).port_out_at, port, size, value)
+        if vm_of(cpu).suspends:
+            cpu.miss_kind = SUSPENDED
+            abandon_instruction(cpu)

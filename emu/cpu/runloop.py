@@ -21,7 +21,7 @@ from emu.cpu.checks import keep_rf
 from emu.cpu.clock import accepts_nmi, interrupts_enabled, leave_block, next_limit
 from emu.cpu.delivery import deliver, deliver_external, deliver_pending, deliver_refused
 from emu.cpu.fartask import FAULT_NS, OTHER_TASK, perform
-from emu.cpu.portio import DENIED
+from emu.cpu.portio import DENIED, SUSPENDED
 from emu.cpu.stepping import note_executed
 from emu.devices.shared import ASK
 from emu.engine import cpustate
@@ -217,6 +217,9 @@ def _run_processor(cpu: Cpu) -> int:
             if cpu.miss_kind == WRAPPED:
                 store64(cpu.env + cpustate.RIP, load64(cpu.env + cpustate.RIP) & 0xFFFF_FFFF)
                 continue
+            if cpu.miss_kind == SUSPENDED:
+                forget_instruction(cpu)
+                return _STOP
             if cpu.miss_kind == WATCHED:
                 forget_instruction(cpu)
                 begin_watched_step(cpu)

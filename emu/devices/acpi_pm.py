@@ -1,15 +1,17 @@
-"""ACPI power management: events, power-off and the PM timer. Source: ACPI specification 6.5, section 4.8.
+"""ACPI power management: events, sleep, power-off and the PM timer. Source: ACPI specification 6.5, section 4.8.
 
 Placed as QEMU's PIIX4 has it. Registers by offset, 16 bits but for the timer; they take accesses of 1, 2 and 4 bytes.
 
     0  PM1_STS  what has happened; a written 1 clears
     2  PM1_EN   which of it raises the SCI
                 bit 0 timer's top bit changed   5 global lock released   8 power button   9 sleep button   10 RTC alarm
+                15 it has slept and was woken, in PM1_STS alone
     4  PM1_CNT  bit 0 SCI_EN, 1 BM_RLD, 10-12 SLP_TYP, 13 SLP_EN (reads 0: go to sleep now)
     8  PM_TMR   counts at 3.579545 MHz, 24 bits, read-only
 
 The SCI is level-triggered: high while SCI_EN is set and a bit is set in both PM1_STS and PM1_EN. SLP_TYP 0 with SLP_EN
-is S5, power-off; there are no other sleep states.
+is S5, power-off, and 1 is S3: only memory and the clock keep what they have, until one of the three last events comes
+that is enabled in PM1_EN.
 
 The machine is in ACPI mode (SCI_EN set) from reset on, as tables with SMI command port 0 promise. A guest that was
 written for QEMU may still use that port, ``SmiCommandPorts``, which sets and clears SCI_EN.
@@ -30,39 +32,54 @@ NS = 1_000_000_000  # ns a second
 HALF = 1 << TIMER_BITS - 1  # clocks between two changes of the timer's top bit
 
 TMR, GBL, POWER_BUTTON, SLEEP_BUTTON, RTC = 1 << 0, 1 << 5, 1 << 8, 1 << 9, 1 << 10  # PM1_STS, PM1_EN
+WAKE_EVENTS = POWER_BUTTON | SLEEP_BUTTON | RTC
+WAK_STS = 1 << 15  # PM1_STS
 EVENTS = TMR | GBL | POWER_BUTTON | SLEEP_BUTTON | RTC
 SCI_EN = 1 << 0  # PM1_CNT
 BM_RLD = 1 << 1  # bus masters wake the CPU from C3, which is not there
 SLP_TYP = 7 << 10
 SLP_EN = 1 << 13
+SLP_TYP_S3 = 1
 SLP_TYP_S5 = 0  # as on QEMU; the DSDT's \\_S5 says so, too
 
 ACPI_ENABLE, ACPI_DISABLE = 0xF1, 0xF0  # SMI commands, as on QEMU
 
 
 class AcpiPm(Device, Head):
-    """The block of PM1a and timer registers, 12 ports. ``power_off`` is called when the guest goes to S5."""
+    """The block of PM1a and timer registers, 12 ports.
+
+    ``power_off`` is called when the guest goes to S5, ``suspend`` when it goes to S3, ``wake`` when an event ends that.
+    """
 
     max_access: ClassVar[int] = 4
-    STATE: ClassVar[tuple[str, ...]] = ("status", "enable", "control", "half")
+    STATE: ClassVar[tuple[str, ...]] = ("status", "enable", "control", "half", "asleep")
 
-    def __init__(self, sci: IrqLine, power_off: Callable[[], None], clock: Clock) -> None:
+    def __init__(
+        self, sci: IrqLine, power_off: Callable[[], None], clock: Clock,
+        suspend: Callable[[], None], wake: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.kind = PM_TIMER
         self._sci = sci
-        self._power_off = power_off
+        self._power_off, self._suspend, self._wake = power_off, suspend, wake
         self._clock = clock
         self.status = 0  # PM1_STS but for what the timer did since it was looked at
         self.enable = 0  # PM1_EN
         self.control = SCI_EN  # PM1_CNT
+        self.asleep = False  # in S3
         self.half = 0  # changes of the timer's top bit that ``status`` knows of
 
     def press_power_button(self) -> None:
         """Ask the guest to power off."""
         self._raise(POWER_BUTTON)
 
-    def rtc_alarm(self) -> None:
+    def set(self, level: bool) -> None:
         """The real-time clock's interrupt, which can wake a sleeping machine."""
-        self._raise(RTC)
+        if level:
+            self._raise(RTC)
+
+    def woken(self, status: int) -> None:
+        """The machine is as after power-up again; ``status`` is what has happened before that."""
+        self.status |= status | WAK_STS
 
     def set_acpi_mode(self, on: bool) -> None:
         """Set or clear SCI_EN."""
@@ -106,6 +123,10 @@ class AcpiPm(Device, Head):
         self._update()
         if control & SLP_EN and control & SLP_TYP == SLP_TYP_S5 << 10:
             self._power_off()
+        elif control & SLP_EN and control & SLP_TYP == SLP_TYP_S3 << 10:
+            self.asleep = True
+            self._suspend()
+            self._update()
 
     def _raise(self, event: int) -> None:
         self.status |= event
@@ -113,6 +134,9 @@ class AcpiPm(Device, Head):
 
     def _update(self) -> None:
         self._sci.set(bool(self.control & SCI_EN and self.status & self.enable))
+        if self.asleep and self.status & self.enable & WAKE_EVENTS:
+            self.asleep = False
+            self._wake()
 
 
 class SmiCommandPorts(Device):

@@ -83,6 +83,7 @@ class Platform:
         balloon: gets what the guest tells its balloon devices, and tells them how many pages to ask for.
         on_exit: gets the value written to the exit port.
         on_power_off, on_reset: the guest switches the machine off, or resets it.
+        on_suspend, on_wake: it puts the machine to sleep; a device ends that.
         on_cpu_reset: the guest resets the processor, by the keyboard controller, port 0x92 or 0xCF9; by default as
             on_reset.
         on_load: the BIOS wants the guest's kernel loaded.
@@ -120,6 +121,8 @@ class Platform:
         balloon: BalloonDriver,
         on_exit: Callable[[int], None],
         on_power_off: Callable[[], None],
+        on_suspend: Callable[[], None],
+        on_wake: Callable[[], None],
         on_reset: Callable[[], None],
         on_cpu_reset: Callable[[], None] | None = None,
         on_load: Callable[[], None] = lambda: None,
@@ -135,13 +138,13 @@ class Platform:
         self.network = None if parts.net is None else parts.net.cable.network
         self.bandwidth = Bandwidth(clock)
         self._add_interrupt_controllers(cpus, running, CpuPins(set_intr, raise_nmi, on_init, on_startup))
-        self._add_timers(clock)
         self.uart = Uart16550(self.wire(layout.IRQ_COM1), self.output, clock)
         a20 = A20Gate(set_a20)
         self.keyboard = I8042(
             self.wire(layout.IRQ_KEYBOARD), self.wire(layout.IRQ_MOUSE), clock, a20.set_i8042, on_cpu_reset or on_reset
         )
-        self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock)
+        self._power = AcpiPm(self.wire(layout.IRQ_ACPI), on_power_off, clock, on_suspend, on_wake)
+        self._add_timers(clock)
         self.vga = Vga(lambda gpa, size: memory.peek(gpa, size), clock)
         self.monitor = Monitor(self.vga)
         video = VideoMemory(memory, vbe.MEMORY_SIZE, layout.VIDEO_FRAME_BUFFER)
@@ -235,7 +238,7 @@ class Platform:
             rtc_wire.connect(not hpet_replaces)
 
         self._pit = Pit(pit_wire, clock)
-        self._rtc = Rtc(rtc_wire, clock)
+        self._rtc = Rtc(Wires(rtc_wire, self._power), clock)
         self._hpet = Hpet(self.wire, clock, on_legacy)
         self.bus.register(layout.PIT_PORT, layout.PIT_PORTS, self._pit)
         self.bus.register(layout.SYSTEM_CONTROL_PORT, layout.SYSTEM_CONTROL_PORTS, SystemControlPort(self._pit, clock))
@@ -328,6 +331,18 @@ class Platform:
         """Be as after power-up, but for what a battery and the world outside keep; virtual time goes on."""
         for reset in self._resets:
             reset()
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the machine is in the sleep state S3."""
+        return self._power.asleep
+
+    def wake(self) -> None:
+        """Be as at the end of a sleep: as at a reset, but for what tells why."""
+        happened = self._power.status
+        self.reset()
+        self._power.woken(happened)
+        self._rtc.tell_of_sleep()
 
     def _power_up_state(self, a20: A20Gate) -> list[Callable[[], None]]:
         """What to call at a reset. Devices may drive their interrupts meanwhile, so that controllers come last."""

@@ -54,6 +54,7 @@ PM = 0x80  # hours in 12-hour mode
 ANY = 0xC0  # alarm: both bits set, every value matches
 
 SHUTDOWN = 0x0F  # why the processor is reset
+S3_RESUME = 0xFE  # the same, for a BIOS: the machine has been asleep
 RESUME_CODES = (0x05, 0x09, 0x0A)  # go on at 40:67, after an EOI; behind a move of a block of memory; at 40:67
 FLOPPY_TYPES = 0x10  # high half drive A, low half drive B; 4 is 1.44 MB
 DISK_TYPES = 0x12  # high half first disk, low half second; 0xF: see 0x19 and 0x1A
@@ -207,6 +208,10 @@ class Rtc(Device):
         elif index not in (C, D):
             self.cells[index] = value
         self._update_line()
+
+    def tell_of_sleep(self) -> None:
+        """Tell a BIOS that the machine has been asleep, as QEMU does."""
+        self.set_cell(SHUTDOWN, S3_RESUME)
 
     def machine_reset(self, power_up: State) -> None:
         """The battery keeps time and memory; a reset switches the interrupts off, and the square wave."""

@@ -246,6 +246,7 @@ class Vm(Protocol):
 
     # devices (emu.cpu.portio, emu.cpu.mmio, emu.cpu.msr, emu.cpu.registers)
     ask_devices: int  # nothing is answered in the native plane: for tests
+    suspends: int  # the machine goes to sleep with the instruction that runs
     closed: int  # what the guest writes is lost: it has ended, though its block of code has not
     port_table_at: int  # tables of records (emu.devices.bus)
     mmio_table_at: int

@@ -46,6 +46,7 @@ from emu.units import NEVER
 # where the engine takes a microsecond for a byte of code.
 SLICE_NS = 1_000_000
 _REASONS = tuple(Reason)
+_NO_RESTARTS = (Reset.PROCESSORS, Reset.WAKE)  # the guest goes on
 VECTOR_NMI = 2
 A20 = 1 << 20  # address line 20, which a PC can hold low
 MOST_WAITS = 10_000  # for the DMM without a single instruction in between
@@ -146,6 +147,7 @@ class VirtualMachine:
             on_init=self._inputs.init, on_startup=self._inputs.start_up, set_a20=self._set_a20,
             balloon=self.dmm.balloon, on_exit=self._guest_exits,
             on_power_off=lambda: self._guest_ends(Stop.POWER_OFF),
+            on_suspend=self._guest_sleeps, on_wake=lambda: self._guest_resets(Reset.WAKE),
             on_reset=self._guest_resets, on_cpu_reset=self._guest_resets_cpu,
             on_load=lambda: self._guest_resets(Reset.KERNEL),
         )  # fmt: skip
@@ -364,7 +366,8 @@ class VirtualMachine:
                 self._inject(VECTOR_NMI)
             elif reason == Reason.HALT:
                 if self._ended is None and self._reset_requested is None and not self._sleep(limit):
-                    running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
+                    if not self.platform.asleep:
+                        running.native.activity = RUNNING  # if it is run again, it goes on behind its HLT
                     running.native.vtime = max(running.native.vtime, native.round_start)
                     return Stop.HALTED
                 reached = self._reached()
@@ -376,6 +379,12 @@ class VirtualMachine:
                 error = engine.error_text(running.native.engine_error)
                 raise EngineFault(f"{self.name}: {error} at pc {running.registers.pc:#x}")
             within_block = stepping.is_within_block(running.native)
+            if native.suspends:
+                native.suspends = 0
+                for processor in self.processors:
+                    processor.init()
+                within_block = False
+                reached = self._reached()
             if self._reset_requested is not None and (not within_block or reason == Reason.SHUTDOWN):
                 self._reset(self._reset_requested)
                 within_block = False
@@ -411,11 +420,13 @@ class VirtualMachine:
     def _sleep(self, limit: int) -> bool:
         """No processor has anything to do: jump to the next deadline.  False when nothing can wake any of them."""
         native = self.native
-        if not any(processor.can_be_woken for processor in self.processors):
+        if not any(processor.can_be_woken for processor in self.processors) and not self.platform.asleep:
             return False
         if self.platform.monitor.watchers:
             self.platform.monitor.look(self._reached())  # nothing is drawn while all sleep
         while self._ended is None and not any(processor.has_work for processor in self.processors):
+            if self._reset_requested is not None:
+                return True
             if min(self.platform.wake_deadline(), limit) == NEVER:
                 return False  # a policy's epoch wakes nobody
             wake = min(self.platform.wake_deadline(), self.dmm.policies.next_epoch)
@@ -459,12 +470,17 @@ class VirtualMachine:
         return self.guest is not None and self.guest.resume is not None and self.platform.resumes
 
     def _guest_resets(self, kind: Reset = Reset.MACHINE) -> None:
-        if self._ended is not None or not self.restarts and kind is not Reset.PROCESSORS:
+        if self._ended is not None or not self.restarts and kind not in _NO_RESTARTS:
             self._guest_ends(Stop.RESET)
         else:
             self._reset_requested = kind
             self.native.closed = 1
             self._attention()
+
+    def _guest_sleeps(self) -> None:
+        """The guest goes to S3: no processor executes another instruction."""
+        self.native.suspends = 1
+        self._attention()
 
     def _guest_resets_cpu(self) -> None:
         self._guest_resets(Reset.PROCESSORS if self._resumes else Reset.MACHINE)
@@ -475,7 +491,7 @@ class VirtualMachine:
         self._reset_requested = None
         self.native.closed = 0
         self._inputs.inits.clear()
-        self.resets += kind is not Reset.PROCESSORS
+        self.resets += kind not in _NO_RESTARTS
         reset(kind, self.guest, self.platform, self.processors, self.dmm, self.memory, self.now)
         self._devices.map_apic()
         self._devices.plan()

@@ -23,7 +23,8 @@ class Board:
         self.now_ns = 0
         self.sci = False
         self.offs = 0
-        self.pm = AcpiPm(self, self.power_off, lambda: self.now_ns)
+        self.sleeps = self.wakes = 0
+        self.pm = AcpiPm(self, self.power_off, lambda: self.now_ns, self.sleep, self.wake)
         self.bus = PortBus()
         self.bus.register(0x600, 12, self.pm)
         self.bus.register(0xB2, 2, SmiCommandPorts(self.pm))
@@ -33,6 +34,12 @@ class Board:
 
     def power_off(self) -> None:
         self.offs += 1
+
+    def sleep(self) -> None:
+        self.sleeps += 1
+
+    def wake(self) -> None:
+        self.wakes += 1
 
     def inw(self, port: int) -> int:
         return self.bus.read(port, 2)
@@ -95,7 +102,7 @@ def test_power_button(board: Board) -> None:
 
 def test_status_is_kept_without_enable(board: Board) -> None:
     board.pm.press_power_button()
-    board.pm.rtc_alarm()
+    board.pm.set(True)
     assert (board.inw(STS), board.sci) == (0x500, False)
     board.outw(EN, 0x400)
     assert board.sci
@@ -105,7 +112,7 @@ def test_status_is_kept_without_enable(board: Board) -> None:
 
 def test_a_dword_write_reaches_both_registers(board: Board) -> None:
     board.pm.press_power_button()
-    board.pm.rtc_alarm()
+    board.pm.set(True)
     board.bus.write(STS, 4, 0x0100_0400)
     assert (board.inw(STS), board.inw(EN), board.sci) == (0x100, 0x100, True)
 
@@ -211,3 +218,24 @@ def test_the_line_is_what_the_registers_say(accesses: list[tuple[int, int, int, 
         assert status == board.inw(STS)
         assert board.sci == bool(board.inw(CNT) & 1 and status & board.inw(EN))
         assert board.inw(EN) & ~0x721 == 0
+
+
+def test_sleep_ends_with_an_event_that_is_enabled(board: Board) -> None:
+    board.outw(EN, 0x400)
+    board.outw(CNT, 0x2401)
+    assert (board.sleeps, board.wakes, board.offs, board.pm.asleep) == (1, 0, 0, True)
+    board.pm.press_power_button()
+    assert board.wakes == 0
+    board.pm.set(True)
+    assert (board.wakes, board.pm.asleep) == (1, False)
+    board.pm.woken(board.inw(STS))
+    assert board.inw(STS) == 0x8500  # WAK_STS, and what has happened
+    board.outw(STS, 0x8500)
+    assert board.inw(STS) == 0
+
+
+def test_an_event_that_has_come_already_ends_a_sleep_at_once(board: Board) -> None:
+    board.outw(EN, 0x100)
+    board.pm.press_power_button()
+    board.outw(CNT, 0x2401)
+    assert (board.sleeps, board.wakes, board.pm.asleep) == (1, 1, False)

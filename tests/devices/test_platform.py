@@ -154,7 +154,7 @@ class Several:
             cpus=4, running=lambda: self.running, set_intr=self.intr.__setitem__, raise_nmi=lambda cpu: None,
             on_init=lambda cpu: None, on_startup=lambda cpu, vector: self.started.append((cpu, vector)),
             set_a20=lambda level: None, balloon=self.vm.dmm.balloon, on_exit=lambda value: None,
-            on_power_off=lambda: None, on_reset=lambda: None,
+            on_power_off=lambda: None, on_suspend=lambda: None, on_wake=lambda: None, on_reset=lambda: None,
         )  # fmt: skip
 
     def apic(self, cpu: int, *writes: tuple[int, int]) -> None:
