@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from emu.cli import COMMANDS, main
 from emu.commands import host
@@ -401,6 +402,15 @@ def test_an_unexpected_exception_is_status_125(capsys: Capture, monkeypatch: pyt
     err = capsys.readouterr().err
     assert "Traceback" in err and "ZeroDivisionError: planted" in err
     assert "please report it" in err.splitlines()[-1]
+
+
+def test_outputs_are_compressed_by_their_names(tmp_path: Path) -> None:
+    logs = [tmp_path / name for name in ("plain", "a.gz", "b.gz", "c.zst")]
+    for log in logs:
+        assert main(["run", "paging32", "--events", str(log)]) == 1
+    plain, first, second, zstd = (log.read_bytes() for log in logs)
+    assert gzip.decompress(first) == plain and zstandard.ZstdDecompressor().decompressobj().decompress(zstd) == plain
+    assert first == second and len(first) < len(plain) / 4
 
 
 # --- the other commands -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 
 from emu.dmm.policies.reference_trace import ReferenceRecorder, ReferenceTrace, Window
 from emu.dmm.policies.replacement import Pages, Victims
@@ -202,7 +203,7 @@ def plot(comparisons: Sequence[Comparison]) -> bytes:
     figure = Figure(figsize=(5.2 * len(comparisons) + 1.6, 4.8), layout="constrained")
     panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
     for panel, comparison in zip(panels, comparisons, strict=True):
-        for (name, rates), marker in zip(comparison.rates.items(), "os^vDXP", strict=True):
+        for (name, rates), marker in zip(comparison.rates.items(), cycle("os^vDXP"), strict=False):
             best = name == "optimal"
             panel.plot(
                 [100 * frames / comparison.pages for frames in comparison.frames], rates, label=name, marker=marker,

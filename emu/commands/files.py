@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from emu.errors import BadInput
 
@@ -38,6 +38,7 @@ class OutputFile:
     Args:
         option: the option that named it.
         name: its path; ``-`` is standard output.
+            What is written to a name that ends with ``.gz`` or ``.zst`` is compressed.
         inputs: names that must not be overwritten.
         outputs: what else is written; no file twice.
 
@@ -57,16 +58,17 @@ class OutputFile:
             for other in outputs:
                 if other.writes_to(name):
                     raise BadInput(option, f"{name} is written by {other._option} already")
-            self._file = sys.stdout.buffer if name == "-" else path.open("wb")
+            self._raw = sys.stdout.buffer if name == "-" else path.open("wb")
         except (OSError, ValueError) as error:
             raise self._bad(error) from None
+        self._file = _compressed(self._raw, path.suffix)
 
     def writes_to(self, name: str) -> bool:
         """Whether a file of this name is the same one.  What is no regular file, such as /dev/null, is never."""
         if "-" in (name, self._name):
             return name == self._name
         path = Path(name)
-        mine = os.fstat(self._file.fileno())
+        mine = os.fstat(self._raw.fileno())
         return path.exists() and stat.S_ISREG(mine.st_mode) and os.path.samestat(mine, path.stat())
 
     def write(self, data: bytes) -> None:
@@ -84,6 +86,7 @@ class OutputFile:
                 self._file.flush()
             else:
                 self._file.close()
+                self._raw.close()  # gzip leaves it open
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -93,6 +96,19 @@ class OutputFile:
         if self._name == "-":
             return BadInput("standard output", f"cannot be written: {_reason(error)}")
         return BadInput(self._option, f"{self._name} cannot be written: {_reason(error)}")
+
+
+def _compressed(file: BinaryIO, suffix: str) -> BinaryIO:
+    """``file``, or one that compresses what it writes to it; the same bytes give the same file."""
+    if suffix == ".gz":
+        import gzip
+
+        return cast(BinaryIO, gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+    if suffix == ".zst":
+        import zstandard
+
+        return cast(BinaryIO, zstandard.ZstdCompressor().stream_writer(file))
+    return file
 
 
 def open_output(

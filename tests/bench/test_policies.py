@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from emu.bench.policies import PERCENT, Replay, compare, table
+from emu.bench.policies import PERCENT, Replay, compare, plot, table
 from emu.cli import main
 from emu.dmm.policies.reference_trace import ReferenceTrace
 from emu.dmm.policies.victims import FIFO, VICTIMS
@@ -59,6 +60,12 @@ def test_the_table_has_a_line_for_each_size_and_a_column_for_each_algorithm(trac
     assert lines[1].split() == ["frames", *VICTIMS]
     assert [line.split()[:2] for line in lines[2:]] == [[str(6 * n), f"{10 * n}%"] for n in range(1, 11)]
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_any_number_of_algorithms_is_drawn(trace: ReferenceTrace) -> None:
+    comparison = compare(trace, "t")
+    rates = {f"{name} {number}": each for number in range(3) for name, each in comparison.rates.items()}
+    assert plot([replace(comparison, rates=rates)]).startswith(b"\x89PNG")
 
 
 def test_a_recorded_file(tmp_path: Path, trace: ReferenceTrace, capsys: Capture) -> None:
