@@ -6,6 +6,8 @@ Specification 2.3, 6.2 (INTx disable, interrupt status). It comes up as a BIOS l
 
 from __future__ import annotations
 
+from functools import partial
+
 from emu.devices import layout
 from emu.devices.bus import MmioBus, PortBus
 from emu.devices.device import BoardMemory, IrqLine
@@ -22,7 +24,7 @@ from emu.devices.pci import (
     PciFunction,
     PciHost,
 )  # fmt: skip
-from emu.devices.pci_bars import PciBars, RegisterPages
+from emu.devices.pci_bars import PciBars, RegisterPages, place_ports
 from emu.devices.wires import SwitchedWire
 
 CLASS, REVISION = 0x0200, 3  # Ethernet
@@ -58,16 +60,11 @@ def plug_in(pci: PciHost, bus: PortBus, mmio: MmioBus, memory: BoardMemory, card
     line = _Line(function, card.interrupts.line)
     card.interrupts.line = line
 
-    def place_ports(base: int | None) -> None:
-        bus.unregister(card.ports)
-        if base is not None and bus.is_free(base, PORTS):  # where something else is, that answers
-            bus.register(base, PORTS, card.ports)
-
     mmio.register(layout.E1000, REGISTERS_SIZE, card)
     bus.register(layout.E1000_PORT, PORTS, card.ports)
     bars = PciBars(function)
     bars.add(0, REGISTERS_SIZE, layout.E1000, RegisterPages(mmio, memory, card, REGISTERS_SIZE).place)
-    bars.add(1, PORTS, layout.E1000_PORT, place_ports, io=True)
+    bars.add(1, PORTS, layout.E1000_PORT, partial(place_ports, bus, card.ports, PORTS), io=True)
 
     def written(offset: int, size: int) -> None:
         bars.update(offset, size)

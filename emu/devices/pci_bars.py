@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emu.addr import PAGE_SHIFT
-from emu.devices.bus import MmioBus
+from emu.devices.bus import MmioBus, PortBus
 from emu.devices.device import BoardMemory, Device
 from emu.devices.pci import BAR, BAR_IO, BARS, COMMAND, COMMAND_IO, COMMAND_MEMORY, PciFunction
 
@@ -54,6 +54,13 @@ class PciBars:
         if not self._function.read(COMMAND, 2) & (COMMAND_IO if io else COMMAND_MEMORY):
             return None
         return self._function.bar(number) or None
+
+
+def place_ports(bus: PortBus, device: Device, count: int, base: int | None) -> None:
+    """The ports of a PCI device have come to ``base``, or are nowhere; where something else is, that answers."""
+    bus.unregister(device)
+    if base is not None and bus.is_free(base, count):
+        bus.register(base, count, device)
 
 
 class RegisterPages:

@@ -45,7 +45,7 @@ from emu.devices.pci import (
     PciHost,
     i440fx,
 )  # fmt: skip
-from emu.devices.pci_bars import PciBars, RegisterPages
+from emu.devices.pci_bars import PciBars, RegisterPages, place_ports
 from emu.devices.pci_interrupts import PciInterrupts
 from emu.devices.pic import PicPair
 from emu.devices.pit import Pit, SystemControlPort
@@ -203,18 +203,14 @@ class Platform:
     def _place_power_ports(self, offset: int, size: int) -> None:
         """The guest has written into the PCI function that says where the ports of power management are."""
         base = int.from_bytes(self._power_function.config[PM_BASE : PM_BASE + 2], "little") & ~0x3F
-        self.bus.unregister(self._power)
-        decoded = self._power_function.config[PM_ENABLE] & 1
-        if decoded and base and self.bus.is_free(base, layout.ACPI_PM_PORTS):  # where something else is, that answers
-            self.bus.register(base, layout.ACPI_PM_PORTS, self._power)
+        decoded = base and self._power_function.config[PM_ENABLE] & 1
+        place_ports(self.bus, self._power, layout.ACPI_PM_PORTS, base if decoded else None)
 
     def _place_bus_masters(self, base: int | None) -> None:
         """The ports of the IDE bus masters have come to ``base``, or are nowhere; what else is there stays."""
         for number, master in enumerate(self._bus_masters):
-            self.bus.unregister(master)
             at = None if base is None else base + number * BUS_MASTER_PORTS
-            if at is not None and self.bus.is_free(at, BUS_MASTER_PORTS):
-                self.bus.register(at, BUS_MASTER_PORTS, master)
+            place_ports(self.bus, master, BUS_MASTER_PORTS, at)
 
     def _add_interrupt_controllers(self, cpus: int, running: Callable[[], int], pins: CpuPins) -> None:
         bus = ApicBus(cpus, pins, lambda: self._pic.acknowledge(), lambda vector: self._ioapic.eoi(vector), self._clock)
