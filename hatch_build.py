@@ -9,7 +9,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_BUILD = "from pathlib import Path; from emu.engine.native_object import build_into; build_into(Path('emu/_native'))"
+_FOLDER = "emu/_native"
+_BUILD = f"""
+from pathlib import Path
+from emu.engine.native_object import build_into
+print(build_into(Path("{_FOLDER}")))
+"""
 
 
 class NativePlane(BuildHookInterface):
@@ -18,14 +23,13 @@ class NativePlane(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        done = subprocess.run([sys.executable, "-c", _BUILD], cwd=self.root)
-        made = sorted((Path(self.root) / "emu" / "_native").glob("*.so"))
-        if done.returncode or not made:  # the first start compiles, then
+        done = subprocess.run([sys.executable, "-c", _BUILD], cwd=self.root, stdout=subprocess.PIPE, text=True)
+        if done.returncode:  # the first start compiles, then
             self.app.display_warning("emu: the native plane could not be compiled; the first start will try again")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{_platform()}"
-        build_data["artifacts"].append("emu/_native/*.so")
+        build_data["artifacts"].append(f"{_FOLDER}/{Path(done.stdout.strip()).name}")
 
 
 def _platform() -> str:
