@@ -78,6 +78,11 @@ def seabios() -> Path:
     return _only(_unpacked("seabios"), "usr/share/seabios/bios-256k.bin")
 
 
+def ovmf() -> Path:
+    """UEFI firmware for QEMU, 64 bit, with its variables: 2 MiB."""
+    return _only(_unpacked("ovmf"), "usr/share/ovmf/OVMF.fd")
+
+
 def grub_discs() -> tuple[Path, Path]:
     """GRUB on a CD, an ISO with an MBR in front, and on a floppy disk, an image that is shorter than one."""
     directory = _unpacked("grub-rescue-pc") / "usr/lib/grub-rescue"

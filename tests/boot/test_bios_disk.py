@@ -34,6 +34,18 @@ def numbered(size: int = DISK_SIZE) -> bytes:
     return b"".join(number.to_bytes(4, "little") * (SECTOR // 4) for number in range(size // SECTOR))
 
 
+def test_a_read_over_the_end_brings_what_is_there(tmp_path: Path) -> None:
+    """Loaders ask for more than their image has; a drive gives all that there is, and then an error."""
+    steps = [call(0x13, eax=0x0204, ebx=BUFFER, ecx=4, edx=0x81), Dump(BUFFER, 3 * SECTOR),
+             call(0x13, eax=0x0201, ebx=BUFFER, ecx=6, edx=0x81)]  # fmt: skip
+    partly, data, beyond = probe(tmp_path, *steps, more=(numbered(5 * SECTOR),))
+    assert isinstance(partly, Result) and isinstance(beyond, Result) and isinstance(data, bytes)
+    assert partly.carry and (partly.ah, partly.al) == (0x0C, 2)
+    assert data[: 2 * SECTOR] == numbered(5 * SECTOR)[3 * SECTOR :]
+    assert data[2 * SECTOR :] == bytes(SECTOR)
+    assert beyond.carry and beyond.ah == 0x01
+
+
 def test_sectors_by_cylinder_head_and_sector(tmp_path: Path) -> None:
     """An 8 MiB disk has 16 cylinders, 16 heads and 63 sectors."""
     places = [(0, 0, 1), (0, 0, 63), (0, 1, 1), (1, 0, 1), (3, 7, 20), (15, 15, 63)]
@@ -126,7 +138,7 @@ def test_sectors_by_number(tmp_path: Path) -> None:
     assert not good.carry and good.ah == 0
     assert data == (1299).to_bytes(4, "little") * 2
     assert bad.carry and bad.ah
-    assert bad_packet[2:4] == b"\0\0"  # nothing was moved
+    assert bad_packet[2:4] == b"\1\0"  # the last sector was moved
 
 
 def test_writing_and_verifying(tmp_path: Path) -> None:
