@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
+from emu.commands.signals import Interrupted, as_interruption, describe, taken_over
 from emu.errors import BadInput, CompilerFailed, EngineMismatch
 from emu.observe.outcome import STATUS_BAD_INPUT, STATUS_FAULT
 
@@ -51,23 +52,30 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``emu`` with these arguments, by default the process's own; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    with taken_over(for_ever=argv is None):
+        return _main(sys.argv[1:] if argv is None else list(argv))
+
+
+def _main(argv: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads that nobody needs (0.1 s)
     _open_closed_streams()
     output = sys.stdout
     sys.stdout = _Output(output)
     try:
-        return _dispatch(argv)
+        with as_interruption():
+            return _dispatch(argv)
     except BadInput as error:
         print(f"emu: {error}", file=sys.stderr)
         return STATUS_BAD_INPUT
     except BrokenPipeError:  # whoever read the output has gone
         _discard(output)
         return STATUS_BROKEN_PIPE
-    except KeyboardInterrupt:
-        return 130
-    except (EngineMismatch, CompilerFailed) as error:
-        print(f"emu: {error}", file=sys.stderr)
+    except (KeyboardInterrupt, Interrupted) as error:
+        status, why = describe(error)
+        print(f"emu: {why}", file=sys.stderr)
+        return status
+    except (EngineMismatch, CompilerFailed, MemoryError, OSError, ImportError) as error:
+        print(f"emu: {_lacking(error)}", file=sys.stderr)
         return STATUS_FAULT
     except Exception:
         traceback.print_exc()
@@ -79,6 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.flush()
         except OSError:  # has been told, or is a broken pipe
             _discard(output)
+
+
+def _lacking(error: Exception) -> str:
+    """What a host does not give, in a line."""
+    if isinstance(error, MemoryError):
+        return "this host gives the process no more memory (ulimit -v, or a container's limit)"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}this host refuses: {error.strerror or error}"
+    if isinstance(error, ImportError):
+        reason = " ".join(str(error).split())
+        return f"a part of emu cannot be loaded: {reason} (is it installed, and is there memory for it?)"
+    return str(error)
 
 
 class _Output:

@@ -138,7 +138,7 @@ class BootOptions:
         """N of the schedule "seed=N", below 2**64; None without one."""
         if self.schedule is None:
             return None
-        match = re.fullmatch(r"seed=([0-9]+)", self.schedule)
+        match = re.fullmatch(r"seed=([0-9]{1,20})", self.schedule)
         if match is None or int(match[1]) >= _SEED_LIMIT:
             raise BadInput("--schedule", f"{self.schedule!r}: expected seed=N, with N from 0 to {_SEED_LIMIT - 1}")
         return int(match[1])

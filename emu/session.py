@@ -227,6 +227,9 @@ def _stop_at(vm: VirtualMachine, text: str | None) -> Iterator[ConsoleWatch | No
             watch.close()
 
 
+NO_THREADS = "this host allows no thread for it (ulimit -u); --max-time needs none"
+
+
 class _Alarm:
     """Stops a VM from another thread when its wall time is over."""
 
@@ -245,7 +248,10 @@ def _alarm(vm: VirtualMachine, timeout: float | None) -> Iterator[_Alarm]:
     timer = threading.Timer(timeout, alarm.ring) if timeout is not None else None
     if timer:
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:
+            raise BadInput("--timeout", NO_THREADS) from None
     try:
         yield alarm
     finally:

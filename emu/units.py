@@ -9,6 +9,7 @@ from emu.addr import PAGE_SIZE
 NS_PER_SECOND = 1_000_000_000
 NEVER = (1 << 63) - 1  # ns: a deadline that does not come
 
+_DIGITS = 18  # that a size or a time may have
 _UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": NS_PER_SECOND}
 
 
@@ -22,6 +23,8 @@ def parse_size(text: str) -> int:
     digits = text[:-1] if factor else text
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError(f"not a size: {text!r} (expected a number, optionally with K, M or G)")
+    if len(digits) > _DIGITS:
+        raise ValueError(f"not a size: a number of {len(digits)} digits (expected {_DIGITS} at most)")
     return int(digits) * (factor or 1)
 
 
@@ -54,7 +57,10 @@ def parse_time(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ns|us|ms|s)\s*", text)
     if match is None:
         raise ValueError(f"not a virtual time: {text!r} (expected something like 1.5s, 20ms, 3us or 100ns)")
-    return round(float(match[1]) * _UNITS_NS[match[2]])
+    time = float(match[1]) * _UNITS_NS[match[2]]
+    if time >= NEVER:
+        raise ValueError(f"not a virtual time: {time / NS_PER_SECOND:.3g} s (expected less than 292 years)")
+    return round(time)
 
 
 def parse_duration(text: str) -> int:

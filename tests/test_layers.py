@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("emu/addr.py", "emu/errors.py"), "words that everything else is said in"),
     (("emu/units.py",), "sizes, whole pages among them, and times as people write them"),
+    (("emu/infile.py",), "input files that are read whole, with their limits"),
     (("emu/asm",), "text in, bytes out: knows no machine"),
     (("emu/devices",), "registers, interrupt lines and virtual time: a device knows no processor and no VM"),
     (("emu/engine",), "what stands on Unicorn and numba, and knows nothing of paging"),

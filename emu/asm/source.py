@@ -23,6 +23,7 @@ from pathlib import Path
 
 from emu.asm.expressions import STRING, evaluate, split_outside_strings
 from emu.errors import BadInput, EmuError
+from emu.infile import read_input
 
 
 class AssemblyError(EmuError):
@@ -70,6 +71,7 @@ REPEAT_LIMIT = 65536  # .rept counts above this are mistakes
 LINES_LIMIT = 1 << 18  # lines after all expansion; more are a mistake
 LINE_LIMIT = 1 << 16  # characters of one of them
 TEXT_LIMIT = 64 << 20  # characters of all of them
+PIPE_PATIENCE_S = 60.0  # that a source from a pipe may take
 FILE_LIMIT = 16 << 20  # bytes of a source file, and of a file for .incbin
 
 _STRANGE = re.compile(r"[^\t -~]")
@@ -99,14 +101,10 @@ def strip_comment(line: Line) -> str:
 
 def _source_text(path: Path) -> str:
     try:
-        if path.stat().st_size > FILE_LIMIT:
-            raise BadInput(str(path), f"larger than {FILE_LIMIT >> 20}M: this is no assembler source")
-        return path.read_bytes().decode()
+        return read_input(str(path), path, FILE_LIMIT, named=False, timeout=PIPE_PATIENCE_S).decode()
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 text: byte {error.object[error.start]:#04x} at offset {error.start}"
         raise BadInput(str(path), reason) from None
-    except OSError as error:
-        raise BadInput(str(path), f"cannot be read: {error.strerror or error}") from None
 
 
 @dataclass

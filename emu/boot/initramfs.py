@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from emu.errors import BadInput
+from emu.infile import read_input
+
+MOST_FILE = 256 << 20  # bytes of a program or module
 
 DEFAULT_INIT = """\
 #!/bin/sh
@@ -123,7 +126,4 @@ def build_initramfs(busybox: Path, init: str | None = None, modules: Iterable[Pa
 
 
 def _contents(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(str(path), f"cannot be read: {error.strerror}") from None
+    return read_input(str(path), path, MOST_FILE, named=False)

@@ -175,7 +175,7 @@ def boot_from(arguments: argparse.Namespace) -> VirtualMachine:
             check_no_input("--net", log, input_files(arguments))
     given = {field.name: vars(arguments)[field.name] for field in fields(BootOptions) if field.name in arguments}
     if arguments.input is not None:
-        given["serial_input"] = read_file("--input", arguments.input)
+        given["serial_input"] = read_file("--input", arguments.input, vars(arguments).get("timeout"))
     options = BootOptions(**given)
     from emu.session import boot_vm
 

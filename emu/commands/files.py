@@ -11,25 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from emu.errors import BadInput
+from emu.infile import read_input
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
 
 
-def read_file(option: str, path: str) -> bytes:
-    """The contents of an input file.
+MOST_INPUT = 64 << 20  # bytes that come in at a serial port, or that a script has
+
+
+def read_file(option: str, path: str, timeout: float | None = None) -> bytes:
+    """The contents of an input file, at most MOST_INPUT bytes.
 
     Args:
         option: the option that named it.
+        timeout: seconds that it may take when it is a pipe.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: it cannot be read, or is too large.
     """
     _check_name(option, path)
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise BadInput(option, f"{path} cannot be read: {_reason(error)}") from None
+    return read_input(option, path, MOST_INPUT, timeout=timeout)
 
 
 class OutputFile:
@@ -125,7 +127,7 @@ def open_output(
 def check_no_input(option: str, name: str, inputs: Iterable[str]) -> None:
     """Raise BadInput when a file that ``option`` is to write is one of ``inputs``."""
     path = Path(name)
-    if any(path.exists() and Path(other).exists() and path.samefile(other) for other in inputs):
+    if any(path.is_file() and Path(other).exists() and path.samefile(other) for other in inputs):
         raise BadInput(option, f"{name} is used by this run already and would be overwritten")
 
 

@@ -56,7 +56,8 @@ from typing import TYPE_CHECKING
 
 from emu.commands.arguments import seconds
 from emu.commands.files import OutputFile, open_output
-from emu.commands.host import explain_slow_start, stop_on_signals
+from emu.commands.host import explain_slow_start, report_disk_failure
+from emu.commands.signals import stop_on_signals
 from emu.errors import BadInput
 from emu.units import NS_PER_SECOND
 
@@ -94,7 +95,7 @@ def main(options: argparse.Namespace) -> int:
 
         limits = [fleet.plan.max_time, None if options.max_time is None else round(options.max_time * NS_PER_SECOND)]
         until = min((limit for limit in limits if limit is not None), default=None)
-        with stop_on_signals(fleet) as signals, _alarm(fleet, options.timeout), LiveTable(fleet) as table:
+        with stop_on_signals(fleet, last=True) as signals, _alarm(fleet, options.timeout), LiveTable(fleet) as table:
             stop = fleet.run(until, table)
         status = 128 + signals[0] if signals and stop is FleetStop.STOPPED else status_of(fleet, stop)
         print_end(fleet, sys.stderr if "-" in (options.events, options.summary) else sys.stdout)
@@ -123,6 +124,7 @@ def _prepare(options: argparse.Namespace, files: ExitStack) -> tuple[Fleet, Outp
     writer = EventWriter(events_file.write) if events_file is not None else None
 
     def connect(vm: VirtualMachine) -> None:
+        vm.on_disk_failure(report_disk_failure)
         if writer is not None:
             vm.events.listen(writer)
         if vm.name in consoles:
@@ -160,7 +162,12 @@ def _alarm(fleet: Fleet, timeout: float | None) -> Iterator[None]:
     timer = threading.Timer(timeout, fleet.request_stop) if timeout is not None else None
     if timer is not None:
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:
+            from emu.session import NO_THREADS
+
+            raise BadInput("--timeout", NO_THREADS) from None
     try:
         yield
     finally:

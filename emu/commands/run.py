@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from emu.commands.arguments import add_guest_arguments, boot_from, files_in_use, seconds, text
 from emu.commands.files import OutputFile, check_policy_files, open_output
-from emu.commands.host import explain_slow_start, stop_on_signals
+from emu.commands.host import explain_slow_start, report_disk_failure
 from emu.commands.screen import Screen, progress
+from emu.commands.signals import stop_on_signals
 from emu.devices.net import parse_net
 from emu.errors import BadInput
 from emu.observe.outcome import Ending, Outcome
@@ -120,9 +121,10 @@ def main(options: argparse.Namespace) -> int:
         if serial2_file is not None:
             vm.platform.serial2_sinks.append(serial2_file.write)
         if options.events == "-":
-            screen = Screen(sys.stderr.buffer, "standard error")
+            screen = Screen(sys.stderr.buffer, "standard error", lambda: vm.is_stopping)
         else:
-            screen = Screen(sys.stdout.buffer)
+            screen = Screen(sys.stdout.buffer, given_up=lambda: vm.is_stopping)
+        vm.on_disk_failure(report_disk_failure)
         typist = Typist(vm, options.typings)
         vm.platform.listen(screen, urgent=b"")
         if options.sandbox:
@@ -165,7 +167,7 @@ def _run(
         writer = EventWriter(events_file.write)
         vm.events.listen(writer)
     max_time = None if options.max_time is None else round(options.max_time * NS_PER_SECOND)
-    with stop_on_signals(vm) as signals:
+    with stop_on_signals(vm, last=True) as signals:
         try:
             if options.gdb or options.gdb_attach:
                 outcome = _run_under_gdb(vm, options, signals)

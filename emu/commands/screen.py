@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
+import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 2.0  # a run gets a progress line after this
 _PERIOD_S = 0.5  # from one progress line to the next
+_LOOK_MS = 100  # between two looks whether the run is to end
 _ERASE = "\r\x1b[K"  # the line that the cursor is in
 
 
@@ -26,10 +29,15 @@ class Screen:
     Args:
         file: where the guest's console goes.
         name: what this is called in errors.
+        given_up: whether the run is to end: what nobody reads is not waited for then, and lost.
     """
 
-    def __init__(self, file: BinaryIO, name: str = "standard output") -> None:
+    def __init__(
+        self, file: BinaryIO, name: str = "standard output", given_up: Callable[[], bool] = lambda: False
+    ) -> None:
         self._file = file
+        self._given_up = given_up
+        self._waits = _may_wait(file)
         self._name = name
         self._lock = threading.Lock()
         self._shared = _same_terminal(file, sys.stderr)
@@ -45,13 +53,28 @@ class Screen:
         with self._lock:
             self._erase()
             try:
-                self._file.write(data)
-                self._file.flush()
+                if self._waits:
+                    self._write_in_pieces(data)
+                else:
+                    self._file.write(data)
+                    self._file.flush()
             except BrokenPipeError:
                 raise
             except OSError as error:
                 raise BadInput(self._name, f"cannot be written: {error.strerror or error}") from None
             self._in_line = not data.endswith(b"\n")
+
+    def _write_in_pieces(self, data: bytes) -> None:
+        """To a pipe or terminal, whose reader may not read: a write that waits hears no limit."""
+        self._file.flush()
+        file = self._file.fileno()
+        poll = select.poll()
+        poll.register(file, select.POLLOUT)
+        while data:
+            if poll.poll(_LOOK_MS):
+                data = data[os.write(file, data[: select.PIPE_BUF]) :]
+            elif self._given_up():
+                return
 
     def note(self, text: str) -> None:
         """Show a line that the next output takes away, unless it would tear a line of the guest."""
@@ -75,6 +98,14 @@ class Screen:
             sys.stderr.write(_ERASE)
             sys.stderr.flush()
             self._noted = False
+
+
+def _may_wait(file: BinaryIO) -> bool:
+    """Whether a write may wait for somebody to read."""
+    try:
+        return not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError:  # no file of the operating system
+        return False
 
 
 def _same_terminal(file: BinaryIO, other: TextIO) -> bool:
@@ -106,7 +137,11 @@ def progress(vm: VirtualMachine, screen: Screen) -> Iterator[None]:
             waited = done.wait(_PERIOD_S)
 
     thread = threading.Thread(target=show, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the host has no thread for it
+        yield
+        return
     try:
         yield
     finally:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from signal import SIGINT
 from typing import TYPE_CHECKING
 
 from emu.commands.arguments import add_guest_arguments, boot_from
-from emu.commands.host import explain_slow_start, stop_on_signals
+from emu.commands.host import explain_slow_start, report_disk_failure
+from emu.commands.signals import Interrupted, go_on, stop_on_signals
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def main(options: argparse.Namespace) -> int:
 
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     vm.platform.listen(_Console(), urgent=b"")
+    vm.on_disk_failure(report_disk_failure)
     stepper = Stepper(vm)
     commands = Commands(stepper, text.bold_mark if terminal else text.plain_mark)
     mistakes = 0
@@ -71,7 +74,10 @@ def _from_terminal() -> Iterator[str]:
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:
+        except Interrupted as signal:
+            if signal.number != SIGINT:
+                raise
+            go_on()
             print()
 
 

@@ -15,6 +15,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -65,6 +66,7 @@ class Disk:
         name: what messages call it.
         sectors: its size.
         writable: the same.
+        on_failure: gets name and reason when the host first fails so.
 
     Raises:
         BadInput: no such file, no permission, not a regular file or block device, empty.
@@ -83,10 +85,18 @@ class Disk:
         return disk
 
     def _take_over(self, name: str, file: BinaryIO, writable: bool) -> None:
-        size = file.seek(0, os.SEEK_END)
+        try:
+            size = file.seek(0, os.SEEK_END)
+            if size and not os.pread(file.fileno(), 1, 0):
+                size = 0
+        except OSError as error:
+            file.close()
+            raise BadInput(name, f"cannot be read as a disk image: {error.strerror}") from None
         if not size:
             file.close()
             raise BadInput(name, "empty, not a disk image")
+        self.on_failure: Callable[[str, str], None] = lambda name, reason: None
+        self._told: set[str] = set()  # the failures that somebody was told of
         self._file = file
         self._fd = file.fileno()
         self._overlay: dict[int, bytes] = {}  # cluster number -> contents
@@ -134,7 +144,7 @@ class Disk:
             try:
                 os.fsync(self._fd)
             except OSError as error:
-                raise DiskFailed(self.name, str(error.strerror)) from None
+                raise self._failed("stored", error) from None
 
     def close(self) -> None:
         """Let go of the file."""
@@ -182,6 +192,14 @@ class Disk:
                     return Geometry(cylinders, heads, sectors)
         return None
 
+    def _failed(self, what: str, error: OSError) -> DiskFailed:
+        """What to raise for a failure of the host, of which the first of its kind is told."""
+        reason = f"cannot be {what}: {error.strerror or error}"
+        if reason not in self._told:
+            self._told.add(reason)
+            self.on_failure(self.name, reason)
+        return DiskFailed(self.name, str(error.strerror))
+
     def _check(self, lba: int, count: int) -> None:
         if lba < 0 or count < 0 or lba + count > self.sectors:
             raise IndexError(f"{self.name}: {count} sectors from {lba} of {self.sectors}")
@@ -203,7 +221,7 @@ class Disk:
                 pieces.append(piece)
                 wanted -= len(piece)
         except OSError as error:
-            raise DiskFailed(self.name, str(error.strerror)) from None
+            raise self._failed("read", error) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _write_file(self, offset: int, data: bytes) -> None:
@@ -213,7 +231,7 @@ class Disk:
                 written = os.pwrite(self._fd, view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
-            raise DiskFailed(self.name, str(error.strerror)) from None
+            raise self._failed("written", error) from None
 
 
 def _open_image(path: str, writable: bool) -> BinaryIO:

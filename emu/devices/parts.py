@@ -39,14 +39,18 @@ class Parts:
     boot_order: str = "cad"
     net: NetPart | None = None
 
+    @property
+    def images(self) -> list[Disk]:
+        """Every disk's, floppy disk's and disc's."""
+        images = [*self.disks, self.virtio_disk, *(floppy.disk for floppy in self.floppies), self.cdrom]
+        return [image for image in images if image is not None]
+
     def close(self) -> None:
         """Let go of what they have of the host: files and sockets."""
         if self.net is not None:
             self.net.close()
-        images = [*self.disks, self.virtio_disk, *(floppy.disk for floppy in self.floppies), self.cdrom]
-        for image in images:
-            if image is not None:
-                image.close()
+        for image in self.images:
+            image.close()
 
 
 NO_PARTS = Parts()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emu.errors import BadInput
+from emu.infile import read_input
 from emu.units import NS_PER_SECOND
 
 SECTION, INTERFACE, PACKET = 0x0A0D_0D0A, 1, 6  # blocks
@@ -30,6 +31,7 @@ RESOLUTION, FLAGS = 9, 2  # options of an interface and of a packet
 NANOSECONDS = 9  # the power of ten
 INBOUND, OUTBOUND = 1, 2  # direction
 PCAP_UNITS = {0xA1B2_C3D4: 1000, 0xA1B2_3C4D: 1}  # magic number of pcap: ns in a unit of time
+MOST_BYTES = 256 << 20  # of a file
 LONGEST = 0x4_0000  # bytes of a packet that may be in a file
 
 
@@ -89,10 +91,7 @@ def read_packets(path: str | Path, option: str = "--net") -> list[Packet]:
     Raises:
         BadInput: it cannot be read, is of no known format, or holds something else than Ethernet frames.
     """
-    try:
-        data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise BadInput(option, f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    data = read_input(option, path, MOST_BYTES)
     try:
         packets = list(_pcapng(data) if data[:4] == SECTION.to_bytes(4, "big") else _pcap(data))
     except (struct.error, ValueError) as error:

@@ -289,6 +289,7 @@ class Engine:
 
     Raises:
         EngineMismatch: the installed Unicorn is not laid out as this version of emu knows it.
+        BadInput: the host has no address space for it.
     """
 
     def __init__(self, ram_at: int, size: int) -> None:
@@ -320,6 +321,11 @@ class Engine:
             raise EngineMismatch("the CPU state is not where it was: emu needs Unicorn 2.1.4 for Linux")
         self._uc.reg_write(UC_X86_REG_RAX, 0)
         self._size = size
+
+    def close(self) -> None:
+        """Give back what the engine has of the host, a gigabyte of address space among it.  It cannot be used again."""
+        self._uc._Uc__finalizer()
+        self.uc = self.cpu_at = self.env = 0
 
     def hook(self, kind: int, function: Any, data: int, begin: int = 1, end: int = 0, instruction: int = 0) -> None:
         """Add a callback made by :func:`emu.engine.native.callback`; ``data`` is passed to it last."""

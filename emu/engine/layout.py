@@ -36,8 +36,9 @@ from unicorn.x86_const import (
 from emu.engine import cpustate, identity
 from emu.engine.cpustate import load_u64
 from emu.engine.library import function_address
-from emu.errors import EngineMismatch
+from emu.errors import BadInput, EngineMismatch
 
+NO_PROC = "emu needs /proc of Linux, which is not mounted here"
 PROBE_NS = 0x1234_5678_9000 // 1000 * 1000  # an unlikely time of whole microseconds, to know the descriptors by
 TLB_MODES = 3  # QEMU 5.0 x86: kernel with SMAP, user, kernel without SMAP
 DESCRIPTOR_SIZE = 696  # CPUTLBDesc: large_page_addr at 0, large_page_mask at 8, window_begin_ns at 16
@@ -46,6 +47,8 @@ DESCRIPTOR_SIZE = 696  # CPUTLBDesc: large_page_addr at 0, large_page_mask at 8,
 _REGISTERS = (UC_X86_REG_RAX, UC_X86_REG_RCX, UC_X86_REG_RDX, UC_X86_REG_RBX,
               UC_X86_REG_RSP, UC_X86_REG_RBP, UC_X86_REG_RSI, UC_X86_REG_RDI,
               *range(UC_X86_REG_R8, UC_X86_REG_R8 + 8))  # fmt: skip
+_CODE_SIZES = (1 << 30, 1 << 28, 1 << 26)  # bytes for translated code
+_ENGINE_SIZE = 64 << 20  # bytes of everything else, and some to spare
 _SCRATCH_ENGINES = 8  # tried at most, to know the CPU state from what lies near it
 _SEARCH_UC, _SEARCH_CPU, _SEARCH_TLB = 8192, 65536, 4096  # bytes looked through
 
@@ -70,7 +73,10 @@ def find_layout() -> Layout:
         EngineMismatch: a value was not found where this version of emu can use it.
     """
     uc = new_uc()
-    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    try:
+        memory = os.open("/proc/self/mem", os.O_RDONLY)
+    except OSError:
+        raise EngineMismatch(NO_PROC) from None
 
     def peek(address: int, size: int) -> bytes:
         try:
@@ -180,8 +186,30 @@ def _check_cpu_state(uc: Uc, env: int) -> None:
         raise EngineMismatch("CR0 or EFER is not where it was: emu needs Unicorn 2.1.4 for Linux")
 
 
+def _code_size() -> int:
+    """Bytes for translated code: as much as Unicorn takes by itself, or less where the host has not so much.
+
+    Unicorn ends the process, with the status of a guest's success, when it cannot have what it wants.
+    """
+    for size in _CODE_SIZES:
+        try:
+            mmap.mmap(-1, size + _ENGINE_SIZE).close()
+        except (OSError, MemoryError):
+            continue
+        return size
+    least = _CODE_SIZES[-1] + _ENGINE_SIZE >> 20
+    raise BadInput("address space", f"an engine needs {least}M of it, which this host does not give (ulimit -v)")
+
+
 def new_uc() -> Uc:
+    """An engine for x86.
+
+    Raises:
+        BadInput: the host has no address space for it.
+    """
+    size = _code_size()
     uc = Uc(UC_ARCH_X86, UC_MODE_64)
+    uc.ctl_set_tcg_buffer_size(size)
     uc.ctl_set_cpu_model(UC_CPU_X86_EPYC)  # has NX, SMEP, SMAP and 1 GiB pages; 40 physical address bits
     uc.ctl_set_tlb_mode(UC_TLB_VIRTUAL)
     return uc

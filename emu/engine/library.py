@@ -233,10 +233,14 @@ def _library_data() -> list[tuple[int, int]]:
     """Where the library's data lies: (begin, end) of its mappings without code."""
     library = os.path.realpath(LIBRARY)
     found = []
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            place, access, *_, path = line.split()
-            if access in ("r--p", "rw-p") and path == library:
-                begin, end = place.split("-")
-                found.append((int(begin, 16), int(end, 16)))
+    try:
+        with open("/proc/self/maps") as maps:
+            lines = maps.readlines()
+    except OSError:
+        raise EngineMismatch("emu needs /proc of Linux, which is not mounted here") from None
+    for line in lines:
+        place, access, *_, path = line.split()
+        if access in ("r--p", "rw-p") and path == library:
+            begin, end = place.split("-")
+            found.append((int(begin, 16), int(end, 16)))
     return found

@@ -21,6 +21,7 @@ from emu.dmm import catalog
 from emu.errors import BadInput
 from emu.fleet.fleet import QUANTUM, FleetPlan, VmPlan
 from emu.fleet.steps import SHUTDOWN, Step
+from emu.infile import read_input
 from emu.machine.control import ACTIONS
 from emu.machine.machine import Machine
 from emu.options import DEFAULT_RAM, BootOptions, disk_options, floppy_options
@@ -41,6 +42,7 @@ _STEP = {
 _TYPES = {str: "text in quotes", int: "a number", bool: "true", list: "a list", dict: "a table"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # console files are called so
 MOST_VMS = 1000
+MOST_BYTES = 4 << 20  # of a fleet file
 
 
 def load_fleet(path: str | Path) -> FleetPlan:
@@ -51,11 +53,11 @@ def load_fleet(path: str | Path) -> FleetPlan:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(str(path), f"cannot be read: {error.strerror or error}") from None
+        table = tomllib.loads(read_input(str(path), path, MOST_BYTES, named=False).decode())
     except ValueError as error:
         raise BadInput(str(path), f"is no TOML: {error}") from None
+    except RecursionError:
+        raise BadInput(str(path), "is no TOML: too many brackets within brackets") from None
     try:
         return _fleet(table, path.parent)
     except BadInput as error:

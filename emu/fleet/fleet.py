@@ -26,6 +26,7 @@ from emu.engine.ram import OutOfMachineFrames
 from emu.errors import BadInput
 from emu.fleet.peaks import Peaks
 from emu.fleet.steps import SHUTDOWN, Step, StepResult
+from emu.infile import read_input
 from emu.machine.control import perform
 from emu.machine.machine import Machine
 from emu.machine.vm import Stop, VirtualMachine
@@ -36,6 +37,8 @@ from emu.session import MEMORY_ERRORS, boot_vm, outcome_of, outcome_of_error
 from emu.units import format_size
 
 QUANTUM = 1_000_000  # ns
+MOST_INPUT = 64 << 20  # bytes that come in at a serial port
+INPUT_PATIENCE_S = 60.0  # for those from a pipe
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,9 @@ class Fleet:
     def _start(self, member: Member) -> None:
         plan = member.plan
         try:
-            serial_input = _contents(plan.input) if plan.input is not None else b""
+            serial_input = b""
+            if plan.input is not None:
+                serial_input = read_input("input", plan.input, MOST_INPUT, timeout=INPUT_PATIENCE_S)
             options = replace(plan.options, serial_input=serial_input, audit=self._audit)
             vm = boot_vm(plan.guest, options, name=plan.name, machine=self.machine)
         except (BadInput, OutOfMachineFrames) as error:
@@ -359,10 +364,3 @@ class Fleet:
         if self._audit:
             for vm in self.running:
                 vm.audit()
-
-
-def _contents(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput("input", f"{path} cannot be read: {error.strerror or error}") from None

@@ -56,6 +56,7 @@ class Processor:
 
     def __init__(self, index: int, vm_at: int, memory: MachineMemory, model: Model) -> None:
         self.index = index
+        self._closed_eflags: int | None = None  # EFLAGS when the engine was closed
         self._caches = model.caches
         self._version, self._cr4_bits = model.identity.version, controlregs.cr4_bits(model.features)
         record = CpuStructure()
@@ -127,6 +128,8 @@ class Processor:
     @property
     def eflags(self) -> int:
         """EFLAGS with the arithmetic flags computed."""
+        if self._closed_eflags is not None:
+            return self._closed_eflags
         return int(runloop.eflags(self.native_at))
 
     @property
@@ -153,6 +156,20 @@ class Processor:
     def has_started(self) -> bool:
         """Whether it has ever run."""
         return self.native.activity != WAITING or self.native.vtime > 0
+
+    def close(self) -> None:
+        """End the engine: what it has of the host's memory is free.  The registers stay, to be looked at."""
+        if self._closed_eflags is not None:
+            return
+        self._closed_eflags = self.eflags
+        self._saved = np.frombuffer(self.registers.save(), np.uint8).copy()
+        native = self.native
+        native.activity = WAITING  # nothing of its TLB needs to be dropped any more
+        native.env = address_of(self._saved)
+        native.uc = 0
+        self.registers = CpuState(native.env)
+        engine.forget_clock(native.vtime_at)
+        self.engine.close()
 
     # --- messages of its local APIC ---
 

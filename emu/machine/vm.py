@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import cast
@@ -240,6 +240,8 @@ class VirtualMachine:
     def close(self) -> None:
         """Take the VM off its machine: its frames are free for others, as are its images' files, and it runs no more.
 
+        Its engines are gone at once; registers, time and events can still be looked at.
+
         Again does nothing.
 
         Raises:
@@ -250,6 +252,8 @@ class VirtualMachine:
                 self.dmm.close()
             finally:
                 self._parts.close()
+                for processor in self.processors:
+                    processor.close()
 
     # --- running ---
 
@@ -272,6 +276,16 @@ class VirtualMachine:
         """Make :meth:`run` return before the guest's next block of code.  May be called from listeners and devices."""
         self._stop_requested = True
         self._attention()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether :meth:`run` is about to return because somebody has requested it."""
+        return self._stop_requested
+
+    def on_disk_failure(self, tell: Callable[[str, str], None]) -> None:
+        """Call ``tell`` with an image's name and a reason, when the host first cannot read or write there."""
+        for image in self._parts.images:
+            image.on_failure = tell
 
     def forget_end(self) -> None:
         """Let a guest that has ended by the exit port, a power-off or a reset go on behind that."""

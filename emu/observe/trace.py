@@ -19,6 +19,7 @@ from pathlib import Path
 from emu.engine.events import BY_NAME, EVENT_TYPES, Event
 from emu.errors import BadInput
 
+MOST_LINE = 1 << 16  # bytes of a line of the log
 HEX_FIELDS = frozenset({"gva", "gpa", "gfn", "mfn", "rip", "entry", "table", "before", "after"})
 
 
@@ -79,8 +80,10 @@ def read_events(path: Path) -> Iterator[Event]:
         BadInput: the file cannot be read, or a line is no event.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise BadInput(str(path), "is no regular file; expected the log of --events")
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), b""), 1):
                 try:
                     yield parse_event(line)
                 except (ValueError, TypeError) as error:

@@ -117,7 +117,7 @@ def test_what_is_no_busybox(tmp_path: Path) -> None:
         build_initramfs(script)
     with pytest.raises(BadInput, match="cannot be read: No such file"):
         build_initramfs(tmp_path / "gone")
-    with pytest.raises(BadInput, match="cannot be read: Is a directory"):
+    with pytest.raises(BadInput, match="is a directory; expected a file"):
         build_initramfs(tmp_path)
 
 

@@ -31,6 +31,7 @@ from emu.dmm.interface import DmmInterface
 from emu.dmm.p2m import ALL_RIGHTS, NO_RIGHTS, Intent
 from emu.dmm.policy import Policy
 from emu.errors import BadInput
+from emu.infile import read_input
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
@@ -39,6 +40,7 @@ Array = np.ndarray[Any, Any]
 
 FILE_MAGIC = b"emu references 1\n"
 _HEADER = struct.Struct("<17s7xQQ")  # magic, window, number of references; 40 bytes
+MOST_BYTES = 1 << 30  # of a file
 LEAST_WINDOW = 6
 DEFAULT_WINDOW = 16
 
@@ -140,10 +142,7 @@ class ReferenceTrace:
         def refuse(what: str) -> BadInput:
             return BadInput(str(path), f"is no reference trace: {what}")
 
-        try:
-            data = Path(path).read_bytes()
-        except (OSError, ValueError) as error:
-            raise _unusable(path, "read", error) from None
+        data = read_input(str(path), path, MOST_BYTES, named=False)
         if len(data) < _HEADER.size or not data.startswith(FILE_MAGIC):
             raise refuse(f"it does not begin with {FILE_MAGIC.decode().strip()!r} and a header of {_HEADER.size} bytes")
         _, window, count = _HEADER.unpack_from(data)
