@@ -11,10 +11,10 @@ the event's place, or becomes a double fault, or ends in shutdown.  The event be
 
 from __future__ import annotations
 
-from emu.cpu.branchfaults import mode_flags, touches_stack
+from emu.cpu.branchfaults import decode_running, mode_flags, touches_stack
 from emu.cpu.breakpoints import end_watched_step, note_hits
 from emu.cpu.clock import leave_block
-from emu.cpu.decode import MEMORY, decode_whole
+from emu.cpu.decode import MEMORY, P_LOCK, decode_whole
 from emu.cpu.gates import enter
 from emu.cpu.guestmem import load_code_byte
 from emu.cpu.invpcid import NOT_INVPCID, execute_invpcid
@@ -245,6 +245,18 @@ def on_interrupt(uc: int, vector: int, cpu_at: int) -> None:
     _stop_unless(cpu, deliver(cpu, vector, error, kind, load64(cpu.env + RIP)))
 
 
+@inlined
+def _deliver_undefined(cpu: Cpu) -> int:
+    """The engine does not know the instruction at RIP: #UD, or the #DB of F1 (ICEBP, INT1)."""
+    rip = load64(cpu.env + RIP)
+    length = decode_running(cpu)
+    if length == 0 or cpu.insn_opcode != 0xF1 or cpu.insn_prefixes & P_LOCK:
+        return deliver(cpu, VECTOR_UD, -1, EXCEPTION, rip)
+    note_hits(cpu, cpu.held_hits)  # one #DB for both
+    cpu.held_hits = 0
+    return deliver(cpu, VECTOR_DB, -1, EXCEPTION, rip + length)
+
+
 @callback("bqq")
 def on_invalid_instruction(uc: int, cpu_at: int) -> bool:
     """Unicorn's UC_HOOK_INSN_INVALID: #UD, INT 6, or ICEBP and INVPCID, which the engine does not know."""
@@ -266,10 +278,8 @@ def on_invalid_instruction(uc: int, cpu_at: int) -> bool:
         rip = load64(env + cpustate.EXCEPTION_NEXT_EIP)
         store64(env + RIP, rip)
         status = deliver(cpu, VECTOR_UD, -1, kind, rip)
-    elif load_code_byte(cpu, load64(env + RIP)) == 0xF1:
-        status = deliver(cpu, VECTOR_DB, -1, kind, load64(env + RIP) + 1)
     else:
-        status = deliver(cpu, VECTOR_UD, -1, kind, load64(env + RIP))
+        status = _deliver_undefined(cpu)
     _stop_unless(cpu, status)
     return True
 

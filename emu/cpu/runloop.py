@@ -26,12 +26,12 @@ from emu.cpu.stepping import note_executed
 from emu.devices.shared import ASK
 from emu.engine import cpustate
 from emu.engine.alone import REFUSED, REFUSED_FETCH, forget_instruction, run_refused_alone, within_block
-from emu.engine.cpustate import EFLAGS, FLAG_IF
-from emu.engine.debugregs import WATCHED
+from emu.engine.cpustate import EFLAGS, FLAG_IF, FLAG_TF
+from emu.engine.debugregs import DR6, DR6_BS, WATCHED
 from emu.engine.engine import ERR_OK, flush_tlb, read_eflags, start, use_clock
 from emu.engine.native import compiled, inlined, load64, store64
 from emu.engine.state import HALTED, RUNNING, Cpu, Vm, cpu_number, cpu_record, vm_of, vm_record
-from emu.engine.vectors import EXCEPTION
+from emu.engine.vectors import EXCEPTION, VECTOR_DB
 from emu.mmu.code import CODE_IN_USE
 from emu.mmu.walk import NEED, NON_CANONICAL, OK
 
@@ -252,6 +252,11 @@ def _run_processor(cpu: Cpu) -> int:
         elif cpu.single:
             cpu.single = 0
             leave_block(cpu)
+        elif load64(cpu.env + EFLAGS) & FLAG_TF:  # the trap behind HLT ends it (SDM vol. 3B, 17.3.1.4)
+            cpu.block_size = 0
+            note_executed(cpu)
+            store64(cpu.env + DR6, load64(cpu.env + DR6) | DR6_BS)
+            deliver(cpu, VECTOR_DB, -1, EXCEPTION, load64(cpu.env + cpustate.RIP))
         else:
             return _HALT
 

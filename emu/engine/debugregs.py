@@ -18,6 +18,7 @@ from emu.engine.state import Cpu, cpu_offset, cpu_record
 
 DR6_HITS = 15  # B0 to B3: the breakpoints that were hit
 DR6_BT = 1 << 15  # a switch to a task whose TSS has T set
+DR6_BS = 1 << 14  # a single step
 DR6_BD = 1 << 13  # an access to a debug register while DR7.GD was set
 DR7_ENABLED = 0xFF  # L0 G0 .. L3 G3
 DR7_GD = 1 << 13

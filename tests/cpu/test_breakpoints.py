@@ -247,3 +247,18 @@ def test_a_load_of_ss_hides_the_breakpoint_of_the_next_instruction_on_intels_pro
     assert debugged(source + "mov ss, esi; inc ecx; nop", cpu="core2duo")[1] == []
     assert debugged(source + "mov ds, esi; inc ecx; nop", cpu="core2duo")[1] == [2 + ARMING + 2]
     assert debugged(source + "mov ss, esi; inc ecx; nop", cpu="qemu64")[1] == [2 + ARMING + 2]
+
+
+@pytest.mark.parametrize("prefixes", ["", "0x2e, 0x2e, "])
+def test_icebp_and_what_a_load_of_ss_holds_back_are_one_exception(prefixes: str) -> None:
+    source = MOV_SS[0] + arm(0, DATA, dr7(0, ACCESS, 2)) + MOV_SS[1] + f".byte {prefixes}0xf1"
+    bench, found = debugged(source + "; inc edx; nop")
+    assert found == [len(b.assemble(source, 32))]
+    assert bench.cpu.dr6 & 0xF == 1 and bench.cpu.rdx == 1
+
+
+def test_a_single_step_ends_hlt() -> None:
+    source = "pushfd; or dword ptr [esp], 0x100; popfd; nop; hlt; inc edx; pushfd; and dword ptr [esp], -0x101; popfd"
+    bench, found = debugged(source + "; nop", handler="inc ebx; mov ecx, dr6; iretd")
+    at = [len(b.assemble("pushfd; or dword ptr [esp], 0x100; popfd; nop" + more, 32)) for more in ("", "; hlt")]
+    assert found[:2] == at and bench.cpu.rdx == 1 and bench.cpu.rcx & 1 << 14
