@@ -107,6 +107,17 @@ def _is_x87(instruction: Instruction) -> bool:
     return len(instruction.opcode) == 1 and instruction.opcode[0] & 0xF8 == 0xD8
 
 
+def _is_fyl2x(instruction: Instruction) -> bool:
+    return instruction.opcode == b"\xd9" and instruction.rest[:1] == b"\xf1"
+
+
+def _virtual_interrupt_flags(difference: Difference) -> set[str]:
+    """In EFLAGS, and where PUSHF stores them."""
+    pushed = has_opcode("9c")(difference)
+    stored = {field for field in difference.fields if pushed and field.startswith("stack")}
+    return stored | ({"rflags"} & difference.fields if difference.only_bits("rflags", 0x180000 | _RF) else set())
+
+
 def _fault_with_rf(difference: Difference) -> bool:
     """A fault, behind which emu has RF in the image of EFLAGS."""
     return bool(difference.values("rflags")[0] & _RF) and difference.values("vector")[0] not in (1, 3, 4)
@@ -161,7 +172,7 @@ RULES = (
         "VIF and VIP",
         "QEMU",
         "IRET at CPL 0 loads them (SDM vol. 2, IRET); QEMU has them left from a case before",
-        when("rflags", lambda d: d.only_bits("rflags", 0x180000 | _RF)),
+        _virtual_interrupt_flags,
     ),
     Rule(
         "SYSENTER, SYSEXIT and SYSRET by maker",
@@ -294,6 +305,24 @@ RULES = (
         "emu",
         "one whose operand faults changes nothing (SDM vol. 3A 12.2); the engine and QEMU have different ones wrong",
         _mmx_state,
+    ),
+    Rule(
+        "the sign of FPREM's zero",
+        "emu",
+        "it is the dividend's (SDM vol. 2, FPREM)",
+        lambda d: {f for f in d.fields if f.startswith("st")} if has_opcode("d9")(d) else set(),
+    ),
+    Rule(
+        "FYL2X of zero and less",
+        "emu",
+        "an infinity, or invalid, and ST(0) is popped (SDM vol. 2, FYL2X); the engine does neither",
+        lambda d: {f for f in d.fields if f.startswith(("st", "x87"))} if d.holds(_is_fyl2x) else set(),
+    ),
+    Rule(
+        "the underflow of what is flushed to zero",
+        "emu",
+        "MXCSR.UE is set, too (SDM vol. 1 10.2.3.3)",
+        when("mxcsr", lambda d: d.case.fx == 2 and d.only_bits("mxcsr", 0x30)),
     ),
     Rule(
         "ENTER of 32 bits on a 16-bit stack",
