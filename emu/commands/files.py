@@ -41,6 +41,7 @@ class OutputFile:
         option: the option that named it.
         name: its path; ``-`` is standard output.
             What is written to a name that ends with ``.gz`` or ``.zst`` is compressed.
+        compress: False for what is compressed already.
         inputs: names that must not be overwritten.
         outputs: what else is written; no file twice.
 
@@ -49,7 +50,8 @@ class OutputFile:
     """
 
     def __init__(
-        self, option: str, name: str, inputs: Iterable[str] = (), outputs: Iterable[OutputFile] = ()
+        self, option: str, name: str, inputs: Iterable[str] = (), outputs: Iterable[OutputFile] = (),
+        compress: bool = True,
     ) -> None:
         self._option = option
         self._name = name
@@ -63,7 +65,7 @@ class OutputFile:
             self._raw = sys.stdout.buffer if name == "-" else path.open("wb")
         except (OSError, ValueError) as error:
             raise self._bad(error) from None
-        self._file = _compressed(self._raw, path.suffix)
+        self._file = _compressed(self._raw, path.suffix if compress else "")
 
     def writes_to(self, name: str) -> bool:
         """Whether a file of this name is the same one.  What is no regular file, such as /dev/null, is never."""
@@ -114,12 +116,13 @@ def _compressed(file: BinaryIO, suffix: str) -> BinaryIO:
 
 
 def open_output(
-    files: ExitStack, option: str, name: str | None, inputs: Iterable[str], outputs: Iterable[OutputFile | None] = ()
-) -> OutputFile | None:
+    files: ExitStack, option: str, name: str | None, inputs: Iterable[str], outputs: Iterable[OutputFile | None] = (),
+    compress: bool = True,
+) -> OutputFile | None:  # fmt: skip
     """An :class:`OutputFile` that ``files`` closes; None without a name."""
     if name is None:
         return None
-    file = OutputFile(option, name, inputs, [other for other in outputs if other is not None])
+    file = OutputFile(option, name, inputs, [other for other in outputs if other is not None], compress)
     files.callback(file.close)
     return file
 
