@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/conformance.md", "docs/security.md",
+    "docs/torture.md",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 # layer do not know each other.  Of two rooms that hold a file, the more exact one counts.
 LAYERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("emu/addr.py", "emu/errors.py"), "words that everything else is said in"),
+    (("emu/wholefile.py",), "files that have their old contents or their new ones, and nothing between"),
     (("emu/units.py",), "sizes, whole pages among them, and times as people write them"),
     (("emu/infile.py",), "input files that are read whole, with their limits"),
     (("emu/asm",), "text in, bytes out: knows no machine"),

@@ -83,8 +83,8 @@ def _policies(options: argparse.Namespace) -> int:
     inputs = [name for name in (options.trace, options.guest) if name is not None]
     json_name = None if options.json is None else str(options.json)
     with ExitStack() as files:
-        json_file = open_output(files, "--json", json_name, inputs)
-        plot_file = open_output(files, "--plot", options.plot, inputs, [json_file])
+        json_file = open_output(files, "--json", json_name, inputs, whole=True)
+        plot_file = open_output(files, "--plot", options.plot, inputs, [json_file], whole=True)
         comparisons = []
         for title, trace in policies.runs(options.trace, options.guest, options.append):
             comparisons.append(policies.compare(trace, title))

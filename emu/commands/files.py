@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import stat
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from emu.errors import BadInput
 from emu.infile import read_input
+from emu.wholefile import WholeFile
 
 if TYPE_CHECKING:
     from emu.machine.vm import VirtualMachine
@@ -35,51 +36,76 @@ def read_file(option: str, path: str, timeout: float | None = None) -> bytes:
 
 
 class OutputFile:
-    """A file opened for writing at once, so that a wrong name is found before the guest starts.
+    """A file to write to, so that a wrong name is found before the guest starts.
+
+    What is written piece by piece is opened at once, and empty then. A whole one (:mod:`emu.wholefile`) has its old
+    contents until it is closed, and keeps them when nothing was written.
 
     Args:
         option: the option that named it.
         name: its path; ``-`` is standard output.
-            What is written to a name that ends with ``.gz`` or ``.zst`` is compressed.
-        compress: False for what is compressed already.
         inputs: names that must not be overwritten.
         outputs: what else is written; no file twice.
+        whole: it is written at once, at the end.
+        compress: what is written to a name that ends with ``.gz`` or ``.zst`` is compressed.
 
     Raises:
         BadInput: from every method, when the file cannot be written.
     """
 
     def __init__(
-        self, option: str, name: str, inputs: Iterable[str] = (), outputs: Iterable[OutputFile] = (),
+        self,
+        option: str,
+        name: str,
+        inputs: Iterable[str] = (),
+        outputs: Iterable[OutputFile] = (),
+        whole: bool = False,
         compress: bool = True,
     ) -> None:
         self._option = option
         self._name = name
+        self._raw: BinaryIO
+        self._whole: WholeFile | None = None
+        self._written = False
         _check_name(option, name)
-        path = Path(name)
         try:
             check_no_input(option, name, inputs)
             for other in outputs:
                 if other.writes_to(name):
                     raise BadInput(option, f"{name} is written by {other._option} already")
-            self._raw = sys.stdout.buffer if name == "-" else path.open("wb")
+            if name == "-":
+                self._raw = sys.stdout.buffer
+            elif whole:
+                self._whole, self._raw = WholeFile(name), io.BytesIO()
+            else:
+                self._raw = Path(name).open("wb")
         except (OSError, ValueError) as error:
             raise self._bad(error) from None
-        self._file = _compressed(self._raw, path.suffix if compress else "")
+        self._file = _compressed(self._raw, Path(name).suffix) if compress else self._raw
 
     def writes_to(self, name: str) -> bool:
         """Whether a file of this name is the same one.  What is no regular file, such as /dev/null, is never."""
         if "-" in (name, self._name):
             return name == self._name
-        path = Path(name)
-        mine = os.fstat(self._raw.fileno())
-        return path.exists() and stat.S_ISREG(mine.st_mode) and os.path.samestat(mine, path.stat())
+        mine, path = Path(self._name), Path(name)
+        if mine.exists() and path.exists():
+            return mine.is_file() and mine.samefile(path)
+        return os.path.realpath(mine) == os.path.realpath(path)
 
     def write(self, data: bytes) -> None:
+        self._written = True
         try:
             self._file.write(data)
         except BrokenPipeError:
             raise
+        except OSError as error:
+            raise self._bad(error) from None
+
+    def hold(self) -> None:
+        """Get ready for a process that can open and rename no files any more."""
+        try:
+            if self._whole is not None:
+                self._whole.hold()
         except OSError as error:
             raise self._bad(error) from None
 
@@ -88,9 +114,14 @@ class OutputFile:
         try:
             if self._name == "-":
                 self._file.flush()
-            else:
+                return
+            if self._file is not self._raw:
                 self._file.close()
-                self._raw.close()  # gzip leaves it open
+            if self._whole is not None:
+                if self._written:
+                    self._whole.write(cast(io.BytesIO, self._raw).getvalue())
+                self._whole.close()
+            self._raw.close()
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -111,18 +142,23 @@ def _compressed(file: BinaryIO, suffix: str) -> BinaryIO:
     if suffix == ".zst":
         import zstandard
 
-        return cast(BinaryIO, zstandard.ZstdCompressor().stream_writer(file))
+        return cast(BinaryIO, zstandard.ZstdCompressor().stream_writer(file, closefd=False))
     return file
 
 
 def open_output(
-    files: ExitStack, option: str, name: str | None, inputs: Iterable[str], outputs: Iterable[OutputFile | None] = (),
+    files: ExitStack,
+    option: str,
+    name: str | None,
+    inputs: Iterable[str],
+    outputs: Iterable[OutputFile | None] = (),
+    whole: bool = False,
     compress: bool = True,
-) -> OutputFile | None:  # fmt: skip
+) -> OutputFile | None:
     """An :class:`OutputFile` that ``files`` closes; None without a name."""
     if name is None:
         return None
-    file = OutputFile(option, name, inputs, [other for other in outputs if other is not None], compress)
+    file = OutputFile(option, name, inputs, [other for other in outputs if other is not None], whole, compress)
     files.callback(file.close)
     return file
 

@@ -119,7 +119,7 @@ def _prepare(options: argparse.Namespace, files: ExitStack) -> tuple[Fleet, Outp
     plan = load_fleet(options.file)
     inputs = [options.file, *input_files(plan)]
     events_file = open_output(files, "--events", options.events, inputs)
-    summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
+    summary_file = open_output(files, "--summary", options.summary, inputs, [events_file], whole=True)
     consoles = _open_consoles(options.console, plan, files, inputs, [events_file, summary_file])
     writer = EventWriter(events_file.write) if events_file is not None else None
 

@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
     initramfs = build_initramfs(Path(options.busybox), init, [Path(module) for module in options.modules])
     inputs = [path for path in (options.busybox, options.init, *options.modules) if path is not None]
     with ExitStack() as files:
-        output = open_output(files, "--output", options.output, inputs, compress=False)
+        output = open_output(files, "--output", options.output, inputs, whole=True, compress=False)  # it is already
         assert output is not None
         output.write(initramfs)
     return 0

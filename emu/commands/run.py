@@ -114,8 +114,8 @@ def main(options: argparse.Namespace) -> int:
         inputs = files_in_use(options)
         inputs += check_policy_files(vm, inputs)
         events_file = open_output(files, "--events", options.events, inputs)
-        summary_file = open_output(files, "--summary", options.summary, inputs, [events_file])
-        screen_file = open_output(files, "--screen", options.screen, inputs, [events_file, summary_file])
+        summary_file = open_output(files, "--summary", options.summary, inputs, [events_file], whole=True)
+        screen_file = open_output(files, "--screen", options.screen, inputs, [events_file, summary_file], whole=True)
         outputs = [events_file, summary_file, screen_file]
         serial2_file = open_output(files, "--serial2", options.serial2, inputs, outputs)
         if serial2_file is not None:
@@ -130,7 +130,7 @@ def main(options: argparse.Namespace) -> int:
         if options.sandbox:
             from emu.commands.sandbox import enter_sandbox
 
-            enter_sandbox(vm)
+            enter_sandbox(vm, [file for file in (summary_file, screen_file) if file is not None])
         status, outcome = _run(vm, options, screen, events_file)
         wall = time.perf_counter() - begin
         if outcome.ending.value == "crash":

@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import termios
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from emu.errors import BadInput
 
 if TYPE_CHECKING:
+    from emu.commands.files import OutputFile
     from emu.machine.vm import VirtualMachine
 
 OPTION = "--sandbox"
@@ -34,7 +36,7 @@ _CALLS = (
     # threads of this process
     "futex", "set_robust_list", "rseq", "sched_yield", "sched_getaffinity", "exit", "exit_group", "membarrier",
     # signals that it gets
-    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall",
+    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall", "setitimer",
     # time, chance, and who it is
     "clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time", "times", "getrandom",
     "getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "getrusage", "uname", "sysinfo",
@@ -55,11 +57,12 @@ def find_seccomp() -> Any:
         raise BadInput(OPTION, f"{what}: {error}") from None
 
 
-def enter_sandbox(vm: VirtualMachine) -> None:
+def enter_sandbox(vm: VirtualMachine, outputs: Iterable[OutputFile] = ()) -> None:
     """Close the sandbox around this process and all its threads.  There is no way out.
 
     Args:
         vm: the VM that is to run; its policies give up the names of their files.
+        outputs: what else is written at the end.
 
     Raises:
         BadInput: the library is missing, or the kernel refuses.
@@ -68,6 +71,8 @@ def enter_sandbox(vm: VirtualMachine) -> None:
     _import_early(vm)
     for policy in vm.dmm.policies:
         policy.forget_names()
+    for output in outputs:
+        output.hold()
     try:
         _filter(seccomp).load()
     except OSError as error:

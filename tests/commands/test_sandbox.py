@@ -121,6 +121,15 @@ def test_a_run_with_every_output_is_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "confined" / "disk").read_bytes()[512:1024] == sector(1)
 
 
+def test_a_trace_is_saved(tmp_path: Path) -> None:
+    traces = []
+    for more in ((), ("--sandbox",)):
+        done = emu(tmp_path, "run", "hello", "--policy", "record:file=trace", *more)
+        assert done.returncode == 1, done.stderr
+        traces.append((tmp_path / "trace").read_bytes())
+    assert traces[0] == traces[1] and len(traces[0]) > 40  # its header
+
+
 @pytest.mark.parametrize("guest", ["hello", "paging32", "crash"])
 @pytest.mark.parametrize("screen", ["-", "screen.png"])
 def test_guests_that_come_with_emu(tmp_path: Path, guest: str, screen: str) -> None:
@@ -168,6 +177,18 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.wait(60) == 141
         assert process.stderr.read() == b""
+
+
+def test_a_signal_is_answered(tmp_path: Path) -> None:
+    write_guest(tmp_path / "guest.s", 65534)
+    disk_image(tmp_path / "disk")
+    command = [sys.executable, "-m", "emu", "run", "guest.s", "--ram", "1M", "--disk", "disk,writable", "--sandbox"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"Traceback" not in errors, errors
 
 
 def test_without_the_library_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

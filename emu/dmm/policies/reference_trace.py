@@ -32,6 +32,7 @@ from emu.dmm.p2m import ALL_RIGHTS, NO_RIGHTS, Intent
 from emu.dmm.policy import Policy
 from emu.errors import BadInput
 from emu.infile import read_input
+from emu.wholefile import WholeFile, write_whole
 
 if TYPE_CHECKING:
     from emu.boot.image import GuestImage
@@ -118,18 +119,19 @@ class ReferenceTrace:
             BadInput: the file holds something else, or cannot be written.
         """
         path = Path(path)
-        parts = (self.time.astype("<i8"), self.gfn.astype("<i8"), self.write.astype("u1"))
         try:
             if path.exists():
                 with path.open("rb") as before:
                     if before.read(len(FILE_MAGIC)) != FILE_MAGIC:
                         raise BadInput(str(path), "exists and is no reference trace; it is left alone")
-            with path.open("wb") as file:
-                file.write(_HEADER.pack(FILE_MAGIC, self.window, len(self)))
-                for part in parts:
-                    file.write(part.tobytes())
+            write_whole(path, self.packed())
         except (OSError, ValueError) as error:
             raise _unusable(path, "written", error) from None
+
+    def packed(self) -> bytes:
+        """The contents of its file."""
+        parts = (self.time.astype("<i8"), self.gfn.astype("<i8"), self.write.astype("u1"))
+        return _HEADER.pack(FILE_MAGIC, self.window, len(self)) + b"".join(part.tobytes() for part in parts)
 
     @classmethod
     def load(cls, path: str | Path) -> ReferenceTrace:
@@ -189,6 +191,7 @@ class ReferenceRecorder(Policy):
         if window < LEAST_WINDOW:
             raise BadInput("--policy", f"record: a window of {window} pages is too small, {LEAST_WINDOW} is the least")
         self._file = file
+        self._held: WholeFile | None = None
         self.files = () if file is None else (file,)
         self._window_size = window
         self._window = Window(window)
@@ -212,8 +215,22 @@ class ReferenceRecorder(Policy):
 
     def detach(self) -> None:
         """Save the trace.  The rights that are withdrawn still come back one by one, when the guest asks for them."""
-        if self._file is not None:
+        if self._held is not None:
+            try:
+                self._held.write(self.trace().packed())
+                self._held.close()
+            except OSError as error:
+                raise _unusable(self._held.path, "written", error) from None
+        elif self._file is not None:
             self.trace().save(self._file)
+
+    def forget_names(self) -> None:
+        if self._file is not None:
+            try:
+                self._held = WholeFile(self._file)
+                self._held.hold()
+            except OSError as error:
+                raise _unusable(self._file, "written", error) from None
 
     def entered(self, gfn: int) -> None:
         self.dmm.protect(gfn, NO_RIGHTS)

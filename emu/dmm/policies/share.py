@@ -48,7 +48,11 @@ class _Tables:
         self.round: set[int] = set()
 
     def add(self, digest: int, mfn: int) -> None:
-        """``mfn`` is a shared frame."""
+        """``mfn`` is a shared frame; what was known of the hash, or of the frame before it was freed, is not so now."""
+        if digest in self.stable:
+            self.remove(digest)
+        if mfn in self.hashes:
+            self.remove(self.hashes[mfn])
         self.stable[digest] = mfn
         self.hashes[mfn] = digest
 

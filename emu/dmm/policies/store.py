@@ -78,7 +78,11 @@ class PageStore(Protocol):
         """
 
     def close(self) -> None:
-        """Give back all that the store holds; it must not be used any more."""
+        """Give back all that the store holds; it must not be used any more.
+
+        Raises:
+            BadInput: its file cannot be removed.
+        """
 
 
 def _check_size(contents: bytes) -> None:
@@ -195,12 +199,18 @@ class FileStore:
             if _is_at(self._fd, self._path):
                 self._path.unlink()
         except OSError as error:
-            raise BadInput("--policy", f"{self._path} cannot be removed: {error.strerror or error}") from None
+            raise self._kept(error) from None
+
+    def _kept(self, error: OSError) -> BadInput:
+        return BadInput("--policy", f"{self._path} cannot be removed: {error.strerror or error}")
 
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            _abandon(fd, self._path, True)
+            try:
+                _abandon(fd, self._path, True)
+            except OSError as error:
+                raise self._kept(error) from None
 
 
 def _open_exclusively(path: Path) -> int:
@@ -212,7 +222,7 @@ def _open_exclusively(path: Path) -> int:
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         try:
-            fd, new = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+            fd, new = _create(path, flags), True
         except FileExistsError:
             # O_NONBLOCK: a pipe must not make us wait before it is refused
             fd, new = os.open(path, flags | os.O_NONBLOCK), False
@@ -229,7 +239,7 @@ def _open_exclusively(path: Path) -> int:
             raise refuse("is the swap file of another VM that is running") from None
         if not _is_at(fd, path):
             raise refuse("was the swap file of another VM, which has just ended; try again")
-        os.ftruncate(fd, 0)
+        os.ftruncate(fd, 0 if new else len(FILE_HEADER))  # at no moment is it a file that the next run refuses
         if os.pwrite(fd, FILE_HEADER, 0) != len(FILE_HEADER):
             raise refuse("cannot be written: there is no room for its header")
     except OSError as error:
@@ -238,6 +248,25 @@ def _open_exclusively(path: Path) -> int:
     except BaseException:
         _abandon(fd, path, new)
         raise
+    return fd
+
+
+def _create(path: Path, flags: int) -> int:
+    """A new file with a header; where the file system can, it has no name before.  Raises FileExistsError."""
+    try:
+        fd = os.open(path.parent, os.O_RDWR | os.O_CLOEXEC | os.O_TMPFILE, 0o600)
+    except OSError:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.pwrite(fd, FILE_HEADER, 0)  # whether it is there is seen later, with a reason
+        # a directory is named only because link(2), which Python calls without one, does not follow the link in /proc
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
+    except FileExistsError:
+        os.close(fd)
+        raise
+    except OSError:  # no /proc
+        os.close(fd)
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
     return fd
 
 

@@ -178,7 +178,7 @@ def test_a_file_of_the_user_is_left_alone(tmp_path: Path) -> None:
     for name in (tmp_path, tmp_path / "no" / "where", "a\0b"):
         with pytest.raises(BadInput, match="cannot be written"):
             TRACE.save(name)
-        with pytest.raises(BadInput, match="cannot be read"):
+        with pytest.raises(BadInput, match="cannot be read|is a directory; expected a file"):
             ReferenceTrace.load(name)
 
 

@@ -326,3 +326,17 @@ def test_hints_do_not_outlive_a_round_of_all_scanners() -> None:
     assert frames(first, second) == 2  # of three pages
     first.check()
     second.check()
+
+
+def test_the_tables_are_inverse_to_each_other_when_a_frame_is_shared_again() -> None:
+    """A frame that was freed and got other contents, and contents that are in another frame now."""
+    tables = share._Tables()
+    tables.add(1, 100)
+    tables.add(2, 100)  # the frame, with other contents
+    assert (tables.stable, tables.hashes) == ({2: 100}, {100: 2})
+    tables.add(2, 101)  # the contents, in another frame
+    assert (tables.stable, tables.hashes) == ({2: 101}, {101: 2})
+    tables.add(3, 100)
+    tables.add(2, 100)  # both
+    tables.remove(2)
+    assert not tables.stable and not tables.hashes

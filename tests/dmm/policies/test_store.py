@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from emu.addr import PAGE_SIZE
+from emu.cli import main
 from emu.dmm.errors import CompressionFailed, StoreCorrupt, StoreError, StoreFailed, StoreFull
 from emu.dmm.policies import store
 from emu.dmm.policies.store import (
@@ -431,3 +433,42 @@ def test_a_failing_compressor_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(CompressionFailed):
         stored.put(1, page(2, 0))
     assert stored.get(1) == page(1, 0)
+
+
+def test_a_new_file_never_has_a_name_without_its_header(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    flock = fcntl.flock
+
+    def killed_here(fd: int, operation: int) -> None:
+        seen.append(path.read_bytes())
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", killed_here)
+    FileStore("vm7", path, PAGE_SIZE).close()
+    assert seen == [FILE_HEADER]
+
+
+def test_one_that_is_taken_over_has_its_header_all_the_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(FILE_HEADER + bytes(9000))
+    seen = []
+    pwrite = os.pwrite
+
+    def killed_here(fd: int, data: bytes, offset: int) -> int:
+        seen.append(path.read_bytes())
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", killed_here)
+    FileStore("vm7", path, PAGE_SIZE).close()
+    assert all(contents.startswith(FILE_HEADER) for contents in seen) and seen[-1] == FILE_HEADER
+
+
+def test_a_file_that_cannot_be_removed_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert main(["run", "hello", "--policy", f"swap:file={path}"]) == 2
+    file_store = FileStore("vm7", path, PAGE_SIZE)
+    with pytest.raises(BadInput, match="--policy: .* cannot be removed: Input/output error"):
+        file_store.close()
+    file_store.close()  # closed all the same
