@@ -180,7 +180,10 @@ class Disk:
 
     def _partitioned_geometry(self) -> Geometry | None:
         """What the partition table was made for: a partition ends with the last sector of a cylinder."""
-        sector = self.read(0, 1)
+        try:
+            sector = self.read(0, 1)
+        except DiskFailed:  # whoever reads it as data is told
+            return None
         if sector[-2:] != MBR_SIGNATURE:
             return None
         for begin in range(MBR_TABLE, SECTOR - 2, MBR_ENTRY):

@@ -203,3 +203,13 @@ def test_overlay_behaves_as_memory(size: int, writes: list[tuple[int, int, int]]
         assert disk.read(lba // 2, disk.sectors - lba // 2) == model[lba // 2 * SECTOR :]
     assert disk.read(0, disk.sectors) == model
     disk.close()
+
+
+def test_a_partition_table_that_cannot_be_read_is_none(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(image)
+
+    def refuse(descriptor: int, size: int, offset: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", refuse)
+    assert disk.geometry.heads == disk.bios_geometry.heads == 16

@@ -25,10 +25,11 @@ from emu.boot.initramfs import build_initramfs
 INIT = """\
 #!/bin/sh
 mount -t proc proc /proc
+mount -t devtmpfs dev /dev
 mount -t tmpfs tmpfs /tmp
 while true; do
     i=0; while [ $i -lt 10 ]; do busybox ls / > /dev/null; i=$((i+1)); done
-    dd if=/dev/urandom of=/tmp/a bs=65536 count=48 2> /dev/null
+    dd if=/dev/urandom of=/tmp/a bs=65536 count=8 2> /dev/null
     md5sum < /tmp/a > /tmp/b; gzip -c /tmp/a | md5sum > /tmp/c; rm /tmp/a
     cat /proc/uptime
 done
