@@ -16,9 +16,14 @@ class BadInput(EmuError):
     """
 
     def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{what}: {reason}")
-        self.what = what
-        self.reason = reason
+        self.what = _in_one_line(what)
+        self.reason = _in_one_line(reason)
+        super().__init__(f"{self.what}: {self.reason}")
+
+
+def _in_one_line(text: str) -> str:
+    """``text`` with escapes for what a terminal does not print, which values that people give may hold."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class EngineMismatch(EmuError):

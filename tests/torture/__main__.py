@@ -1,11 +1,11 @@
-"""``python -m tests.torture files|faults|kills|soak …``: what each does says its ``--help``."""
+"""``python -m tests.torture guests|files|faults|kills|soak …``: what each does says its ``--help``."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
 
-PARTS = ("files", "faults", "kills", "soak")
+PARTS = ("guests", "files", "faults", "kills", "soak")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,114 +1,243 @@
-"""Mutated files and options: each works or gives one typed error of one line, in bounded time.
+"""Damaged files: every kind that emu reads, and option strings, with bytes and words changed at random.
 
-``python -m tests.torture files --seed N --count K`` (0: without end). A finding is printed as the call that repeats it.
+``python -m tests.torture files --seed N --count K`` (0: without end).  Each file either works or is refused with one of
+emu's own errors, in one line; nothing else is raised, nothing hangs, and nothing takes memory without bound.  The
+whole files that they come from are made here.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+import resource
 import signal
+import struct
 import tempfile
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from random import Random
-from types import FrameType
 
-from emu.boot.detect import detect
-from emu.boot.make import make_guest
 from emu.cpu.models import parse_cpu
 from emu.devices.net import parse_net
 from emu.devices.pcap import read_packets
 from emu.dmm import catalog
+from emu.dmm.errors import OutOfFrames, StoreError
+from emu.dmm.policies.reference_trace import ReferenceTrace
 from emu.errors import EmuError
 from emu.fleet.file import load_fleet
-from emu.options import disk_options
-from emu.units import parse_duration, parse_size, parse_time
-from tests.torture.mutants import FLEET, KERNELS, PCAP, TEXTS, mutate_bytes, mutate_text
+from emu.observe.typist import parse_keys_typing, parse_typing
+from emu.options import disk_options, floppy_options
+from emu.session import boot_vm
+from emu.units import parse_size, parse_time
+from tests.boot.bios_disks import boot_sector
+from tests.boot.discs import disc
+from tests.boot.kernels import Load, elf, header1, header2
+from tests.boot.test_linux import Header, bzimage
 
-_RAM = 16 << 20  # bytes
-_LIMIT = 10  # seconds that one input may take
-
-TEXT_PARSERS: dict[str, tuple[Callable[[str], object], ...]] = {
-    "cpu": (parse_cpu,),
-    "policy": (catalog.parse,),
-    "net": (parse_net,),
-    "disk": (disk_options,),
-    "size": (parse_size,),
-    "time": (parse_time, parse_duration),
-}
-FORMATS = (*KERNELS, "pcap", "fleet", *TEXTS)
+RUNS_NS = 200_000  # virtual time that a guest which was taken gets
+_PATIENCE_S = 60  # wall time; what takes longer hangs
+_MOST_MEMORY = 2 << 30  # bytes that the process may hold at most
+_HALT = b"\xb0\x00\xe6\xf4\xf4"
 
 
-class Late(Exception):
-    """An input took longer than the limit."""
+class Hangs(Exception):
+    """It takes too long."""
 
 
-def attempt(name: str, seed: int, folder: Path) -> str | None:
-    """Give mutant ``seed`` of a format to its parser: None if that took it, else the line of its typed error.
+@dataclass(frozen=True)
+class Kind:
+    """One kind of input.
 
-    Raises:
-        AssertionError: the error has more than one line, or none.
-        Exception: whatever else the parser raised: a finding.
+    Attributes:
+        suffix: of its file; empty for an option's text, which needs none.
+        whole: inputs that work.
+        use: takes a path, or a text.
     """
-    random = Random(f"{name} {seed}")
+
+    name: str
+    suffix: str
+    whole: tuple[bytes, ...]
+    use: Callable[[str], object]
+
+
+def _boot(path: str, **options: object) -> None:
     try:
-        if name in TEXTS:
-            text = mutate_text(random.choice(TEXTS[name]), random)
-            random.choice(TEXT_PARSERS[name])(text)
-            return None
-        path = folder / name
-        path.write_bytes(mutate_bytes({"pcap": PCAP, "fleet": FLEET, **KERNELS}[name], random))
-        if name == "pcap":
-            read_packets(path)
-        elif name == "fleet":
-            load_fleet(path)
+        vm = boot_vm(path, **{"ram": "16M", **options})
+    except (OutOfFrames, StoreError):
+        return
+    try:
+        vm.run(RUNS_NS)
+    except (OutOfFrames, StoreError):
+        pass
+    finally:
+        vm.close()
+
+
+@cache
+def kinds() -> tuple[Kind, ...]:
+    code = b"\xfa" + _HALT
+    elf32 = elf([Load(0x10_0000, header1() + code * 9)], 0x10_000C)
+    elf64 = elf([Load(0x10_0000, header2() + code * 9)], 0x10_0018, bits=64, machine=62)
+    kludge = struct.pack("<8I", 0x1BADB002, 0x10003, -0x1BAE_B005 & 0xFFFF_FFFF, 0x10_0000, 0x10_0000, 0, 0, 0x10_0020)
+    rom = (b"\xeb\xfe" + code).ljust((1 << 16) - 16, b"\0") + b"\xea\2\0\0\xf0".ljust(16, b"\0")
+    source = (
+        b".code16\n.equ N, 3\nstart: mov ax, N*2\n1: dec ax\njnz 1b\n.macro put c\nmov al, \\c\nout 0xe9, al\n.endm\n"
+        b'put 65\n.ascii "text\\n"\n.align 4\n.fill 3, 2, 7\n.if N > 2\nmov al, 0\n.endif\nout 0xf4, al\nhlt\n'
+    )
+    fleet = b'[machine]\nmemory = "8M"\n[[vm]]\nname = "a"\nguest = "hello"\ncount = 2\n'
+    fleet += b'ram = "1M"\npool = "256K"\npolicies = ["swap"]\n'
+    packets = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + struct.pack("<4I", 0, 5, 60, 60) + bytes(60)
+    return (
+        Kind("elf", ".elf", (elf32, elf64), _boot),
+        Kind("multiboot", ".bin", (kludge + code,), _boot),
+        Kind(
+            "linux", "", (bzimage(code), bzimage(code * 200, Header(xloadflags=1))), lambda path: _boot(path, ram="64M")
+        ),
+        Kind("disk", ".img", (boot_sector(code), boot_sector(code).ljust(1 << 16, b"\1")), _boot),
+        Kind("floppy", ".img", (boot_sector(code).ljust(160 << 10, b"\0"),), _boot),
+        Kind("disc", ".iso", (disc(boot_sector(code)),), _boot),
+        Kind("rom", ".img", (rom,), lambda path: _boot(path, bios=path)),
+        Kind("flat", ".bin", (code,), lambda path: _boot(path, load=0x7C00)),
+        Kind("source", ".s", (source,), _boot),
+        Kind("fleet", ".toml", (fleet,), load_fleet),
+        Kind("trace", ".npz", (ReferenceTrace.of([1, 2, 3, 1, 2]).packed(),), ReferenceTrace.load),
+        Kind("packets", ".pcap", (packets,), read_packets),
+        Kind("--cpu", "", (b"Skylake-Client,-smap", b"max", b"qemu64,+popcnt"), parse_cpu),
+        Kind(
+            "--policy", "", (b"swap:memory=4K,victims=2q", b"share:rate=10", b"retire:every=1ms,count=3"), catalog.parse
+        ),
+        Kind("--net", "", (b"user,card=e1000,forward=80:81", b"replay=x.pcap,mac=52:54:00:12:34:56"), parse_net),
+        Kind("--disk", "", (b"file,virtio,writable",), disk_options),
+        Kind("--floppy", "", (b"file,writable",), floppy_options),
+        Kind("--type", "", (b"root\\n@login: ", b"a\\x41@b"), parse_typing),
+        Kind("--keys", "", (b"<f1><ctrl-c>dir<enter>@C:", b"a@b"), parse_keys_typing),
+        Kind("size", "", (b"16M", b"4K"), parse_size),
+        Kind("time", "", (b"10us", b"3ms"), parse_time),
+    )
+
+
+_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF, 0x10_0000)
+_WORDS = (
+    b",",
+    b"=",
+    b":",
+    b"-1",
+    b"9" * 40,
+    b"\xff",
+    b"\0",
+    b"\n",
+    b'"',
+    b"[[",
+    b"(",
+    b"1e999",
+    b"\xc3\xa4",
+    b"..",
+    b"\\",
+)
+
+
+def damaged(chance: random.Random, data: bytes, is_text: bool) -> bytes:
+    """The input with one to six changes."""
+    out = bytearray(data)
+    for _ in range(chance.randrange(1, 7)):
+        if not out:
+            break
+        at = chance.randrange(min(len(out), 4096)) if chance.random() < 0.8 else chance.randrange(len(out))
+        how = chance.randrange(7)
+        if how == 0:
+            out[at] ^= 1 << chance.randrange(8)
+        elif how == 1:
+            size = chance.choice((1, 2, 4, 8))
+            out[at : at + size] = (chance.choice(_NUMBERS) & (1 << 8 * size) - 1).to_bytes(size, "little")
+        elif how == 2:
+            del out[at:]
+        elif how == 3:
+            del out[at : at + chance.randrange(1, 40)]
+        elif how == 4:
+            begin = chance.randrange(len(out))
+            out[at:at] = out[begin : begin + chance.randrange(1, 60)]
+        elif how == 5 and is_text:
+            out[at:at] = chance.choice(_WORDS)
         else:
-            make_guest(detect(path), _RAM)
-    except (EmuError, ValueError) as error:
-        if not isinstance(error, EmuError) and name not in ("size", "time"):  # units raise ValueError by contract
-            raise
-        line = str(error)
-        assert line and "\n" not in line, f"no single line: {line!r}"
-        return line
+            out[at] = chance.randrange(256)
+    return bytes(out)
+
+
+def draw(seed: int) -> tuple[Kind, bytes]:
+    """The kind and the damaged input of a seed."""
+    chance = random.Random(seed)
+    kind = chance.choice(kinds())
+    is_text = not kind.suffix or kind.suffix in (".s", ".toml")
+    return kind, damaged(chance, chance.choice(kind.whole), is_text and kind.name != "linux")
+
+
+def given(kind: Kind, data: bytes, folder: Path) -> str:
+    """What the kind's use takes: the text, or the path of a file with it."""
+    if kind.name[:2] == "--" or kind.name in ("size", "time"):
+        return data.decode("utf-8", "surrogateescape")
+    path = folder / f"input{kind.suffix}"
+    path.write_bytes(data)
+    return str(path)
+
+
+def wrong(kind: Kind, data: bytes, folder: Path) -> str | None:
+    """What is wrong with how an input is taken; None if nothing is."""
+    taken = given(kind, data, folder)
+    try:
+        with _patience():
+            kind.use(taken)
+    except Hangs:
+        return "it takes too long"
+    except (EmuError, argparse.ArgumentTypeError) as error:
+        text = str(error)
+        return None if text.strip() and "\n" not in text else f"the message is no line: {text!r}"
+    except ValueError as error:
+        return None if kind.name in ("size", "time") and "\n" not in str(error) else f"ValueError: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return None
 
 
-def _late(number: int, frame: FrameType | None) -> None:
-    raise Late
+@contextmanager
+def _patience() -> Iterator[None]:
+    def ring(number: int, frame: object) -> None:
+        raise Hangs
 
-
-def torture(seed: int, count: int) -> tuple[Counter[str], list[str]]:
-    """Try ``count`` mutants (0: without end) in turn over the formats: how many ended how, and the findings."""
-    ends: Counter[str] = Counter()
-    findings = []
-    before = signal.signal(signal.SIGALRM, _late)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(_PATIENCE_S)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            at = seed
-            while not count or at < seed + count:
-                name = FORMATS[at % len(FORMATS)]
-                signal.alarm(_LIMIT)
-                try:
-                    ends["worked" if attempt(name, at, Path(folder)) is None else "refused"] += 1
-                except Exception as error:
-                    ends["finding"] += 1
-                    findings.append(f"attempt({name!r}, {at}, folder): {type(error).__name__}: {str(error)[:160]!r}")
-                    print(findings[-1], flush=True)
-                finally:
-                    signal.alarm(0)
-                at += 1
+        yield
     finally:
+        signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    return ends, findings
+
+
+def memory() -> int:
+    """Bytes that the process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def main(arguments: list[str]) -> int:
-    """Status 0 without findings, else 1."""
-    parser = argparse.ArgumentParser("python -m tests.torture files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1000, help="0: without end")
+    parser = argparse.ArgumentParser(prog="python -m tests.torture files", description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--count", type=int, default=1000, help="how many inputs; 0: without end")
     options = parser.parse_args(arguments)
-    ends, findings = torture(options.seed, options.count)
-    print(", ".join(f"{count} {name}" for name, count in sorted(ends.items())))
-    return 1 if findings else 0
+    found = tried = 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while options.count == 0 or tried < options.count:
+                kind, data = draw(options.seed + tried)
+                what = wrong(kind, data, Path(folder))
+                if what is not None:
+                    found += 1
+                    print(f"seed {options.seed + tried}, {kind.name}: {what}", flush=True)
+                tried += 1
+                if memory() > _MOST_MEMORY:
+                    print(f"seed {options.seed + tried - 1}, {kind.name}: {memory() >> 20} MiB of memory", flush=True)
+                    return 1
+        except KeyboardInterrupt:
+            pass
+    print(f"{tried} inputs; {found} went wrong; {memory() >> 20} MiB at most")
+    return int(found > 0)
