@@ -49,6 +49,7 @@ from emu.mmu.code import drop_frame_code
 from emu.mmu.fill import store_to_frame
 
 _SEEN_OFFSET = cpu_offset("seen_dr0")
+_MOST_TRANSLATED = 100_000  # instructions: a guest whose code changes all the time makes the engine translate for ever
 _NOTICE = 3  # blocks: one that writes a debug register, and the next one, and one to spare
 
 
@@ -63,9 +64,15 @@ def on_translated(uc: int, block_at: int, previous_at: int, cpu_at: int) -> None
     """
     gva = load64(block_at)
     size = load16(block_at + 10)
-    if size < 3 or load_linear_code_byte(cpu_record(cpu_at), gva + size - 2) != 0x23:
-        return
     cpu = cpu_record(cpu_at)
+    vm = vm_of(cpu)
+    vm.translated += load16(block_at + 8)
+    if vm.translated > _MOST_TRANSLATED:
+        vm.translated = 0
+        vm.stop = 1  # so that signals and limits of the host are heard, however little time passes in the guest
+        cpu.limit = 0
+    if size < 3 or load_linear_code_byte(cpu, gva + size - 2) != 0x23:
+        return
     if load_linear_code_byte(cpu, gva + size - 3) == 0x0F:  # MOV DRn, r
         drop_code(cpu, gva, size)
         cpu.debugging = _NOTICE

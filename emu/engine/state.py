@@ -199,6 +199,7 @@ class Vm(Protocol):
     current: int  # the processor that runs, or ran last
     started: int  # processors that have ever run: with one, nothing is done for the others
     stop: int  # leave the native plane
+    translated: int  # instructions since it was left for the time that translating takes
     deadline: int  # ns; no round goes beyond: something is to happen when every processor has come so far
     pause_at: int  # ns; the native plane is left at the end of the first round behind it
     clock: int  # ns; the latest time that the guest has seen, on any processor and from any device

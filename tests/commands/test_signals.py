@@ -69,7 +69,7 @@ def test_at_any_moment(tmp_path: Path, moment: int) -> None:
         time.sleep(draw.random() / 5)
         process.send_signal(draw.choice(sorted(STATUSES)))
     err = process.communicate(timeout=60)[1].decode()
-    own = {"ends": 1, "faults": 134}.get(guest)  # it may have ended before
+    own = {"ends": 1, "faults": 124, "sleeps": 124}.get(guest)  # it may have ended before: the last two halt for ever
     assert process.returncode in (STATUSES[number], own), err
     assert "Traceback" not in err
     check_files(tmp_path, moment, process.returncode, err)
